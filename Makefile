@@ -1,0 +1,32 @@
+# Everything happens in .venv; PYTHON chooses the interpreter that makes it (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo check test clean
+
+install: $(STAMP)
+
+# Repeated only when what is required has changed: the package itself is installed in place.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tunescope needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 " + "install")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,oracles]'
+	@touch $@
+
+demo: install
+	$(BIN)/tunescope compare --base smollm2-135m --data reuters-r8 --budget 12m --out runs/demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Two workers of one thread each: torch would otherwise start a thread per core in each of them.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

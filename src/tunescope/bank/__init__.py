@@ -1,0 +1,16 @@
+"""Customizations at rest."""
+
+from tunescope.bank.entry import list_entries, load, read_record, save, size_mb, write_card
+from tunescope.bank.record import BaseRecord, DataRecord, Record
+
+__all__ = [
+    "BaseRecord",
+    "DataRecord",
+    "Record",
+    "list_entries",
+    "load",
+    "read_record",
+    "save",
+    "size_mb",
+    "write_card",
+]

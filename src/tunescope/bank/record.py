@@ -1,0 +1,62 @@
+"""What is written beside a customization's tensors: everything needed to trust it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from tunescope.base import Fingerprint
+from tunescope.data.template import Template
+from tunescope.settings import Settings
+
+
+class BaseRecord(Settings):
+    """The base a customization was made for."""
+
+    name: str
+    """What the user called it: a hub id, a folder, a built-in name."""
+    fingerprint: Fingerprint
+    """Of its weights, tokenizer and chat template."""
+
+
+class DataRecord(Settings):
+    """The rows a customization was made from."""
+
+    name: str
+    """File or data set."""
+    sha256: str
+    """Over the prompts and completions of the rows used, in order."""
+    rows: int
+    """How many rows were used."""
+
+
+class Record(Settings):
+    """The certificate of a customization, kept as ``customization.json``."""
+
+    format: int = 1
+    """Version of this layout."""
+    tunescope: str
+    """Version of tunescope that wrote it."""
+    method: str
+    """The method's name."""
+    method_settings: dict[str, Any]
+    """The method's settings."""
+    objective: str | None
+    """What it was trained for; none for prompting."""
+    train_settings: dict[str, Any] | None = None
+    """The training loop's settings; none for prompting."""
+    template: Template
+    """What stands around a row's text, with the stop tokens."""
+    base: BaseRecord
+    """Which base it belongs to."""
+    data: DataRecord | None = None
+    """Which rows it was made from."""
+    labels: tuple[str, ...] | None = None
+    """The labels of a classification task."""
+    tensors_sha256: str | None = None
+    """Of the tensor file, so that damage is found; none where there are no tensors."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """What the run measured: steps, seconds, tokens, loss."""
+    card: dict[str, Any] | None = None
+    """What ``tunescope eval`` measured last."""

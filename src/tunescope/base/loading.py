@@ -1,0 +1,221 @@
+"""A base model in memory: frozen, fingerprinted, with its sites found."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tunescope.base import attention, sources
+from tunescope.base.device import default_device, dtype_name, resolve_dtype
+from tunescope.base.fingerprint import Fingerprint, fingerprint
+from tunescope.base.sites import Sites
+from tunescope.errors import BaseModelError
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+# The context of a model whose configuration names none.
+UNLIMITED = 1_000_000
+
+
+class Base:
+    """A frozen causal language model with its tokenizer.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, no parameter asking for a gradient.
+        tokenizer: its tokenizer.
+        name: what the user called it.
+        folder: where it was loaded from, or None for a model made in memory.
+        fingerprint: of the weights as stored, so it does not depend on the precision they compute in.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "in-memory",
+        folder: Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.fingerprint: Fingerprint = fingerprint(model, tokenizer, folder)
+        self.model = _in_dtype(model.to(device or model.device), dtype or model.dtype).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.folder = folder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision the weights compute in."""
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens a text may have."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or UNLIMITED
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters the model has; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def sites(self) -> Sites:
+        """Where row effects can act.
+
+        Raises:
+            BaseModelError: an architecture that is not known.
+        """
+        return Sites(self.model)
+
+    @cached_property
+    def windows(self) -> dict[str, int | None]:
+        """For each kind of attention layer, how many tokens back it sees (None: all)."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ()) or {"full_attention"}
+        if unknown := kinds - {"full_attention", "sliding_attention"}:
+            raise BaseModelError(f"Attention of kind {', '.join(sorted(unknown))} is not supported.")
+        if getattr(config, "layer_types", None) is None and window is not None:
+            return {"full_attention": window}  # every layer slides (Mistral)
+        return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+    def masks(self, branch: torch.Tensor, position: torch.Tensor, past: int = 0) -> Any:
+        """The ``attention_mask`` argument for texts of a shared trunk and branches; see ``attention.branch_mask``."""
+        made = {
+            kind: attention.additive(attention.branch_mask(branch, position, past, window), self.dtype)
+            for kind, window in self.windows.items()
+        }
+        return made if len(made) > 1 else next(iter(made.values()))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: Any,
+        *,
+        position_ids: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        cache: Any = None,
+    ) -> torch.Tensor:
+        """Logits, of the wanted positions only: the vocabulary head is the costliest layer of a small model.
+
+        The choice is made on the head's input, so that whatever the architecture does to its logits afterwards (soft
+        caps, scales) is done by the model itself.
+
+        Args:
+            input_ids: [batch, length].
+            attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns.
+            position_ids: [batch, length]; by default counted from the first real token.
+            keep: [batch, length] boolean, the positions whose logits are wanted; None for all.
+            cache: a transformers cache with the keys and values of what precedes, extended in place.
+
+        Returns:
+            [kept positions, vocabulary] in the order of the flattened mask, or [batch, length, vocabulary].
+        """
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        handle = None
+        if keep is not None:
+            head = self.model.get_output_embeddings()
+            handle = head.register_forward_pre_hook(lambda _module, args: (args[0][keep], *args[1:]))
+        try:
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        finally:
+            if handle is not None:
+                handle.remove()
+        return output.logits
+
+    def copy_for_full_training(self) -> Base:
+        """A second copy of the model in fp32 whose weights may move; this one stays as it is."""
+        moved = object.__new__(Base)
+        moved.model = _in_dtype(copy.deepcopy(self.model), torch.float32)
+        moved.tokenizer, moved.name = self.tokenizer, self.name
+        moved.folder, moved.fingerprint = None, self.fingerprint
+        return moved
+
+    def freeze_as(self, dtype: torch.dtype) -> None:
+        """End the training of a copy: weights in ``dtype``, frozen."""
+        _in_dtype(self.model, dtype).eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Base({self.name!r}, {self.parameters / 1e6:.1f}M parameters, {dtype_name(self.dtype)}, "
+            f"{self.device}, fingerprint {self.fingerprint.short})"
+        )
+
+
+def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | torch.device | None = None) -> Base:
+    """Load a base by hub id, folder, ``.gguf`` file or built-in name (``smollm2-135m``).
+
+    Args:
+        name: what ``tunescope pull`` takes; a ``Base`` is returned as it is.
+        dtype: precision to compute in; ``auto`` takes what the device is fast at.
+        device: ``cpu``, ``cuda`` …; by default the accelerator if there is one.
+
+    Raises:
+        BaseModelError: not found, broken, or not a causal language model.
+    """
+    if isinstance(name, Base):
+        return name
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source = sources.resolve(str(name))
+    target = torch.device(device) if device is not None else default_device()
+    kind = attention.register() if target.type == "cpu" else "sdpa"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", attn_implementation=kind)
+    except ImportError:
+        raise
+    except Exception as error:  # transformers raises many kinds for broken folders
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(
+            f"{source.folder} could not be loaded as a causal language model: {reason}. If its files are damaged, "
+            f"delete that folder and run: tunescope pull {name}"
+        ) from error
+    return Base(
+        model,
+        tokenizer,
+        name=source.name,
+        folder=source.folder,
+        dtype=resolve_dtype(dtype, target),
+        device=target,
+    )
+
+
+def load_tokenizer(name: str | Path) -> tuple[Any, int]:
+    """The tokenizer of a base and the most tokens a text may have, without its weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = sources.resolve(str(name)).folder
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return AutoTokenizer.from_pretrained(folder), getattr(config, "max_position_embeddings", 0) or UNLIMITED
+
+
+def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """Change the parameters' precision and leave the buffers: rotary frequencies need all their float32 digits."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model

@@ -1,0 +1,183 @@
+"""The commands. Bodies import what they need when they run, so that help is fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunescope.cli import options
+from tunescope.cli.output import Output
+
+
+def build_app(arguments: list[str]) -> typer.Typer:
+    """The application. ``train`` has a subcommand for each method, made only when it is what was called."""
+    app = typer.Typer(
+        help="Customize a language model by every method, measure what each buys on your data, and take the right one.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.command()(pull)
+    app.command()(look)
+    app.add_typer(_train_app(arguments), name="train")
+    app.command("eval")(evaluate)
+    app.command()(generate)
+    _add_compare(app, arguments)
+    app.add_typer(_bank_app(), name="bank")
+    app.command()(doctor)
+    return app
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a built-in name (smollm2-135m).")],
+    source: Annotated[str, typer.Option("--from", help="auto, or hub to prefer the hub's original.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fetch a base model into the cache and fingerprint it."""
+    from tunescope.cli.basics import pull_base
+
+    pull_base(name, source, revision, Output(as_json))
+
+
+def look(
+    data: Annotated[str, typer.Argument(help="Rows: a file, a built-in set or a hub id.")],
+    base: options.BaseName,
+    split: options.Split = None,
+    template: options.Template = None,
+    style: options.Style = "auto",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Most tokens a row may have.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
+    skip_bad: options.SkipBad = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the exact tokens a model will learn from, before any compute: what is trained, what is cut, how long."""
+    from tunescope.cli.look import look_at
+
+    look_at(data, base, split, template, style, max_length, rows, skip_bad, Output(as_json))
+
+
+def evaluate(
+    data: options.Data,
+    entry: Annotated[
+        Path | None, typer.Argument(metavar="[BANK/NAME]", help="An entry of a bank; none for the base as it is.")
+    ] = None,
+    base: options.OptionalBase = None,
+    split: options.Split = None,
+    template: options.Template = None,
+    style: options.Style = "auto",
+    probe: Annotated[
+        Path | None, typer.Option(help="Your own probe of forgetting: rows with text, or question, choices, answer.")
+    ] = None,
+    all_probes: Annotated[bool, typer.Option("--all-probes", help="Every probe question, not a fixed sample.")] = False,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Most rows, a stratified sample; all by default.")] = None,
+    generate_rows: Annotated[
+        int | None, typer.Option(min=0, help="Rows to generate freely for; all by default.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a generated text.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of a row; by default as it was trained.")
+    ] = None,
+    skip_bad: options.SkipBad = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost."""
+    from tunescope.cli.measure import evaluate_entry
+
+    evaluate_entry(
+        entry,
+        base,
+        data,
+        split=split,
+        template=template,
+        style=style,
+        probe=probe,
+        all_probes=all_probes,
+        max_rows=max_rows,
+        generate_rows=generate_rows,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        skip_bad=skip_bad,
+        output=Output(as_json),
+    )
+
+
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="[BANK/NAME] PROMPT...", help="Prompts, after an entry of a bank if any.")
+    ],
+    base: options.OptionalBase = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for a prompt.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens that together have this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, in order.")] = False,
+) -> None:
+    """Answer prompts by the base or by a customization of it."""
+    from tunescope.cli.measure import generate_texts
+    from tunescope.inference import Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    generate_texts(prompts, base, sampling, Output(as_json))
+
+
+def doctor(as_json: options.AsJson = False) -> None:
+    """Say what this machine can do: processor, precision, memory, versions, cache."""
+    from tunescope.cli.basics import examine
+
+    examine(Output(as_json))
+
+
+def _train_app(arguments: list[str]) -> typer.Typer:
+    app = typer.Typer(help="Customize a base by one method and keep the result.", no_args_is_help=True)
+    if arguments[:1] != ["train"]:
+        return app
+    from tunescope.cli.training import training_command
+    from tunescope.methods.registry import METHODS
+
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        METHODS.load(arguments[1])  # an unknown name is answered with the nearest ones
+    for name in METHODS.names():
+        method = METHODS.load(name)
+        app.command(name, help=(method.__doc__ or "").strip())(training_command(method))
+    return app
+
+
+def _add_compare(app: typer.Typer, arguments: list[str]) -> None:
+    if arguments[:1] != ["compare"]:
+
+        def compare() -> None:
+            """Train and measure the methods on your data within a budget, and say which one to take."""
+
+        app.command()(compare)
+        return
+    from tunescope.cli.comparing import compare_command
+
+    app.command("compare")(compare_command())
+
+
+def _bank_app() -> typer.Typer:
+    app = typer.Typer(help="Look after customizations at rest.", no_args_is_help=True)
+
+    @app.command("list")
+    def list_entries(
+        bank: Annotated[Path, typer.Argument(help="Folder of entries.")], as_json: options.AsJson = False
+    ) -> None:
+        """List the entries of a bank."""
+        from tunescope.cli.banking import list_bank
+
+        list_bank(bank, Output(as_json))
+
+    @app.command()
+    def show(entry: options.Entry, as_json: options.AsJson = False) -> None:
+        """Show an entry's record: method, base, data, training, measurements."""
+        from tunescope.cli.banking import show_entry
+
+        show_entry(entry, Output(as_json))
+
+    return app

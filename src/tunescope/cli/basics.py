@@ -1,0 +1,92 @@
+"""``pull`` and ``doctor``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from tunescope.cli.output import Output, print_facts
+from tunescope.errors import UnknownNameError
+
+
+def pull_base(name: str, source: str, revision: str | None, output: Output) -> None:
+    """Fetch a base, load it once and say what it is."""
+    from tunescope.base import load_base
+    from tunescope.base.sources import resolve
+
+    if source not in ("auto", "hub"):
+        raise UnknownNameError("source (--from)", source, ("auto", "hub"))
+    found = resolve(name, prefer=source, revision=revision)  # type: ignore[arg-type]
+    base = load_base(found.folder)
+    values = {
+        "name": name,
+        "origin": found.origin,
+        "folder": str(found.folder),
+        "fingerprint": base.fingerprint.short,
+        "parameters": base.parameters,
+        "context": base.context_length,
+        "chat_template": bool(base.tokenizer.chat_template),
+    }
+    output.result(values, lambda console: print_facts(console, values))
+
+
+def examine(output: Output) -> None:
+    """What this machine can do."""
+    import torch
+
+    from tunescope.base.device import default_device, dtype_name, matmul_gflops, processor_name, resolve_dtype
+    from tunescope.storage import cache_folder
+
+    device = default_device()
+    cache = cache_folder()
+    values: dict[str, Any] = {
+        "tunescope": version("tunescope"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "device": str(device),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": _memory_gb(),
+        "cache": str(cache),
+        "cache_free_gb": round(shutil.disk_usage(_existing(cache)).free / 1e9, 1),
+        "extras": ", ".join(name for name in ("peft", "trl", "bitsandbytes", "vllm", "lm_eval") if _installed(name)),
+    }
+    if device.type == "cpu":
+        values["float32_gflops"] = round(matmul_gflops(torch.float32), 1)
+        values["bfloat16_gflops"] = round(matmul_gflops(torch.bfloat16), 1)
+    values["dtype"] = dtype_name(resolve_dtype("auto", device))
+
+    def show(console: Any) -> None:
+        print_facts(console, values)
+        if device.type == "cpu":
+            ratio = values["bfloat16_gflops"] / values["float32_gflops"]
+            console.print(
+                f"\nbfloat16 products run {ratio:.1f} times as fast as float32 here, so --dtype auto takes "
+                f"{values['dtype']}."
+            )
+
+    output.result(values, show)
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _existing(path: Any) -> Any:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

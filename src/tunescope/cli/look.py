@@ -1,0 +1,121 @@
+"""``look``: the exact tokens that training would see."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from tunescope.cli.output import Output
+from tunescope.data.reading import read
+from tunescope.data.rows import label_set, to_rows
+from tunescope.data.template import Encoded, Encoder, default_template
+
+_WIDTH, _BINS = 50, 12
+_STYLES = {
+    "template": "dim cyan",
+    "prompt": "default",
+    "trained": "bold black on green",
+    "stop": "bold white on red",
+    "virtual": "magenta",
+}
+
+
+def look_at(
+    data: str,
+    base: str,
+    split: str | None,
+    template: str | None,
+    style: str,
+    max_length: int | None,
+    shown: int,
+    skip_bad: int,
+    output: Output,
+) -> None:
+    """Show rows as tokens in color, a histogram of their lengths, and what is cut."""
+    from tunescope.base.loading import load_tokenizer
+
+    tokenizer, context = load_tokenizer(base)
+    table = read(data, split=split, skip_bad=skip_bad)
+    pattern = template or table.default_template
+    rows = to_rows(table, pattern, skip_bad=max(skip_bad - len(table.skipped), 0), need_completion=False)
+    encoder = Encoder(tokenizer, default_template(tokenizer, pattern=pattern, style=style), context, max_length)
+    encoded = encoder.encode_all(rows)
+    labels = label_set(rows)
+    lengths = [len(example) for example in encoded] or [0]
+    examples = [_pieces(tokenizer, encoder, example) for example in encoded[:shown]]
+    values: dict[str, Any] = {
+        "rows": len(rows),
+        "task": f"classification into {', '.join(labels)}" if labels else "text",
+        "trained_tokens": sum(len(e.completion) + sum(b - a for a, b in e.earlier) for e in encoded),
+        "tokens": sum(lengths),
+        "shortest": min(lengths),
+        "median": statistics.median(lengths),
+        "longest": max(lengths),
+        "truncated": encoder.truncated,
+        "dropped": len(encoder.dropped_rows),
+        "skipped": len(table.skipped),
+        "examples": examples,
+    }
+
+    def show(console: Console) -> None:
+        for example, pieces in zip(encoded[:shown], examples, strict=True):
+            text = Text()
+            for kind, piece in pieces:
+                text.append(piece, style=_STYLES[kind])
+            cut = f", {example.dropped} prompt tokens cut" if example.dropped else ""
+            console.print(Text(f"row of line {example.number}, {len(example)} tokens{cut}", style="bold"))
+            console.print(text, "\n")
+        legend = Text("colors: ")
+        for kind, look in _STYLES.items():
+            legend.append(f" {kind} ", style=look).append(" ")
+        console.print(legend, "\n")
+        _histogram(console, lengths)
+        facts = (
+            f"{values['rows']} rows, {values['task']}. {values['tokens']} tokens, {values['trained_tokens']} of them "
+            f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."
+        )
+        console.print(facts, markup=False)
+        for note in encoder.notes() or ["Nothing is cut and no row is dropped."]:
+            console.print(note, markup=False)
+
+    output.result(values, show)
+
+
+def _pieces(tokenizer: Any, encoder: Encoder, example: Encoded) -> list[tuple[str, str]]:
+    """The row as (kind, text): template around it, its own prompt, what is trained, and the stop token."""
+    virtual = sum(token < 0 for token in example.prompt)
+    spans = [*example.earlier, (len(example.prompt), len(example.prompt) + len(example.completion))]
+    tokens = example.prompt + example.completion
+    special = set(tokenizer.all_special_ids) | set(encoder.template.stop)
+    pieces: list[tuple[str, str]] = [("virtual", f"[{virtual} virtual tokens]")] if virtual else []
+    for place, token in enumerate(tokens):
+        if token < 0:
+            continue
+        trained = any(begin <= place < end for begin, end in spans)
+        stop = trained and token in encoder.template.stop
+        kind = "stop" if stop else "trained" if trained else "template" if token in special else "prompt"
+        if pieces and pieces[-1][0] == kind and kind != "stop":
+            pieces[-1] = (kind, pieces[-1][1] + "\0" + str(token))
+        else:
+            pieces.append((kind, str(token)))
+    return [
+        (kind, text if kind == "virtual" else tokenizer.decode([int(t) for t in text.split("\0")]))
+        for kind, text in pieces
+    ]
+
+
+def _histogram(console: Console, lengths: Sequence[int]) -> None:
+    low, high = min(lengths), max(lengths)
+    width = max((high - low) // _BINS + 1, 1)
+    counts = [0] * ((high - low) // width + 1)
+    for length in lengths:
+        counts[(length - low) // width] += 1
+    for i, count in enumerate(counts):
+        begin = low + i * width
+        bar = "█" * round(_WIDTH * count / max(counts)) or ("▏" if count else "")
+        console.print(f"{begin:>6}-{begin + width - 1:<6} {bar} {count}", markup=False)
+    console.print("tokens a row\n", style="dim")

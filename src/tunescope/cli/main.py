@@ -1,0 +1,52 @@
+"""Where a command begins and how it ends: exit code 0, 2 for what the user can mend, 130 after Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from tunescope.errors import TunescopeError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        from tunescope.cli.app import build_app
+
+        build_app(arguments)(args=arguments, prog_name="tunescope")
+    except TunescopeError as error:
+        from tunescope.errors import Interrupted
+
+        _say(str(error))
+        sys.exit(130 if isinstance(error, Interrupted) else 2)
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"The disk is full ({error.filename or 'while writing'}). Free some space and run the command again.")
+        sys.exit(2)
+
+
+# Libraries that talk: their warnings and bars are not about what the user asked for.
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def _say(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text("Error: ", style="bold red") + Text(message))

@@ -1,0 +1,113 @@
+"""``eval`` and ``generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunescope import bank
+from tunescope.base import load_base
+from tunescope.cli.output import Output, print_facts
+from tunescope.data.catalog import CATALOG
+from tunescope.data.reading import read
+from tunescope.data.rows import label_set, to_rows
+from tunescope.data.splitting import split as split_rows
+from tunescope.data.template import default_template
+from tunescope.errors import TunescopeError
+from tunescope.evaluation import default_probes, evaluate, user_probes
+from tunescope.inference import Sampling, generate
+from tunescope.methods import Customization, Customized, ZeroShot
+from tunescope.training.run import rows_hash
+
+
+def evaluate_entry(
+    entry: Path | None,
+    base: str | None,
+    data: str,
+    *,
+    split: str | None,
+    template: str | None,
+    style: str,
+    probe: Path | None,
+    all_probes: bool,
+    max_rows: int | None,
+    generate_rows: int | None,
+    max_new_tokens: int,
+    max_length: int | None,
+    skip_bad: int,
+    output: Output,
+) -> None:
+    """Measure an entry, keep the measurements in its record, and print them."""
+    record = bank.read_record(entry) if entry is not None else None
+    if split is None and data in CATALOG and "test" in CATALOG[data].members:
+        split = "test"
+    table = read(data, split=split, skip_bad=skip_bad)
+    pattern = template or (record.template.pattern if record else None) or table.default_template
+    if record and record.template.pattern and pattern != record.template.pattern:
+        raise TunescopeError(
+            f"{entry} was made with the template {record.template.pattern!r}; measuring it under another would not "
+            "measure what it serves. Leave --template out."
+        )
+    rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
+    labels = record.labels if record else label_set(rows)
+    customized = _customized(entry, base, pattern, style)
+    if record and record.data and rows_hash(rows) == record.data.sha256:
+        output.note("These are the rows it was trained on: the scores say nothing about new rows.")
+    if max_rows is not None and max_rows < len(rows):
+        names = [row.completion or "" for row in rows] if labels else None
+        rows = [rows[i] for i in split_rows(len(rows), names, max_rows, 0)[1]]
+    probes = user_probes(probe) if probe is not None else default_probes(everything=all_probes)
+    if max_length is None and record and record.train_settings:
+        max_length = record.train_settings.get("max_length")
+    with output.progress.status("measuring") as status:
+        card = evaluate(
+            customized,
+            rows,
+            labels=labels,
+            probes=probes,
+            generate_rows=generate_rows,
+            max_new_tokens=max_new_tokens,
+            max_length=max_length,
+            on_stage=lambda stage: status.update(f"measuring: {stage}"),
+        )
+    card.pop("per_row")
+    if entry is not None:
+        card["artifact_mb"] = bank.size_mb(entry)
+        bank.write_card(entry, card)
+    for note in card["notes"]:
+        output.note(note)
+    shown = {k: v for k, v in card.items() if k not in ("probes", "notes")}
+    for name, found in (card.get("probes") or {}).items():
+        shown[name] = f"{found['accuracy']:.3f} (base {found['base_accuracy']:.3f}, {found['rows']} questions)"
+    output.result(card, lambda console: print_facts(console, shown))
+
+
+def generate_texts(prompts: list[str], base: str | None, sampling: Sampling, output: Output) -> None:
+    """Answer prompts; the first argument may name an entry."""
+    entry = None
+    if (Path(prompts[0]) / "customization.json").is_file():
+        entry, prompts = Path(prompts[0]), prompts[1:]
+    if not prompts:
+        raise TunescopeError(f"{entry} is an entry; give at least one prompt after it.")
+    if entry is None and base is None:
+        raise TunescopeError(f"{prompts[0]!r} is no entry of a bank: name one, or a base with --base.")
+    customized = _customized(entry, base, None, "auto")
+    for prompt, answer in zip(prompts, generate(customized, prompts, sampling), strict=True):
+        values = {
+            "prompt": prompt,
+            "text": answer.text,
+            "tokens": len(answer.tokens),
+            "finished": answer.finished,
+            "customization": str(entry) if entry else None,
+        }
+        output.result(values, lambda console, text=answer.text: console.print(text, markup=False))  # type: ignore[misc]
+
+
+def _customized(entry: Path | None, base: str | None, pattern: str | None, style: str) -> Customized:
+    if entry is not None:
+        return bank.load(entry, base)
+    if base is None:
+        raise TunescopeError("Name what to measure: an entry of a bank, or a base with --base.")
+    loaded: Any = load_base(base)
+    template = default_template(loaded.tokenizer, pattern=pattern, style=style)
+    return Customized(loaded, Customization(ZeroShot(), template, {}), loaded)

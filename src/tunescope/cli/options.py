@@ -1,0 +1,43 @@
+"""Options that several commands share, with one help text each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+
+from tunescope.errors import UnknownNameError
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+BaseName = Annotated[
+    str, typer.Option("--base", help="Base model: hub id, folder, .gguf file, or a built-in name (smollm2-135m).")
+]
+OptionalBase = Annotated[
+    str | None, typer.Option("--base", help="Base model. By default the one the entry was made for.")
+]
+Data = Annotated[
+    str, typer.Option("--data", help="Rows: a .jsonl, .csv or .parquet file, a built-in set (reuters-r8), or a hub id.")
+]
+Split = Annotated[str | None, typer.Option("--split", help="Which part of a built-in or hub data set.")]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", help='How columns make a prompt and its completion: "{text} topic: {label}".'),
+]
+Style = Annotated[str, typer.Option("--style", help="chat, plain, or auto for what the base's tokenizer is made for.")]
+SkipBad = Annotated[int, typer.Option("--skip-bad", min=0, help="How many bad rows may be left out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; progress goes to stderr.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run and start over.")]
+Entry = Annotated[Path, typer.Argument(metavar="BANK/NAME", help="An entry of a bank.")]
+
+
+def dtype(name: str) -> Dtype:
+    """Check a precision's name.
+
+    Raises:
+        UnknownNameError: with the names there are.
+    """
+    if name not in get_args(Dtype):
+        raise UnknownNameError("dtype", name, get_args(Dtype))
+    return name  # type: ignore[return-value]

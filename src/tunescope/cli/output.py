@@ -1,0 +1,63 @@
+"""Where a command's words go: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+
+
+class Output:
+    """What a command says.
+
+    Args:
+        as_json: results are JSON and nothing else stands on standard output.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False)
+        self.progress = Console(stderr=True, highlight=False)
+        handler = _Said(self.progress)
+        logger = logging.getLogger("tunescope")  # downloads and conversions announce themselves here
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is not the result."""
+        self.progress.print(text, style="yellow", markup=False)
+
+    def result(self, values: Any, show: Callable[[Console], None]) -> None:
+        """The result: one JSON object a call, or as ``show`` prints it for people."""
+        if self.as_json:
+            typer.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
+        else:
+            show(self.console)
+
+
+class _Said(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(record.getMessage(), style="dim", markup=False)
+
+
+def print_facts(console: Console, facts: dict[str, Any]) -> None:
+    """Names and values in two columns; values that are None are left out."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    from rich.text import Text
+
+    for name, value in facts.items():
+        if value is not None:
+            table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    console.print(table)

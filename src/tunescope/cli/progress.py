@@ -1,0 +1,106 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere. All of it on standard error."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tunescope.comparison.formatting import score_interval
+from tunescope.comparison.runner import Watcher
+from tunescope.comparison.table import Row
+from tunescope.training import StepMetrics
+
+_LINE_SECONDS = 10.0
+
+
+class TrainingProgress:
+    """Shows the steps of one training run: loss, tokens/s, time left."""
+
+    def __init__(self, console: Console, name: str = "training") -> None:
+        self._console, self._name = console, name
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._said = 0.0
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, metrics: StepMetrics) -> None:
+        """Show one step."""
+        if self._console.is_terminal:
+            self._draw(metrics)
+        elif metrics.step == metrics.steps or time.monotonic() - self._said > _LINE_SECONDS:
+            self._said = time.monotonic()
+            left = (metrics.steps - metrics.step) * metrics.seconds / metrics.step
+            self._console.print(
+                f"{self._name}: step {metrics.step}/{metrics.steps}, loss {metrics.loss:.4f}, "
+                f"{metrics.tokens_per_s:.0f} tokens/s, {left:.0f} s left",
+                highlight=False,
+            )
+
+    def _draw(self, metrics: StepMetrics) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} tokens/s"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._name, total=metrics.steps, loss=metrics.loss, speed=0.0)
+            self._bar.start()
+        self._bar.update(self._task, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_s)
+
+
+class ComparisonProgress(Watcher):
+    """Shows the methods of a comparison one after the other."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._training: TrainingProgress | None = None
+        self._name, self._said = "", ""
+
+    def begin(self, method: str, number: int, count: int) -> None:
+        """A heading."""
+        self._name, self._said = method, ""
+        self._console.print(f"[{number}/{count}] {method}", style="bold", markup=False, highlight=False)
+
+    def stage(self, stage: str, steps: int | None = None) -> None:
+        """A line a stage; training draws its bar below it."""
+        self.close()
+        if stage != self._said:
+            self._said = stage
+            detail = f" {steps} steps" if steps else ""
+            self._console.print(f"      {stage}{detail} …", style="dim", highlight=False)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """The bar."""
+        self._training = self._training or TrainingProgress(self._console, f"      {self._name}")
+        self._training(metrics)
+
+    def end(self, row: Row) -> None:
+        """The result in a line."""
+        self.close()
+        if row.score is None:
+            self._console.print(f"      {row.note}", style="yellow", markup=False)
+            return
+        metric = "accuracy" if row.accuracy is not None else "chrf"
+        score = score_interval(row.score, row.score_low, row.score_high, metric)
+        forgetting = "" if row.forgetting_on is None else f", forgetting {row.forgetting_on:.3f} nats/token"
+        self._console.print(f"      {metric} {score}{forgetting}", markup=False, highlight=False)
+
+    def close(self) -> None:
+        """End the bar that is shown, if any."""
+        if self._training is not None:
+            self._training.__exit__()
+            self._training = None

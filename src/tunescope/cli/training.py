@@ -1,0 +1,85 @@
+"""``train METHOD``: its flags are the method's settings and the loop's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunescope.base import load_base
+from tunescope.cli import options
+from tunescope.cli.flags import with_settings
+from tunescope.cli.output import Output, print_facts
+from tunescope.cli.progress import TrainingProgress
+from tunescope.data.reading import read
+from tunescope.errors import TunescopeError
+from tunescope.methods import Method
+from tunescope.objectives.registry import OBJECTIVES
+from tunescope.training import TrainSettings, train
+
+Out = Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")]
+ObjectiveName = Annotated[
+    str, typer.Option("--objective", help=f"What to train it for: {', '.join(OBJECTIVES.names())}.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an entry of that name.")]
+
+
+def training_command(method_class: type[Method]) -> Callable[..., None]:
+    """The command that trains one method."""
+
+    def run(
+        base: options.BaseName,
+        data: options.Data,
+        out: Out,
+        method: Any,
+        settings: Any,
+        objective: ObjectiveName = "sft",
+        split: options.Split = None,
+        template: options.Template = None,
+        style: options.Style = "auto",
+        skip_bad: options.SkipBad = 0,
+        restart: options.Restart = False,
+        overwrite: Overwrite = False,
+        as_json: options.AsJson = False,
+    ) -> None:
+        output = Output(as_json)
+        goal = OBJECTIVES.load(objective)()
+        refuse_existing(out, overwrite)
+        table = read(data, split=split, skip_bad=skip_bad)
+        if table.skipped:
+            output.note(f"{table.path}: left out {len(table.skipped)} bad rows, as --skip-bad allows.")
+        with TrainingProgress(output.progress, method.name) as progress:
+            trained = train(
+                load_base(base, dtype=settings.dtype),
+                method,
+                goal,
+                table,
+                settings=settings,
+                out=out,
+                pattern=template,
+                style=style,
+                skip_bad=skip_bad - len(table.skipped),
+                restart=restart,
+                on_step=progress,
+            )
+        for note in trained.notes:
+            output.note(note)
+        summary = trained.summary()
+        output.result(summary, lambda console: print_facts(console, summary))
+
+    return with_settings(run, {"method": method_class, "settings": TrainSettings})
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Stop before any work where its result would have no place.
+
+    Raises:
+        TunescopeError: the place is taken.
+    """
+    if not out.exists() or (overwrite and (out / "customization.json").is_file()):
+        return
+    if (out / "customization.json").is_file():
+        raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
+    raise TunescopeError(f"{out} exists and is no bank entry, so it is not touched. Choose another --out.")

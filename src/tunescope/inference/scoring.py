@@ -1,0 +1,155 @@
+"""How likely are given continuations: the primitive under classification, loss and multiple choice.
+
+The candidates of a prompt stand behind it in one packed sequence: each sees the prompt and itself, and no other, so the
+prompt is computed once however many candidates there are. What all prompts share at their beginning (a system text,
+shots, virtual tokens) is computed once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from tunescope.base import Base
+from tunescope.methods import Customized
+
+# Tokens computed in one forward pass. More fills the cores no better and needs memory for the logits.
+_PASS_TOKENS = 2048
+# Below this a shared beginning is cheaper to compute again than to keep and copy.
+_WORTH_SHARING = 16
+# Rows of logits turned to float32 at a time: 256 rows of a 50,000-token vocabulary are 50 MB.
+_FLOAT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and the continuations to score, as token ids. Negative ids are virtual tokens."""
+
+    prompt: list[int]
+    candidates: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-probability of a continuation, in nats, and how many tokens it has."""
+
+    logprob: float
+    tokens: int
+
+
+def score(
+    customized: Customized, items: Sequence[Item], *, on_item: Callable[[int], None] = lambda count: None
+) -> list[list[Score]]:
+    """Score every candidate of every item.
+
+    Args:
+        customized: what to run.
+        items: in any order; results come in the same one.
+        on_item: told how many items each pass finished.
+    """
+    results: list[list[Score]] = [[] for _ in items]
+    with torch.inference_mode(), customized.active() as base:
+        shared = _shared_beginning(base, items)
+        cache = _prefill(base, items[0].prompt[:shared]) if shared else None
+        for indices in _passes(items, shared):
+            scored = _score_pass(base, [items[i] for i in indices], shared, cache)
+            for i, scores in zip(indices, scored, strict=True):
+                results[i] = scores
+            on_item(len(indices))
+    return results
+
+
+def _shared_beginning(base: Base, items: Sequence[Item]) -> int:
+    """How many first tokens all prompts share; 0 where it is not worth it or a sliding cache would drop them."""
+    if len(items) < 2 or any(window is not None for window in base.windows.values()):
+        return 0
+    first, last = (
+        min(i.prompt for i in items),
+        max(i.prompt for i in items),
+    )  # in order of tokens: all others lie between
+    common = 0
+    while common < min(len(first), len(last)) and first[common] == last[common]:
+        common += 1
+    common = min(common, min(len(item.prompt) for item in items) - 1)  # the last prompt token gives the first logits
+    return common if common >= _WORTH_SHARING else 0
+
+
+def _prefill(base: Base, tokens: list[int]) -> DynamicCache:
+    cache = DynamicCache(config=base.model.config)
+    ids = torch.tensor([tokens], device=base.device)
+    base.forward(ids, torch.ones_like(ids), keep=torch.zeros_like(ids, dtype=torch.bool), cache=cache)
+    return cache
+
+
+def _repeated(base: Base, cache: DynamicCache, rows: int) -> DynamicCache:
+    """A new cache in which each of ``rows`` rows begins with the one row of ``cache``."""
+    copy = DynamicCache(config=base.model.config)
+    for i, layer in enumerate(cache.layers):
+        copy.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), i)
+    return copy
+
+
+def _packed_length(item: Item, shared: int) -> int:
+    return len(item.prompt) - shared + sum(len(candidate) - 1 for candidate in item.candidates)
+
+
+def _passes(items: Sequence[Item], shared: int) -> Iterator[list[int]]:
+    """Items of similar length together, up to the tokens of one pass, padding counted."""
+    order = sorted(range(len(items)), key=lambda i: _packed_length(items[i], shared), reverse=True)
+    while order:
+        fits = max(1, _PASS_TOKENS // max(_packed_length(items[order[0]], shared), 1))
+        yield order[:fits]
+        order = order[fits:]
+
+
+def _score_pass(base: Base, items: list[Item], shared: int, cache: DynamicCache | None) -> list[list[Score]]:
+    length = max(_packed_length(item, shared) for item in items)
+    ids = torch.zeros(len(items), length, dtype=torch.long)
+    branch = torch.full_like(ids, -1)
+    position = torch.zeros_like(ids)
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    # For each scored token: which kept row of logits predicts it. Candidate by candidate.
+    predicted_by: list[int] = []
+    targets: list[int] = []
+    kept = 0
+    for row, item in enumerate(items):
+        trunk = item.prompt[shared:]
+        end = len(trunk)
+        ids[row, :end] = torch.tensor(trunk)
+        branch[row, :end] = 0
+        position[row, :end] = torch.arange(shared, len(item.prompt))
+        keep[row, end - 1] = True
+        last_of_prompt, kept = kept, kept + 1
+        for number, candidate in enumerate(item.candidates, start=1):
+            own = len(candidate) - 1
+            ids[row, end : end + own] = torch.tensor(candidate[:-1], dtype=torch.long)
+            branch[row, end : end + own] = number
+            position[row, end : end + own] = torch.arange(len(item.prompt), len(item.prompt) + own)
+            keep[row, end : end + own] = True
+            predicted_by += [last_of_prompt, *range(kept, kept + own)]
+            targets += candidate
+            kept, end = kept + own, end + own
+    device = base.device
+    mask = base.masks(branch.to(device), position.to(device), past=shared)
+    logits = base.forward(
+        ids.to(device),
+        mask,
+        position_ids=position.to(device),
+        keep=keep.to(device),
+        cache=_repeated(base, cache, len(items)) if cache is not None else None,
+    )
+    logprobs = iter(_logprobs(logits, torch.tensor(predicted_by), torch.tensor(targets)).tolist())
+    return [
+        [Score(sum(next(logprobs) for _ in candidate), len(candidate)) for candidate in item.candidates]
+        for item in items
+    ]
+
+
+def _logprobs(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of ``targets[i]`` under row ``rows[i]`` of ``logits`` [kept, vocabulary], in float32."""
+    normalizer = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(_FLOAT_ROWS)])
+    rows, targets = rows.to(logits.device), targets.to(logits.device)
+    return logits[rows, targets].float() - normalizer[rows]

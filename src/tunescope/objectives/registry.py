@@ -1,0 +1,5 @@
+"""The objectives by name. A package adds one with an entry point in the group ``tunescope.objectives``."""
+
+from tunescope.registry import Registry
+
+OBJECTIVES = Registry("objective", "tunescope.objectives", {"sft": "tunescope.objectives.sft:SFT"})

@@ -1,0 +1,310 @@
+"""The one training loop: every method, every objective."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunescope import memory
+from tunescope.base.device import dtype_name, resolve_dtype
+from tunescope.data.batching import Batch, BatchOrder
+from tunescope.errors import Interrupted, TrainingError
+from tunescope.methods import Customized
+from tunescope.objectives import Objective
+from tunescope.training.checkpoint import load_checkpoint, save_checkpoint
+from tunescope.training.optimizer import (
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rate,
+    trained_parameters,
+)
+from tunescope.training.settings import TrainSettings
+
+_CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step measured. ``loss`` is the mean before the step; ``seconds`` of the loop so far."""
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+
+
+@dataclass
+class TrainResult:
+    """What a run did, summed over all its parts if it was interrupted.
+
+    ``seconds`` is of the loop; ``tokens`` are real ones, and ``pad_fraction`` the share of computed tokens that were
+    padding; ``loss`` is the mean of the last tenth of the steps.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    peak_memory_mb: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float | int]:
+        """The numbers that ``train --json`` prints."""
+        tail = self.losses[-max(len(self.losses) // 10, 1) :]
+        return {
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "rows_per_s": round(self.rows / max(self.seconds, 1e-9), 3),
+            "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
+            "pad_fraction": round(1 - self.tokens / max(self.padded_tokens, 1), 4),
+            "peak_memory_mb": round(self.peak_memory_mb, 1),
+            "loss": round(sum(tail) / max(len(tail), 1), 5),
+        }
+
+
+def total_steps(settings: TrainSettings, rows: int) -> int:
+    """Optimizer steps of a run over ``rows`` training rows."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return max(1, math.ceil(settings.epochs * -(-rows // settings.batch_size)))
+
+
+def train_loop(
+    customized: Customized,
+    objective: Objective,
+    examples: Sequence[Any],
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    default_lr: float,
+    on_step: Callable[[StepMetrics], None] = lambda metrics: None,
+) -> TrainResult:
+    """Train ``customized`` in place, going on from the checkpoint in ``folder`` if there is one.
+
+    Args:
+        customized: at its start; its effects, or its moved base, change.
+        objective: gives the loss.
+        examples: what ``objective.examples`` made.
+        settings: of the loop.
+        folder: where checkpoints and ``metrics.jsonl`` go.
+        default_lr: the rate when the settings name none.
+        on_step: told of each step.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite (with the step and the rows), a base that moved.
+        Interrupted: after Ctrl-C, once everything is saved.
+    """
+    run = _Run(customized, objective, examples, settings, folder, settings.lr or default_lr)
+    before = None if customized.moves_base else _checksum(customized.origin.model)
+    with customized.active(), _metrics_file(folder, run.step) as record, _interruptible() as stopped:
+        _set_training(customized, True)
+        try:
+            while run.step < run.steps:
+                metrics = run.advance()
+                record(metrics)
+                on_step(metrics)
+                if stopped() and run.step < run.steps:
+                    run.save()
+                    raise Interrupted(
+                        f"Stopped after step {run.step} of {run.steps}; everything is saved. Run the same command "
+                        "again to go on."
+                    )
+        finally:
+            _set_training(customized, False)
+    if before is not None and _checksum(customized.origin.model) != before:
+        raise TrainingError("The frozen base's weights changed while training: nothing was saved.")
+    run.result.peak_memory_mb = max(run.result.peak_memory_mb, memory.peak_mb())
+    return run.result
+
+
+class _Run:
+    """The state of a run between steps."""
+
+    def __init__(
+        self,
+        customized: Customized,
+        objective: Objective,
+        examples: Sequence[Any],
+        settings: TrainSettings,
+        folder: Path,
+        lr: float,
+    ) -> None:
+        if not examples:
+            raise TrainingError("No training row is left: every one was dropped. Raise --max-length.")
+        self.customized, self.objective, self.examples = customized, objective, examples
+        self.settings, self.folder, self.lr = settings, folder, lr
+        self.steps = total_steps(settings, len(examples))
+        self.order = BatchOrder.of(examples, settings.batch_size, settings.seed)
+        self.optimizer = make_optimizer(customized, lr, settings.weight_decay)
+        self.parameters = list(trained_parameters(customized).values())
+        self.epoch: tuple[int, list[list[int]]] = (-1, [])
+        self.result = TrainResult()
+        self.saved_at = time.monotonic()
+        torch.manual_seed(settings.seed)
+        memory.reset_peak()
+        state = load_checkpoint(folder, customized, self.optimizer)
+        if state is not None:
+            self.result = TrainResult(**state)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.result.steps
+
+    def advance(self) -> StepMetrics:
+        """One optimizer step."""
+        started = time.perf_counter()
+        parts = self._parts(self._indices())
+        lr = self.lr * learning_rate_factor(self.step, self.steps, self.settings.warmup)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        weight = sum(self.objective.weight(part) for part in parts)
+        loss = 0.0
+        for part in parts:
+            part_loss = self._loss(part) / max(weight, 1)
+            part_loss.backward()
+            loss += part_loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingError(self._not_finite(loss, parts))
+        self.optimizer.step()
+        seconds = time.perf_counter() - started
+        return self._count(parts, loss, norm, lr, seconds)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after the last step."""
+        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb())
+        save_checkpoint(self.folder, self.customized, self.optimizer, asdict(self.result))
+        self.saved_at = time.monotonic()
+
+    def _indices(self) -> list[int]:
+        epoch, index = divmod(self.step, self.order.batches_per_epoch)
+        if self.epoch[0] != epoch:
+            self.epoch = (epoch, self.order.epoch(epoch))
+        return self.epoch[1][index]
+
+    def _parts(self, indices: list[int]) -> list[Batch]:
+        size = -(-len(indices) // self.settings.accumulate)
+        cuts = [indices[i : i + size] for i in range(0, len(indices), size)]
+        device = self.customized.base.device
+        return [self.objective.collate([self.examples[i] for i in cut]).to(device) for cut in cuts]
+
+    def _loss(self, part: Batch) -> torch.Tensor:
+        base = self.customized.base
+        compute = resolve_dtype(self.settings.dtype, base.device)
+        # Only full fine-tuning holds float32 weights while computing in bfloat16; effects follow the base's precision.
+        mixed = self.customized.moves_base and compute != base.dtype
+        with torch.autocast(base.device.type, compute, enabled=mixed):
+            return self.objective.loss(base, part)
+
+    def _count(self, parts: list[Batch], loss: float, norm: float, lr: float, seconds: float) -> StepMetrics:
+        result = self.result
+        result.steps += 1
+        result.seconds += seconds
+        result.rows += sum(len(part.rows) for part in parts)
+        tokens = sum(part.tokens for part in parts)
+        result.tokens += tokens
+        result.padded_tokens += sum(part.padded_tokens for part in parts)
+        result.losses.append(loss)
+        result.times.append(round(result.seconds, 4))
+        every = self.settings.checkpoint_every
+        due = self.step % every == 0 if every else time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS
+        if due and self.step < self.steps:
+            self.save()
+        rate = result.tokens / max(result.seconds, 1e-9)
+        return StepMetrics(self.step, self.steps, loss, norm, lr, tokens, result.seconds, rate)
+
+    def _not_finite(self, loss: float, parts: list[Batch]) -> str:
+        """Which rows did it: those whose own loss is not finite, or all of the step's if it is the gradient."""
+        bad = [row for part in parts for row in part.rows]
+        if not math.isfinite(loss):
+            bad = [row for part in parts for row in self._rows_without_loss(part)] or bad
+        kept = self.folder / "checkpoint.safetensors"
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        where = f"the last good checkpoint is kept in {self.folder}" if kept.is_file() else "no checkpoint was due yet"
+        return (
+            f"The {what} is not finite at step {self.step + 1}. Rows of that step, by line: "
+            f"{', '.join(map(str, sorted(bad)))}. The step was not taken; {where}. Look at these rows, or lower the "
+            "learning rate (--lr)."
+        )
+
+    @torch.no_grad()
+    def _rows_without_loss(self, part: Batch) -> list[int]:
+        found = []
+        targets = part.targets.split(part.keep.sum(1).tolist())
+        for i, row in enumerate(part.rows):
+            alone = Batch(part.input_ids[[i]], part.attention_mask[[i]], part.keep[[i]], targets[i], [row])
+            if not torch.isfinite(self._loss(alone)):
+                found.append(row)
+        return found
+
+
+def _set_training(customized: Customized, on: bool) -> None:
+    """Dropout of the effects; the base's own dropout only where the base itself is trained."""
+    customized.customization.train(on)
+    if customized.moves_base:
+        customized.base.model.train(on)
+
+
+def _checksum(model: torch.nn.Module) -> list[int]:
+    """A fast sum of each tensor's bits, computed where the tensor lies."""
+    return [int(torch.hash_tensor(parameter.detach())) for parameter in model.parameters()]
+
+
+@contextlib.contextmanager
+def _metrics_file(folder: Path, done: int) -> Iterator[Callable[[StepMetrics], None]]:
+    """Append a line a step to ``metrics.jsonl``; lines after the checkpoint that a run resumes from are dropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.jsonl"
+    kept = path.read_text(encoding="utf-8").splitlines()[:done] if path.is_file() else []
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in kept)
+
+        def record(metrics: StepMetrics) -> None:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+            file.flush()
+
+        yield record
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop after the step; the second one stops at once."""
+    asked = False
+
+    def on_interrupt(_signal: int, _frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+    except ValueError:  # not the main thread: whoever owns it handles Ctrl-C
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def describe_precision(customized: Customized, settings: TrainSettings) -> str:
+    """The precision a run computes in, in words, for the card."""
+    compute = dtype_name(resolve_dtype(settings.dtype, customized.base.device))
+    return f"{compute} products over float32 weights" if customized.moves_base else dtype_name(customized.base.dtype)

@@ -1,0 +1,190 @@
+"""A whole run: from a base, a method, an objective and rows to a customization, and to a bank entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tunescope
+from tunescope import bank, storage
+from tunescope.bank import BaseRecord, DataRecord, Record
+from tunescope.base import Base
+from tunescope.data.reading import Table
+from tunescope.data.rows import Row, label_set, to_rows
+from tunescope.data.template import Encoder, default_template
+from tunescope.errors import TrainingError
+from tunescope.methods import Customized, Method, customize
+from tunescope.objectives import SFT, Objective
+from tunescope.training.loop import StepMetrics, TrainResult, train_loop
+from tunescope.training.settings import TrainSettings
+from tunescope.training.trackers import tracked
+
+RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+
+
+@dataclass
+class Trained:
+    """What a run leaves.
+
+    Attributes:
+        customized: ready to use, in evaluation mode.
+        record: its certificate.
+        result: what the loop measured.
+        path: the bank entry, or None when none was asked for.
+        notes: what happened to rows (cut, dropped), in words.
+    """
+
+    customized: Customized
+    record: Record
+    result: TrainResult
+    path: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """The object that ``train --json`` prints."""
+        return {**self.result.summary(), "path": str(self.path) if self.path else None}
+
+
+def rows_hash(rows: Sequence[Row]) -> str:
+    """SHA-256 over the rows' messages and completions, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.messages, row.completion], ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def train(
+    base: Base,
+    method: Method,
+    objective: Objective | None = None,
+    data: Table | Sequence[Row] = (),
+    *,
+    settings: TrainSettings | None = None,
+    out: str | Path | None = None,
+    pattern: str | None = None,
+    style: str = "auto",
+    skip_bad: int = 0,
+    labels: Sequence[str] | None = None,
+    name: str | None = None,
+    restart: bool = False,
+    on_step: Callable[[StepMetrics], None] = lambda metrics: None,
+) -> Trained:
+    """Customize ``base`` by ``method``.
+
+    A run that was interrupted or killed goes on when the same call is made again: its checkpoints lie beside the entry,
+    in ``.training``, until it ends.
+
+    Args:
+        base: frozen; a method that moves weights moves those of a copy.
+        method: what is trained, for example ``LoRA(rank=8)``.
+        objective: what for; ``SFT()`` by default.
+        data: rows as read, or a table whose columns ``pattern`` (or a convention) explains.
+        settings: of the loop.
+        out: the bank entry to write; None keeps the result in memory only.
+        pattern: see ``data.rows``; also kept in the template when ``data`` is rows already.
+        style: ``chat``, ``plain``, or ``auto`` for what the base's tokenizer is made for.
+        skip_bad: rows that may be bad and left out.
+        labels: of a classification task; found in the rows by default.
+        name: of the data, for the record.
+        restart: forget an unfinished run's checkpoints.
+        on_step: told of each optimizer step.
+
+    Raises:
+        DataError: rows that do not fit.
+        TrainingError: the entry exists, an unfinished run had other settings, or the run failed.
+    """
+    settings, objective = settings or TrainSettings(), objective or SFT()
+    rows, pattern, name = _rows(data, pattern, skip_bad, name)
+    labels = tuple(labels) if labels is not None else label_set(rows)
+    template = default_template(base.tokenizer, pattern=pattern, style=style)
+    customized = customize(base, method, template, rows, labels, settings.seed)
+    record = Record(
+        tunescope=tunescope.__version__,
+        method=method.name,
+        method_settings=method.model_dump(mode="json"),
+        objective=objective.name if method.trains != "nothing" else None,
+        train_settings=settings.model_dump(mode="json") if method.trains != "nothing" else None,
+        template=customized.template,
+        base=BaseRecord(name=base.name, fingerprint=base.fingerprint),
+        data=DataRecord(name=name, sha256=rows_hash(rows), rows=len(rows)) if rows else None,
+        labels=labels,
+    )
+    if method.trains == "nothing":
+        path = bank.save(customized, Path(out), record) if out is not None else None
+        return Trained(customized, record, TrainResult(), path)
+    encoder = Encoder(base.tokenizer, customized.template, base.context_length, settings.max_length)
+    examples = objective.examples(rows, encoder)
+    with _work_folder(out, record, restart) as work:
+        with tracked(settings.trackers, work, record) as track:
+
+            def told(metrics: StepMetrics) -> None:
+                track(metrics)
+                on_step(metrics)
+
+            result = train_loop(
+                customized, objective, examples, settings, work, default_lr=method.learning_rate, on_step=told
+            )
+        customized.finish()
+        record = record.model_copy(update={"training": result.summary()})
+        path = None
+        if out is not None:
+            metrics = (work / METRICS).read_text(encoding="utf-8")
+            path = bank.save(customized, Path(out), record, extra={METRICS: metrics})
+    return Trained(customized, record, result, path, encoder.notes())
+
+
+def work_folder(out: Path) -> Path:
+    """Where an entry's unfinished run keeps its checkpoints and metrics."""
+    return out.parent / ".training" / out.name
+
+
+def _rows(
+    data: Table | Sequence[Row], pattern: str | None, skip_bad: int, name: str | None
+) -> tuple[list[Row], str | None, str]:
+    if isinstance(data, Table):
+        chosen = pattern or data.default_template
+        return to_rows(data, chosen, skip_bad=skip_bad), chosen, name or data.name
+    return list(data), pattern, name or "in memory"
+
+
+@contextmanager
+def _work_folder(out: str | Path | None, record: Record, restart: bool) -> Iterator[Path]:
+    """The folder of an unfinished run, removed when the run ends well and kept when it does not."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="tunescope-") as temporary:
+            yield Path(temporary)
+        return
+    folder = work_folder(Path(out))
+    if restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = record.model_dump_json(exclude={"tunescope", "training", "card"}, indent=2)
+    path = folder / RECIPE
+    if path.is_file() and (differing := _differences(path.read_text(encoding="utf-8"), recipe)):
+        raise TrainingError(
+            f"An unfinished run of {out} had other settings ({', '.join(differing)}). Give the same settings to go on "
+            "with it, or --restart to start over."
+        )
+    storage.atomic_write(path, recipe)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _differences(before: str, now: str) -> list[str]:
+    old, new = json.loads(before), json.loads(now)
+    found = []
+    for key in new:
+        if old.get(key) == new[key]:
+            continue
+        if isinstance(new[key], dict) and isinstance(old.get(key), dict):
+            found += [name for name in new[key] if old[key].get(name) != new[key][name]]
+        else:
+            found.append(key)
+    return found

@@ -1,0 +1,1 @@
+"""Tests of the comparison: the object, the advice, the report."""

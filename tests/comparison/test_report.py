@@ -1,0 +1,138 @@
+"""The report: self-contained, escaped, complete, and written wholly or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tunescope.comparison.figures import figures
+from tunescope.comparison.report import render_report, write_report
+from tunescope.comparison.table import Comparison
+
+from .fixtures import make_comparison, make_row, realistic_rows
+
+EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;'
+
+
+class Elements(HTMLParser):
+    """All start tags with their attributes, and the text of each script by id."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str | None, str] = {}
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            key = self.tags[-1][1].get("id")
+            self.scripts[key] = self.scripts.get(key, "") + data
+
+
+def without_plotly(page: str) -> str:
+    from plotly.offline import get_plotlyjs
+
+    return page.replace(get_plotlyjs(), "")
+
+
+def test_the_page_asks_for_nothing_outside_itself() -> None:
+    page = render_report(make_comparison())
+    elements = Elements(without_plotly(page))
+    assert not [tag for tag, attributes in elements.tags if "src" in attributes or "href" in attributes]
+    assert not re.search(r"https?://|url\(|@import", without_plotly(page))
+    policy = next(a["content"] for tag, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    assert page.count("plotly.js v") == 1
+
+
+def test_the_embedded_json_is_the_comparison() -> None:
+    comparison = make_comparison()
+    elements = Elements(without_plotly(render_report(comparison)))
+    assert Comparison.from_json(elements.scripts["comparison"]) == comparison
+
+
+def test_everything_from_outside_is_escaped() -> None:
+    rows = [
+        make_row("zero-shot", 0.5, name=f"a{EVIL}"),
+        make_row("lora", 0.9, name=f"b{EVIL}", trainable_parameters=9, note=EVIL),
+        make_row("full", name=f"c{EVIL}", note=EVIL),
+    ]
+    plain = make_comparison()
+    data = plain.data.model_copy(update={"name": EVIL, "labels": [EVIL], "notes": [EVIL], "template": EVIL})
+    base = plain.base.model_copy(update={"name": EVIL})
+    comparison = make_comparison(rows, data=data, base=base)
+    page = without_plotly(render_report(comparison))
+    elements = Elements(page)
+    assert "alert(1)</script>" not in page
+    assert not [tag for tag, _ in elements.tags if tag == "img"]
+    assert len([tag for tag, _ in elements.tags if tag == "script"]) == 4
+    assert Comparison.from_json(elements.scripts["comparison"]) == comparison
+    drawn = json.loads(elements.scripts["figures"])
+    assert "<img" not in json.dumps([[figure["labels"], figure.get("values")] for figure in drawn])
+    assert "<img" not in json.dumps([trace.get("hovertext") for figure in drawn for trace in figure["traces"]])
+    assert not [trace["y"] for trace in drawn[0]["traces"] if "<" in str(trace["y"])]
+
+
+def test_the_table_has_all_rows_and_marks_the_recommended_one() -> None:
+    comparison = make_comparison()
+    page = without_plotly(render_report(comparison))
+    body = page.split('<table class="methods">')[1].split("</table>")[0]
+    assert body.count("<tr") == 1 + len(comparison.rows)
+    marked = re.findall(r'<tr class="chosen[^"]*">\s*<th[^>]*data-key="([^"]+)"', body)
+    assert marked == [comparison.advice.recommended]
+    assert "89.8 to 94.9" in body
+    for reason in comparison.advice.reasons:
+        assert reason in page
+
+
+def test_every_plot_is_there_with_a_word_on_how_to_read_it() -> None:
+    made = figures(make_comparison())
+    assert [figure["id"] for figure in made] == [
+        "scores", "parameters", "time", "ttft", "speed", "forgetting", "curves", "probe0", "probe1", "probe2",
+    ]  # fmt: skip
+    assert all(len(figure["how"]) > 40 for figure in made)
+    labels = {label["text"] for label in next(f for f in made if f["id"] == "parameters")["labels"]}
+    assert labels == {row.name for row in make_comparison().rows}
+
+
+def test_zero_has_a_place_of_its_own_left_of_the_decades() -> None:
+    plot = next(figure for figure in figures(make_comparison()) if figure["id"] == "parameters")
+    axis = plot["layout"]["xaxis"]
+    zero, first = axis["tickvals"][:2]
+    assert axis["ticktext"][:2] == ["0", "10k"]
+    assert zero < plot["layout"]["shapes"][0]["x0"] < first
+    assert plot["traces"][0]["x"][0] == zero
+
+
+def test_what_was_not_measured_leaves_its_plot_out() -> None:
+    prompting = figures(make_comparison(realistic_rows()[:3]))
+    assert not {"parameters", "time", "curves"} & {figure["id"] for figure in prompting}
+    assert figures(make_comparison([make_row("lora", note="interrupted")])) == []
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "chrf"])
+def test_failed_rows_single_rows_and_other_metrics_make_a_page(metric: str) -> None:
+    failed = make_row("full", note="skipped: needs 3.1 GB")
+    for rows in ([failed], [realistic_rows()[0], failed], realistic_rows()[:1]):
+        page = without_plotly(render_report(make_comparison(rows, metric=metric, budget_seconds=None)))
+        assert "How this was measured" in page
+        assert failed not in rows or "skipped: needs 3.1 GB" in page
+        assert "inf" not in re.findall(r'data-key="([^"]*)"', page)
+
+
+def test_the_file_is_written_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.html"
+    comparison = make_comparison(realistic_rows()[:2])
+    assert write_report(comparison, path) == path
+    assert write_report(comparison, path) == path
+    assert path.read_text(encoding="utf-8") == render_report(comparison)
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]

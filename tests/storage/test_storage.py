@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tunescope import storage
+from tunescope.errors import TunescopeError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_the_cache_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNESCOPE_CACHE", str(tmp_path))
+    assert storage.cache_folder() == tmp_path
+    monkeypatch.delenv("TUNESCOPE_CACHE")
+    assert storage.cache_folder().name == "tunescope"
+
+
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "file.txt"
+    storage.atomic_write(file, "long first content\n")
+    storage.atomic_write(file, "ß\r\n")
+    assert file.read_bytes() == "ß\r\n".encode()
+    assert names(file.parent) == ["file.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file.txt"
+    storage.atomic_write(file, "old")
+    monkeypatch.setattr(os, "fsync", _full_disk)
+    with pytest.raises(TunescopeError, match=rf"disk is full: cannot write to {tmp_path}.*Free some space"):
+        storage.atomic_write(file, "new")
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_full_cache_says_how_to_move_it(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", _full_disk)
+    with pytest.raises(TunescopeError, match="set TUNESCOPE_CACHE to a folder on another disk"):
+        storage.atomic_write(empty_cache / "file", b"")
+
+
+def test_a_library_that_wraps_a_full_disk_is_understood(tmp_path: Path) -> None:
+    message = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(TunescopeError, match="disk is full"), storage.disk_errors(tmp_path):
+        raise RuntimeError(message)
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TunescopeError, match="/there cannot be written"), storage.disk_errors(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied", "/there")
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "final"
+    for content in ("one", "two"):
+        with storage.atomic_folder(final) as temporary:
+            (temporary / content).write_text(content)
+            assert not (final / content).exists()
+        assert names(final) == [content]
+    assert names(final.parent) == ["final"]
+
+
+def test_a_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
+    test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path)
+
+
+def test_a_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with storage.atomic_folder(final) as temporary:
+        (temporary / "old").touch()
+    with pytest.raises(KeyboardInterrupt), storage.atomic_folder(final) as temporary:
+        (temporary / "new").touch()
+        raise KeyboardInterrupt
+    assert names(final) == ["old"]
+    assert names(tmp_path) == ["final"]
+
+
+def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".final.tmp-0", tmp_path / ".final.tmp-1"
+    for left in (old, fresh):
+        left.mkdir()
+    os.utime(old, (time.time() - 7200,) * 2)
+    with storage.atomic_folder(tmp_path / "final"):
+        pass
+    assert names(tmp_path) == [".final.tmp-1", "final"]
+
+
+def test_a_lock_keeps_other_processes_out(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_count_up, args=(tmp_path / "count",)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (tmp_path / "count").read_text() == "20"
+
+
+def _count_up(file: Path) -> None:
+    for _ in range(10):
+        with storage.locked(file):
+            count = int(file.read_text()) if file.exists() else 0
+            time.sleep(0.002)
+            file.write_text(str(count + 1))
+
+
+def _full_disk(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
