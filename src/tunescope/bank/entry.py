@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +16,7 @@ from tunescope import storage
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
-from tunescope.methods import Customization, Customized
+from tunescope.methods import Customization, Customized, at_rest
 from tunescope.methods.registry import METHODS
 
 RECORD, TENSORS, MODEL = "customization.json", "customization.safetensors", "model.safetensors"
@@ -104,8 +103,7 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
         _check_tensors(folder / MODEL, record)
         moved = load_base(folder, dtype="float32" if str(origin.dtype) == "torch.float32" else "bfloat16")
         return Customized(moved, Customization(method, record.template, {}), origin)
-    effects = method.effects(origin, torch.Generator())
-    customized = Customized(origin, Customization(method, record.template, effects).to(origin.device), origin)
+    customized = at_rest(origin, method, record.template, record.labels)
     if record.tensors_sha256 is not None:
         _check_tensors(folder / TENSORS, record)
         try:
@@ -114,7 +112,6 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
             raise BankError(f"{folder / TENSORS}: {error}") from error
     elif customized.customization.tensors():
         raise BankError(f"{folder} has no tensors, but {record.method} needs some: the entry is damaged.")
-    customized.customization.eval().requires_grad_(False)
     return customized
 
 

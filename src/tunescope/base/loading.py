@@ -72,6 +72,11 @@ class Base:
         """How many parameters the model has; tied ones count once."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def embedding(self) -> Any:
+        """The module that turns token ids into vectors."""
+        return self.model.get_input_embeddings()
+
     @cached_property
     def sites(self) -> Sites:
         """Where row effects can act.

@@ -1,8 +1,8 @@
 """The named places of a transformer where row effects act.
 
 ``q k v o gate up down`` are linear maps, ``attention_out`` and ``mlp_out`` are what a block adds to the residual
-stream, ``embedding`` turns tokens into vectors. A site may be a part of a fused module (GPT-2's ``c_attn``, GPT-NeoX's
-``query_key_value``, Phi-3's ``qkv_proj`` and ``gate_up_proj``); the methods never see the difference.
+stream. A site may be a part of a fused module (GPT-2's ``c_attn``, GPT-NeoX's ``query_key_value``, Phi-3's ``qkv_proj``
+and ``gate_up_proj``); the methods never see the difference.
 
 Effects are attached by hooks, so that nothing of the base is rewritten: removing the hook gives it back bit for bit.
 """
@@ -68,6 +68,21 @@ class Site:
         bias = self._linear.bias
         return bias if bias is None or self.part is None else bias[self.part.to(bias.device)]
 
+    def set_weight(self, values: torch.Tensor) -> None:
+        """Replace the site's weight by [out_features, in_features] values. For merging into a copy of a base."""
+        with torch.no_grad():
+            weight = self._linear.weight
+            self._write(weight.T if isinstance(self.module, Conv1D) else weight, values)
+
+    def set_bias(self, values: torch.Tensor) -> None:
+        """Replace the site's bias by [out_features] values."""
+        with torch.no_grad():
+            self._write(self._linear.bias, values)
+
+    def _write(self, whole: torch.Tensor, values: torch.Tensor) -> None:
+        part = slice(None) if self.part is None else self.part.to(whole.device)
+        whole[part] = values.to(whole)
+
     @property
     def _linear(self) -> Any:
         if self.name in BLOCK_SITES:
@@ -119,6 +134,7 @@ class _Layout:
     mlp_out: str
     linears: Mapping[str, str]
     fused: tuple[_Fused, ...] = ()
+    model_type: str | None = None  # of fused families: how the parts lie in a module cannot be seen from its name
     marks: tuple[str, ...] = ()  # further modules that tell this family from a similar one
     experts: str | None = None  # where a mixture-of-experts layer keeps what we do not touch
 
@@ -155,6 +171,7 @@ _LAYOUTS = (
         "mlp",
         {"o": "self_attn.o_proj", "down": "mlp.down_proj"},
         fused=(_Fused("self_attn.qkv_proj", ("q", "k", "v")), _Fused("mlp.gate_up_proj", ("gate", "up"))),
+        model_type="phi3",
     ),
     # GPT-2.
     _Layout(
@@ -163,6 +180,7 @@ _LAYOUTS = (
         "mlp",
         {"o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
         fused=(_Fused("attn.c_attn", ("q", "k", "v")),),
+        model_type="gpt2",
     ),
     # GPT-NeoX, Pythia.
     _Layout(
@@ -171,6 +189,7 @@ _LAYOUTS = (
         "mlp",
         {"o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
         fused=(_Fused("attention.query_key_value", ("q", "k", "v"), interleaved=True),),
+        model_type="gpt_neox",
     ),
     # OPT.
     _Layout(
@@ -218,15 +237,13 @@ class Sites:
         return tuple(dict.fromkeys(site.name for site in self.all))
 
     @cached_property
-    def embedding(self) -> nn.Module:
-        """The module that turns token ids into vectors."""
-        return self._model.get_input_embeddings()  # type: ignore[operator]
+    def _by_key(self) -> dict[str, Site]:
+        return {site.key: site for site in self.all}
 
     def __getitem__(self, key: str) -> Site:
-        found = next((site for site in self.all if site.key == key), None)
-        if found is None:
-            raise UnknownNameError("site", key, (site.key for site in self.all))
-        return found
+        if key not in self._by_key:
+            raise UnknownNameError("site", key, self._by_key)
+        return self._by_key[key]
 
     def select(self, names: tuple[str, ...], layers: tuple[int, ...] | None = None) -> tuple[Site, ...]:
         """The sites with one of ``names`` in one of ``layers`` (None: all layers).
@@ -282,11 +299,16 @@ def _has(module: nn.Module, path: str) -> bool:
 
 
 def _fits(layout: _Layout, model: nn.Module) -> bool:
+    if layout.model_type is not None and getattr(model.config, "model_type", None) != layout.model_type:
+        return False
     if not _has(model, f"{layout.layers}.0"):
         return False
-    layer = _find(model, f"{layout.layers}.0")
-    needed = (layout.attention_out, layout.mlp_out, *layout.marks, *layout.linears.values())
-    return all(_has(layer, path) for path in (*needed, *(fused.path for fused in layout.fused)))
+    layers: Any = _find(model, layout.layers)
+    fused = tuple(fused.path for fused in layout.fused)
+    needed = (layout.attention_out, layout.mlp_out, *layout.linears.values(), *fused)
+    # Some mixtures of experts have plain layers among them, so one layer with the mark is enough.
+    marked = all(any(_has(layer, mark) for layer in layers) for mark in layout.marks)
+    return marked and all(_has(layer, path) for layer in layers for path in needed)
 
 
 def _features(module: Any) -> tuple[int, int]:

@@ -92,6 +92,6 @@ def _test_rows(data: str, test: str | None, split: str | None, pattern: str | No
 
 
 def _show(console: Console, found: Comparison) -> None:
-    console.print(render_table(found))
+    console.print(render_table(found, console.width))
     console.print(found.advice.text, markup=False)
     console.print(f"\nReport: {found.report}", markup=False)

@@ -10,6 +10,9 @@ from typing import Any
 import typer
 from rich.console import Console
 
+# Where there is no terminal there is no width to keep to, but tables need some.
+_PLAIN_WIDTH = 120
+
 
 class Output:
     """What a command says.
@@ -21,6 +24,8 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = _PLAIN_WIDTH
         self.progress = Console(stderr=True, highlight=False)
         handler = _Said(self.progress)
         logger = logging.getLogger("tunescope")  # downloads and conversions announce themselves here

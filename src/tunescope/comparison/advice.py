@@ -4,7 +4,8 @@ The rule, in order:
 
 1. Set the method with the highest score against every other by `paired_difference` over the same test rows. Those not
    shown to be worse are *comparable*: there is no difference that this data can show.
-2. Among them take the cheapest: nothing trained before something trained; then less forgetting (in steps of
+2. Among them take the cheapest: nothing trained before something trained; then what shares the frozen base before a
+   whole model of its own (full fine-tuning), which must be stored and served apart; then less forgetting (in steps of
    `FORGETTING_STEP`), then lower latency of a typical answer (in steps of `LATENCY_STEP`), then fewer extra prompt
    tokens, fewer trainable parameters, and at last the higher score. Steps, because a thousandth of a nat or of a
    millisecond is noise and must not decide.
@@ -162,6 +163,7 @@ def _cost_order(row: Row, comparable: Sequence[Row]) -> tuple[float | str, ...]:
         steps = math.floor(math.log(latency / min(latencies)) / math.log(LATENCY_STEP)) if latency > 0 else 0
     return (
         row.trains,
+        row.method == "full",
         round(max(0.0, _forgetting_on(row)) / FORGETTING_STEP) if math.isfinite(_forgetting_on(row)) else math.inf,
         steps,
         row.extra_prompt_tokens or 0,
@@ -215,17 +217,18 @@ def _why(chosen: Row, comparable: Sequence[Row]) -> str:
     rivals = [row for row in comparable if row is not chosen]
     mine = _cost_order(chosen, comparable)
     theirs = min(_cost_order(row, comparable) for row in rivals)
-    decided = next((place for place, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]), 5)
+    decided = next((place for place, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]), 6)
     latency = latency_ms(chosen)
     wordings = (
         "it needs no training",
+        "it shares the frozen base with other customizations",
         f"it forgets least ({form.number(chosen.forgetting_on, 3)} nats per token)",
         f"it answers fastest ({form.milliseconds(latency)} ms for {ANSWER_TOKENS} tokens)",
         f"it adds the fewest prompt tokens ({chosen.extra_prompt_tokens or 0})",
         f"it trains the fewest parameters ({form.count(chosen.trainable_parameters)})",
         "their costs are about the same and its score is the highest",
     )
-    return wordings[min(decided, 5)]
+    return wordings[min(decided, 6)]
 
 
 def _against_zero_shot(chosen: Row, scored: Sequence[Row], metric: str) -> str:

@@ -31,7 +31,7 @@ from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
 from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.evaluation import Probes, evaluate
-from tunescope.methods import Method
+from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
 from tunescope.settings import Settings
 from tunescope.training import StepMetrics, TrainSettings, train
@@ -232,8 +232,8 @@ def _claim(
     """
     state = {
         "base": base.fingerprint.model_dump(),
-        "train": rows_hash(train_rows),
-        "test": rows_hash(test_rows),
+        "training rows": rows_hash(train_rows),
+        "test rows": rows_hash(test_rows),
         "settings": settings.model_dump(mode="json", exclude={"methods"}),
     }
     path = out / _STATE
@@ -243,7 +243,7 @@ def _claim(
         before = json.loads(path.read_text(encoding="utf-8"))
         if differing := [key for key in state if before.get(key) != state[key]]:
             raise TunescopeError(
-                f"{out} holds a comparison of another {', '.join(differing)}. Choose another --out, or --restart to "
+                f"{out} holds a comparison with another {', '.join(differing)}. Choose another --out, or --restart to "
                 "replace it."
             )
     elif out.is_dir() and any(out.iterdir()):
@@ -273,9 +273,39 @@ def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measur
 
 def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
     entry = work.out / "bank" / method.name
+    trained = _trained(work, method, remaining, entry)
+    if trained is None:
+        return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
+    customized, training = trained
+    started = time.monotonic()
+    card = evaluate(
+        customized,
+        work.test_rows,
+        labels=work.labels,
+        probes=work.probes,
+        generate_rows=work.settings.generate_rows,
+        max_new_tokens=work.settings.max_new_tokens,
+        max_length=work.settings.max_length,
+        on_stage=work.watcher.stage,
+    )
+    bank.write_card(entry, {key: value for key, value in card.items() if key != "per_row"})
+    _remember_cost(work, time.monotonic() - started)
+    _note(work, "testing", card["notes"])
+    return _row(method, card, training, entry)
+
+
+def _trained(
+    work: _Work, method: Method, remaining: Sequence[Method], entry: Path
+) -> tuple[Customized, dict[str, Any]] | None:
+    """The method's customization and what its training measured; None if the budget leaves no time.
+
+    An entry that a comparison left when it was stopped between training and measuring is not trained again.
+    """
+    if (entry / bank.RECORD).is_file():
+        return bank.load(entry, work.base), bank.read_record(entry).training
     settings = _train_settings(work, method, remaining)
     if settings is None:
-        return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
+        return None
     work.watcher.stage("training" if settings.max_steps else "preparing", settings.max_steps)
     trained = train(
         work.base,
@@ -289,23 +319,12 @@ def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measu
         name=work.name,
         on_step=work.watcher.step,
     )
-    started = time.monotonic()
-    card = evaluate(
-        trained.customized,
-        work.test_rows,
-        labels=work.labels,
-        probes=work.probes,
-        generate_rows=work.settings.generate_rows,
-        max_new_tokens=work.settings.max_new_tokens,
-        max_length=work.settings.max_length,
-        on_stage=work.watcher.stage,
-    )
-    bank.write_card(entry, {key: value for key, value in card.items() if key != "per_row"})
-    _remember_cost(work, time.monotonic() - started)
-    for note in (*trained.notes, *(f"testing: {note}" for note in card["notes"])):
-        if note not in work.notes:
-            work.notes.append(note)
-    return _row(method, card, trained.record.training, entry)
+    _note(work, "training", trained.notes)
+    return trained.customized, trained.record.training
+
+
+def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
+    work.notes += [note for said in notes if (note := f"In {stage}: {said}") not in work.notes]
 
 
 def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:

@@ -279,23 +279,23 @@ def read_comparison(path: Path | str) -> Comparison:
     return Comparison.from_json(text, str(file))
 
 
-def render_table(comparison: Comparison) -> Table:
-    """The comparison as a terminal table that fits 100 columns; the recommended row is marked with ``▶``."""
+def render_table(comparison: Comparison, width: int = 100) -> Table:
+    """The comparison as a terminal table; the recommended row is marked with ``▶``.
+
+    Args:
+        comparison: as measured.
+        width: columns of the terminal. Below 100 the last two columns are left out, so that the others stay whole.
+    """
     name = form.metric_name(comparison.metric)
     unit = " %" if comparison.metric in form.FRACTIONS else ""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_caption(comparison), caption_justify="left")
     table.add_column("", width=1)
-    table.add_column("method", min_width=9, overflow="fold", ratio=1)
+    table.add_column("method", min_width=9, overflow="fold")
     table.add_column(f"{name}{unit}\n[95% interval]".replace("[", "\\["), justify="right", no_wrap=True)
-    for heading in (
-        "forget-\nting on",
-        "trained\nparams",
-        "train\ntime",
-        "first\ntoken ms",
-        "ms per\ntoken",
-        "prompt\ntokens",
-        "peak\nMB",
-    ):
+    headings = ["forget-\nting on", "trained\nparams", "train\ntime", "first\ntoken ms", "ms per\ntoken"]
+    if wide := width >= 100:
+        headings += ["prompt\ntokens", "peak\nMB"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.rows:
         best = row.name == comparison.advice.recommended
@@ -309,9 +309,10 @@ def render_table(comparison: Comparison) -> Table:
             form.duration(row.seconds),
             form.milliseconds(row.ttft_ms),
             form.milliseconds(row.ms_per_token),
-            form.MISSING if row.extra_prompt_tokens is None else f"+{row.extra_prompt_tokens}",
-            form.MISSING if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
         ]
+        if wide:
+            cells.append(form.MISSING if row.extra_prompt_tokens is None else f"+{row.extra_prompt_tokens}")
+            cells.append(form.MISSING if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}")
         # Text, not str: a name with square brackets is no markup.
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table

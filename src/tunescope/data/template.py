@@ -6,6 +6,7 @@ always ends in the stop token, and the stop token is always trained: models that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from tunescope.errors import DataError
 from tunescope.settings import Settings
 
 IGNORED_SPACE = " \t"
+# Where some of the virtual tokens stand in a template, as NeMo writes it.
+_MARK = re.compile(r"(<\|VIRTUAL_PROMPT_\d+\|>)")
 
 
 class Shot(Settings):
@@ -38,9 +41,35 @@ class Template(Settings):
     shots: tuple[Shot, ...] = ()
     """Worked examples put before every prompt, in this order."""
     virtual_tokens: int = 0
-    """How many virtual tokens stand before the text."""
+    """How many virtual tokens the prompt has; they stand before the text unless places are marked."""
+    virtual_splits: tuple[int, ...] = ()
+    """How many of the virtual tokens stand at each marked place of the pattern, <|VIRTUAL_PROMPT_0|> and so on."""
     stop: tuple[int, ...] = ()
     """Token ids that end a completion; the first one is trained."""
+
+    def check_marks(self) -> None:
+        """Refuse a pattern whose marked places are not those that the virtual tokens are split over.
+
+        Raises:
+            DataError: marks that are missing, repeated, out of order, or that nothing would fill.
+        """
+        marks, wanted = _MARK.findall(self.pattern or ""), list(self.marks)
+        if marks == wanted:
+            return
+        if not wanted:
+            raise DataError(
+                f"The template marks places for virtual tokens ({', '.join(marks)}), but nothing would stand there: "
+                "take prompt-tuning or p-tuning and say with --splits how many stand at each, or leave the marks out."
+            )
+        raise DataError(
+            f"splits names {len(wanted)} places, so the template must have {', '.join(wanted)}, each once and in this "
+            f"order, before the field to learn; it has {', '.join(marks) or 'none'}."
+        )
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The marks a prompt must have."""
+        return tuple(f"<|VIRTUAL_PROMPT_{i}|>" for i in range(len(self.virtual_splits)))
 
 
 @dataclass(frozen=True)
@@ -123,10 +152,10 @@ class Encoder:
         its end asks the question); the template around it, its shots and the completion are never cut.
         """
         completion = self.completion(row) if row.completion is not None else []
-        virtual = [-1 - i for i in range(self.template.virtual_tokens)]
         prompt, earlier = self._turns(row.messages)
-        extra = len(prompt) - len(self._bare(row.messages)) if self._adds_text else 0
-        room = min(self.context - len(virtual), (self.max_length or self.context) + extra) - len(completion)
+        added = len(prompt) - len(self._bare(row.messages)) if self._adds_text else 0
+        extra = self.template.virtual_tokens + added
+        room = min(self.context, (self.max_length or self.context) + extra) - len(completion)
         dropped = len(prompt) - room
         if dropped > 0:
             shortened = self._shorten(row.messages, room)
@@ -134,8 +163,7 @@ class Encoder:
                 self.dropped_rows.append(row.number)
                 return None
             prompt, earlier, self.truncated = shortened, (), self.truncated + 1
-        earlier = tuple((begin + len(virtual), end + len(virtual)) for begin, end in earlier)
-        return Encoded(virtual + prompt, completion, extra + len(virtual), max(dropped, 0), row.number, earlier)
+        return Encoded(prompt, completion, extra, max(dropped, 0), row.number, earlier)
 
     def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
         """Every row that fits, in order."""
@@ -154,13 +182,9 @@ class Encoder:
             )
         return said
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the whole prompt, up to where the completion begins."""
-        return self._tokens(self.render(messages), beginning=True)
-
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of virtual tokens and prompt, nothing cut: what a request is answered from."""
-        return [-1 - i for i in range(self.template.virtual_tokens)] + self.prompt(messages)
+        """Token ids of the whole prompt, up to where the completion begins; nothing cut."""
+        return self._lead + self._tokens(self._marked(self.render(messages)), beginning=True)
 
     def completion(self, row: Row) -> list[int]:
         """Token ids of the row's completion and the stop token."""
@@ -185,9 +209,9 @@ class Encoder:
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns or self.template.style == "plain":
-            return self.prompt(messages), ()
-        whole, stop = self.render(messages), self.tokenizer.decode([self.template.stop[0]])
-        ids: list[int] = []
+            return self.prompt_ids(messages), ()
+        whole, stop = self._marked(self.render(messages)), self.tokenizer.decode([self.template.stop[0]])
+        ids = self._lead
         spans: list[tuple[int, int]] = []
         done = 0
         for i in turns:
@@ -195,11 +219,16 @@ class Encoder:
             end = whole.find(stop, len(before)) + len(stop)
             if not whole.startswith(before) or end < len(stop) or len(before) < done:
                 continue
-            ids += self._tokens(whole[done : len(before)], beginning=not ids)
+            ids += self._tokens(whole[done : len(before)], beginning=not done)
             turn = self._tokens(whole[len(before) : end], beginning=False)
             spans.append((len(ids), len(ids) + len(turn)))
             ids, done = ids + turn, end
-        return ids + self._tokens(whole[done:], beginning=not ids), tuple(spans)
+        return ids + self._tokens(whole[done:], beginning=not done), tuple(spans)
+
+    @property
+    def _lead(self) -> list[int]:
+        """The virtual tokens before the text."""
+        return [] if self.template.virtual_splits else [-1 - i for i in range(self.template.virtual_tokens)]
 
     @property
     def _limit(self) -> int:
@@ -210,7 +239,7 @@ class Encoder:
         return bool(self.template.shots or self.template.system)
 
     def _bare(self, messages: Sequence[Message]) -> list[int]:
-        return self._tokens(self._render(list(messages)), beginning=True)
+        return self._lead + self._tokens(self._render(list(messages)), beginning=True)
 
     def _framed(self, messages: Sequence[Message]) -> list[Message]:
         """The system text and the shots, then the messages. A row's own system message stands beside the template's."""
@@ -240,7 +269,30 @@ class Encoder:
             return ""
         return "" if messages[-1]["content"].rstrip(IGNORED_SPACE).endswith("\n") else " "
 
+    def _marked(self, text: str) -> str:
+        """The text, checked to have the marked places that the template's virtual tokens are split over."""
+        if self.template.virtual_splits and (marks := tuple(_MARK.findall(text))) != self.template.marks:
+            raise DataError(
+                f"A prompt must have {', '.join(self.template.marks)}, each once and in this order, because this "
+                f"template splits its virtual tokens over them; one has {', '.join(marks) or 'none'}."
+            )
+        return text
+
     def _tokens(self, text: str, *, beginning: bool) -> list[int]:
+        """Token ids, with virtual tokens where the template marks their places."""
+        if not self.template.virtual_splits:
+            return self._words(text, beginning=beginning)
+        ids: list[int] = []
+        for i, piece in enumerate(_MARK.split(text)):
+            if i % 2:
+                place = self.template.marks.index(piece)
+                begin = sum(self.template.virtual_splits[:place])
+                ids += [-1 - begin - k for k in range(self.template.virtual_splits[place])]
+            else:
+                ids += self._words(piece, beginning=beginning and i == 0)
+        return ids
+
+    def _words(self, text: str, *, beginning: bool) -> list[int]:
         # Chat templates write the beginning-of-text token themselves.
         special = beginning and self.template.style == "plain"
         ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -249,15 +301,20 @@ class Encoder:
         return ids
 
     def _shorten(self, messages: Sequence[Message], room: int) -> list[int] | None:
-        """The prompt with the middle of its last message left out, at most ``room`` tokens; None if impossible."""
-        text = messages[-1]["content"]
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        keep = len(ids) - (len(self.prompt(messages)) - room)
+        """The prompt with the middle of its last message's text left out, at most ``room`` tokens; None if impossible.
+
+        Of a text with marked places the longest piece between two of them is cut.
+        """
+        pieces = _MARK.split(messages[-1]["content"]) if self.template.virtual_splits else [messages[-1]["content"]]
+        at = max(range(0, len(pieces), 2), key=lambda i: len(pieces[i]))
+        ids = self.tokenizer(pieces[at], add_special_tokens=False)["input_ids"]
+        keep = len(ids) - (len(self.prompt_ids(messages)) - room)
         while keep > 0:
             # Two thirds from the beginning, one third from the end: the question usually stands at the end.
             first, last = keep - keep // 3, keep // 3
             cut = self.tokenizer.decode(ids[:first]) + self.tokenizer.decode(ids[len(ids) - last :] if last else [])
-            prompt = self.prompt([*messages[:-1], {**messages[-1], "content": cut}])
+            text = "".join([*pieces[:at], cut, *pieces[at + 1 :]])
+            prompt = self.prompt_ids([*messages[:-1], {**messages[-1], "content": text}])
             if len(prompt) <= room:
                 return prompt
             keep -= len(prompt) - room  # decoding and encoding again can give a few tokens more

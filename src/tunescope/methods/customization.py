@@ -23,21 +23,25 @@ class Customization(nn.Module):
     Args:
         method: its settings.
         template: what stands around a row's text; belongs to the customization as much as its tensors.
-        effects: by site key (``3.q`` or ``embedding``).
+        effects: by site and kind (``3.q.low_rank`` or ``embedding.prefix``).
+
+    Attributes:
+        trainable_parameters: how many numbers training moves. P-tuning keeps fewer than it trains.
     """
 
     def __init__(self, method: Method, template: Template, effects: Mapping[str, Effect]) -> None:
         super().__init__()
         self.method = method
         self.template = template
-        self.effects = dict(effects)
-        for key, effect in self.effects.items():
-            self.add_module(f"{key.replace('.', '_')}_{effect.kind}", effect)
+        self.effects: dict[str, Effect] = {}
+        for key, effect in effects.items():
+            self._put(key, effect)
+        self.trainable_parameters = sum(parameter.numel() for parameter in self.parameters())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors that make the customization, by name: site, effect, tensor (``3.q.low_rank.A``)."""
         return {
-            f"{key}.{effect.kind}.{name}": tensor.detach()
+            f"{key}.{name}": tensor.detach()
             for key, effect in self.effects.items()
             for name, tensor in effect.state_dict().items()
         }
@@ -59,12 +63,18 @@ class Customization(nn.Module):
                     f"Tensor {name} has shape {tuple(tensors[name].shape)}, but this base and method need "
                     f"{tuple(tensor.shape)}."
                 )
+        for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    @property
-    def trainable_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def finish(self) -> None:
+        """Training is over: keep what is served (p-tuning writes its virtual tokens down and drops the encoder)."""
+        for key, effect in list(self.effects.items()):
+            self._put(key, effect.finished())
+        self.eval().requires_grad_(False)
+
+    def _put(self, key: str, effect: Effect) -> None:
+        self.effects[key] = effect
+        self.add_module(key.replace(".", "_"), effect)  # a module's name has no dots
 
     @contextmanager
     def applied(self, base: Base) -> Iterator[None]:
@@ -73,11 +83,10 @@ class Customization(nn.Module):
         try:
             for key, effect in self.effects.items():
                 if isinstance(effect, Prefix):
-                    handles += effect.attach(base.sites.embedding)
-                elif effect.where == "input":
-                    handles.append(base.sites[key].on_input(effect))
-                else:
-                    handles.append(base.sites[key].on_output(effect))
+                    handles += effect.attach(base.embedding)
+                    continue
+                site = base.sites[key.rpartition(".")[0]]
+                handles.append(site.on_input(effect) if effect.where == "input" else site.on_output(effect))
             yield
         finally:
             for handle in handles:
@@ -120,7 +129,7 @@ class Customized:
 
     def finish(self) -> None:
         """End of training: nothing moves any more, and a moved base computes in the precision it will be kept in."""
-        self.customization.eval().requires_grad_(False)
+        self.customization.finish()
         if self.moves_base:
             self.base.freeze_as(self.origin.dtype)
 
@@ -151,10 +160,25 @@ def customize(
     """
     generator = torch.Generator().manual_seed(seed)
     template = method.prompt(template, rows, labels, seed)
-    effects = method.effects(base, generator)
+    template.check_marks()
+    effects = method.effects(base, generator, labels)
     customization = Customization(method, template, effects).to(base.device)
     running = base.copy_for_full_training() if method.trains == "base" else base
     return Customized(running, customization, base)
+
+
+def at_rest(base: Base, method: Method, template: Template, labels: Sequence[str] | None = None) -> Customized:
+    """A finished customization whose tensors are still to be loaded, with ``load_tensors``.
+
+    Args:
+        base: frozen.
+        method: settings of the method; not ``full``, whose tensors are a model of their own.
+        template: as it was trained.
+        labels: of the task, as they were when training began.
+    """
+    customization = Customization(method, template, method.effects(base, torch.Generator(), labels)).to(base.device)
+    customization.finish()
+    return Customized(base, customization, base)
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

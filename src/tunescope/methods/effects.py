@@ -14,6 +14,7 @@ Each leaves the base's output as it was, bit for bit, at its identity.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -23,12 +24,28 @@ from torch.utils.hooks import RemovableHandle
 
 from tunescope.base.sites import Site
 
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+
 
 class Effect(nn.Module):
-    """What happens at one site. ``kind`` is its name in artifacts, ``where`` the side of the module it acts on."""
+    """What happens at one site.
+
+    Attributes:
+        kind: its name in artifacts.
+        where: the side of the module it acts on, ``output`` or ``input``.
+    """
 
     kind: ClassVar[str]
-    where: ClassVar[str] = "output"
+    where: str = "output"
+
+    def finished(self) -> Effect:
+        """What is kept when training ends; itself, unless training needs more than serving."""
+        return self
 
 
 class Prefix(Effect):
@@ -40,9 +57,9 @@ class Prefix(Effect):
     kind = "prefix"
     where = "embedding"
 
-    def __init__(self, virtual_tokens: int, hidden_size: int) -> None:
+    def __init__(self, rows: torch.Tensor) -> None:
         super().__init__()
-        self.embeddings = nn.Parameter(torch.empty(virtual_tokens, hidden_size))
+        self.embeddings = nn.Parameter(rows.detach().float().clone())
 
     def table(self) -> torch.Tensor:
         """[virtual_tokens, hidden], what the virtual tokens are now."""
@@ -120,3 +137,50 @@ class LowRank(Effect):
         stretch = self.magnitude / self.direction_norm()
         # Written as a change to the output, so that a stretch of one and no B A x leave it bit for bit.
         return output + (stretch - 1).to(given.dtype) * straight + stretch.to(given.dtype) * added
+
+
+class Scale(Effect):
+    """l ⊙ y on a linear map's output, or W (l ⊙ x) on its input; ``vector`` [features] begins as ones.
+
+    Multiplied in float32: near one, bfloat16 cannot tell 1.003 from 1, and what was learned would be rounded away.
+    """
+
+    kind = "scale"
+
+    def __init__(self, site: Site, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.vector = nn.Parameter(torch.ones(site.in_features if where == "input" else site.out_features))
+
+    def forward(self, given: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply to a site's input, or to its output when one is given."""
+        scaled = given if output is None else output
+        return (scaled * self.vector).to(scaled.dtype)
+
+
+class Bottleneck(Effect):
+    """y + U act(D y + b) + c on what a block returns, before the residual connection adds it.
+
+    Shapes: ``down`` D [bottleneck, hidden] and b [bottleneck], ``up`` U [hidden, bottleneck] and c [hidden].
+    U and c begin as zero.
+    """
+
+    kind = "bottleneck"
+
+    def __init__(self, site: Site, bottleneck: int, activation: str) -> None:
+        super().__init__()
+        self.down = nn.Linear(site.out_features, bottleneck)
+        self.up = nn.Linear(bottleneck, site.out_features)
+        self.activation = ACTIVATIONS[activation]
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """D uniform with bound 1/√hidden as LoRA's A, everything else zero: no effect at the start."""
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Apply to a block's output [..., hidden]; its input is not needed."""
+        dtype = output.dtype
+        low = functional.linear(output, self.down.weight.to(dtype), self.down.bias.to(dtype))
+        return output + functional.linear(self.activation(low), self.up.weight.to(dtype), self.up.bias.to(dtype))

@@ -6,19 +6,23 @@ Against the plain transformer, at each target:
 
 with A [rank, in] random and B [out, rank] zero, so that training starts at the base. Only A and B are trained. rsLoRA
 (Kalajdzievski 2023, arXiv:2312.03732) scales by alpha / √rank, which keeps the update's size the same at any rank.
-DoRA adds a learned length to each output row; see ``effects.LowRank``.
+DoRA adds a learned length to each output row; see ``effects.LowRank``. LoRA+ (Hayou et al. 2024, arXiv:2402.12354)
+gives B a higher learning rate than A, since a rate that suits A is too low for B in wide models.
+
+Initializations that change the base's weights (PiSSA and its kin) are left out: the base is shared.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 
 from tunescope.base import Base
 from tunescope.methods.effects import Effect, LowRank
-from tunescope.methods.method import SiteMethod
+from tunescope.methods.method import SiteMethod, by_site, check_by_site
 
 
 class LoRA(SiteMethod):
@@ -26,6 +30,7 @@ class LoRA(SiteMethod):
 
     name: ClassVar[str] = "lora"
     learning_rate: ClassVar[float] = 1e-3
+    effect: ClassVar[type[Effect] | None] = LowRank
 
     rank: int = Field(8, gt=0)
     """Rank of the change. 8 is the paper's choice for most of its tables."""
@@ -38,15 +43,37 @@ class LoRA(SiteMethod):
     dora: bool = False
     """Learn the length of each output row beside its direction (DoRA)."""
     targets: tuple[str, ...] = ("q", "v")
-    """Names of sites, comma-separated: q k v o gate up down, or all-linear."""
+    """Sites, comma-separated: names (q k v o gate up down), all-linear, or layer.name with wildcards (0.q, 1?.*)."""
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Other ranks for some sites, as site=rank: down=4,0.*=16. Of several that match, the last counts."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Other alphas for some sites, as site=alpha."""
+    plus_ratio: float = Field(1.0, gt=0)
+    """LoRA+: B learns at this multiple of the learning rate. Its paper suggests 16."""
 
-    def effects(self, base: Base, generator: torch.Generator) -> dict[str, Effect]:
-        """One ``LowRank`` a target, with B zero."""
+    def effects(self, base: Base, generator: torch.Generator, labels: Sequence[str] | None = None) -> dict[str, Effect]:
+        """One ``LowRank`` a target, with B zero.
+
+        Raises:
+            UnknownNameError: a target or a pattern that matches no site.
+        """
+        sites = self.sites(base)
+        check_by_site("rank_pattern", self.rank_pattern, sites)
+        check_by_site("alpha_pattern", self.alpha_pattern, sites)
         made: dict[str, Effect] = {}
-        for site in self.sites(base):
+        for site in sites:
             effect = LowRank(
-                site, self.rank, self.alpha, rank_stabilized=self.rslora, dropout=self.dropout, dora=self.dora
+                site,
+                by_site(self.rank_pattern, self.rank, site),
+                by_site(self.alpha_pattern, self.alpha, site),
+                rank_stabilized=self.rslora,
+                dropout=self.dropout,
+                dora=self.dora,
             )
             effect.initialize(generator)
-            made[site.key] = effect
+            made[f"{site.key}.{effect.kind}"] = effect
         return made
+
+    def rate_of(self, parameter: str) -> float:
+        """LoRA+'s ratio for B."""
+        return self.plus_ratio if parameter.endswith(".B") else 1.0

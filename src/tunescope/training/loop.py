@@ -263,7 +263,7 @@ def _set_training(customized: Customized, on: bool) -> None:
 
 def _checksum(model: torch.nn.Module) -> list[int]:
     """A fast sum of each tensor's bits, computed where the tensor lies."""
-    return [int(torch.hash_tensor(parameter.detach())) for parameter in model.parameters()]
+    return [int(torch.hash_tensor(parameter.detach()).view(torch.int64)) for parameter in model.parameters()]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,243 @@
+"""Merging: a customization into the weights of a model of its own, or several LoRAs into one.
+
+LoRA, DoRA and IA3 are linear in the weights, so a merged model computes the same without the extra work. Virtual tokens
+and adapters are not: no weights of the base could do what they do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tunescope import storage
+from tunescope.bank.assemble import LoRAPart, assemble_lora, lora_parts
+from tunescope.base import Base, Sites
+from tunescope.base.device import dtype_name
+from tunescope.errors import BankError
+from tunescope.methods import Customization, Customized, LoRA
+from tunescope.methods.effects import LowRank, Scale
+
+Combination = Literal["linear", "ties", "dare"]
+_WHY_NOT = {
+    "prefix": "virtual tokens are inputs, and a model's weights hold no place for them",
+    "bottleneck": "an adapter is a network with a nonlinear function inside, which no weight of the base can take up",
+}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model folder that a customization was merged into.
+
+    ``max_error`` and ``mean_error`` are measured: absolute differences of its logits from those of the customization
+    unmerged, on random tokens, both in ``dtype``; ``mean_logit`` is the logits' mean size, to compare them with.
+    """
+
+    folder: Path
+    dtype: str
+    max_error: float
+    mean_error: float
+    mean_logit: float
+
+
+def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = None) -> Merged:
+    """Write a transformers model folder whose weights compute what the customization does.
+
+    The sum is formed in float32 and rounded once. The template's stop tokens become the model's end-of-text tokens.
+
+    Args:
+        customized: LoRA, DoRA, IA3, or what is composed of them.
+        folder: to write; it must not exist.
+        dtype: precision to store; the base's own by default.
+
+    Raises:
+        BankError: a method that cannot be merged, with the reason, or a folder that exists.
+    """
+    _check_mergeable(customized)
+    if folder.exists():
+        raise BankError(f"{folder} exists already: give another folder.")
+    dtype = dtype or customized.base.dtype
+    model = _cast(merged_model(customized.base, customized.customization), dtype)
+    model.generation_config.eos_token_id = list(customized.template.stop)
+    errors = _measure(customized, model, dtype)
+    with storage.atomic_folder(folder) as partial:
+        model.save_pretrained(partial)
+        customized.base.tokenizer.save_pretrained(partial)
+    return Merged(folder, dtype_name(dtype), *errors)
+
+
+def merged_model(base: Base, customization: Customization) -> Any:
+    """A float32 copy of the base's model with the effects in its weights; the base stays as it is."""
+    model = _cast(copy.deepcopy(base.model), torch.float32)
+    sites = Sites(model)
+    for key, effect in customization.effects.items():
+        site = sites[key.rpartition(".")[0]]
+        if isinstance(effect, LowRank):
+            site.set_weight(_with_low_rank(site.weight.detach(), effect))
+        elif isinstance(effect, Scale):
+            vector = effect.vector.detach().float()
+            along = vector[None, :] if effect.where == "input" else vector[:, None]
+            site.set_weight(site.weight.detach() * along)
+            if effect.where == "output" and site.bias is not None:
+                site.set_bias(site.bias.detach() * vector)
+    return model
+
+
+def combine(
+    loras: Sequence[Customized],
+    weights: Sequence[float] | None = None,
+    *,
+    how: Combination = "linear",
+    density: float = 0.5,
+    rank: int | None = None,
+    seed: int = 0,
+) -> tuple[Customized, float]:
+    """One LoRA of several on the same base.
+
+    * ``linear``: the weighted sum of their changes, exact, with the sum of their ranks.
+    * ``ties`` (Yadav et al. 2023, arXiv:2306.01708): keep the largest ``density`` of each change's entries, choose the
+      sign with more weight for each entry, and average those that agree with it.
+    * ``dare`` (Yu et al. 2023, arXiv:2311.03099): drop entries at random, all but ``density`` of them, divide the rest
+      by ``density``, and add.
+
+    ``ties`` and ``dare`` work on each site's B A. What comes out has no low rank any more, so it is cut to ``rank`` by
+    its singular values.
+
+    Args:
+        loras: two or more, without DoRA.
+        weights: of each; all one by default.
+        how: the rule.
+        density: share of entries kept, for ties and dare.
+        rank: of the result, for ties and dare; the sum of their ranks by default.
+        seed: of dare's choice.
+
+    Returns:
+        the LoRA, and the relative error of the cut: the largest over the sites of ‖cut - whole‖ / ‖whole‖.
+
+    Raises:
+        BankError: customizations that cannot be combined, with the reason.
+    """
+    weights = list(weights) if weights is not None else [1.0] * len(loras)
+    _check_combinable(loras, weights)
+    if not 0 < density <= 1:
+        raise BankError(f"density is {density}, but it is a share: above 0 and at most 1.")
+    base, found = loras[0].base, [lora_parts(lora) for lora in loras]
+    generator = torch.Generator().manual_seed(seed)
+    parts, worst = {}, 0.0
+    for site in base.sites.all:
+        own = [
+            (parts_of[site.key], weight)
+            for parts_of, weight in zip(found, weights, strict=True)
+            if site.key in parts_of
+        ]
+        if not own:
+            continue
+        if how == "linear":
+            parts[site.key] = _concatenated(own)
+            continue
+        deltas = torch.stack([weight * part.delta() for part, weight in own])
+        whole = _ties(deltas, density) if how == "ties" else _dare(deltas, density, generator)
+        parts[site.key], error = _cut(whole, rank or sum(part.rank for part, _ in own))
+        worst = max(worst, error)
+    template = loras[0].template
+    if any(lora.template.pattern != template.pattern for lora in loras):
+        template = template.model_copy(update={"pattern": None})
+    return assemble_lora(base, parts, template), worst
+
+
+def _check_mergeable(customized: Customized) -> None:
+    if customized.moves_base:
+        raise BankError("Full fine-tuning is a model already: its folder in the bank can be used as a base.")
+    effects = customized.customization.effects
+    if not effects:
+        raise BankError(f"{customized.method.name} changes no weights, only the text around a row: nothing to merge.")
+    for effect in effects.values():
+        if not isinstance(effect, LowRank | Scale):
+            why = _WHY_NOT.get(effect.kind, "it is not linear in the weights")
+            raise BankError(f"{customized.method.name} cannot be merged into the weights: {why}. Serve it as it is.")
+
+
+def _check_combinable(loras: Sequence[Customized], weights: Sequence[float]) -> None:
+    if len(loras) < 2 or len(loras) != len(weights):
+        raise BankError(f"Give two or more LoRAs and a weight for each: {len(loras)} LoRAs, {len(weights)} weights.")
+    first = loras[0]
+    for lora in loras:
+        if not isinstance(lora.method, LoRA) or lora.method.dora:
+            name = "DoRA" if isinstance(lora.method, LoRA) else lora.method.name
+            raise BankError(f"Only LoRAs without DoRA can be combined: their changes add up. {name} is not one.")
+        if differing := first.origin.fingerprint.differences(lora.origin.fingerprint):
+            raise BankError(f"LoRAs of different bases cannot be combined: another {' and '.join(differing)}.")
+        same = {"pattern": None}
+        if lora.template.model_copy(update=same) != first.template.model_copy(update=same):
+            raise BankError("LoRAs trained under different templates (style, system text, stop) cannot be combined.")
+
+
+def _with_low_rank(weight: torch.Tensor, effect: LowRank) -> torch.Tensor:
+    changed = weight + effect.delta_weight().detach()
+    if effect.magnitude is None:
+        return changed
+    return changed * (effect.magnitude.detach() / effect.direction_norm())[:, None]
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """Give the parameters another precision; buffers (rotary frequencies) keep their own."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _measure(customized: Customized, model: Any, dtype: torch.dtype) -> tuple[float, float, float]:
+    """(largest error, mean error, mean size) of the merged model's logits in ``dtype``."""
+    base = customized.base
+    high = min(len(base.tokenizer), model.config.get_text_config().vocab_size)
+    ids = torch.randint(0, high, (4, min(64, base.context_length)), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(base.device)
+    unmerged = base if dtype == base.dtype else Base(copy.deepcopy(base.model), base.tokenizer, dtype=dtype)
+    with torch.no_grad():
+        with customized.customization.applied(unmerged):
+            expected = unmerged.forward(ids, torch.ones_like(ids)).float()
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+    error = (found - expected).abs()
+    return error.max().item(), error.mean().item(), expected.abs().mean().item()
+
+
+def _concatenated(own: Sequence[tuple[LoRAPart, float]]) -> LoRAPart:
+    """Σ weight · scaling · B A as one product, exactly."""
+    A = torch.cat([part.A for part, _ in own])
+    B = torch.cat([weight * part.scaling * part.B for part, weight in own], dim=1)
+    return LoRAPart(A, B, scaling=1.0)
+
+
+def _ties(deltas: torch.Tensor, density: float) -> torch.Tensor:
+    """[loras, out, in] to [out, in]: trim, elect signs, and take the mean of the entries that agree."""
+    kept = torch.stack([_largest(delta, density) for delta in deltas])
+    sign = kept.sum(dim=0).sign()
+    agree = (kept.sign() == sign) & (kept != 0)
+    return (kept * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+
+
+def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
+    keep = max(round(density * delta.numel()), 1)
+    indices = delta.abs().flatten().topk(keep).indices
+    kept = torch.zeros_like(delta).flatten()
+    kept[indices] = delta.flatten()[indices]
+    return kept.view_as(delta)
+
+
+def _dare(deltas: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
+    kept = torch.rand(deltas.shape, generator=generator) < density
+    return (deltas * kept / density).sum(dim=0)
+
+
+def _cut(whole: torch.Tensor, rank: int) -> tuple[LoRAPart, float]:
+    """The nearest change of this rank, and its relative error."""
+    rank = min(rank, *whole.shape)
+    u, s, v = torch.linalg.svd(whole, full_matrices=False)
+    root = s[:rank].sqrt()
+    part = LoRAPart(root[:, None] * v[:rank], u[:, :rank] * root, scaling=1.0)
+    size = whole.norm().item()
+    return part, (s[rank:].norm().item() / size if size else 0.0)

@@ -1,0 +1,115 @@
+"""P-tuning: an encoder predicts the virtual tokens (Liu et al. 2021, arXiv:2103.10385).
+
+Against the plain transformer the change is prompt tuning's, [P_1 … P_m] before the text, but in training
+
+    P = encoder(H)
+
+with H [virtual_tokens, hidden] learned and the encoder shared by all rows, so that the virtual tokens move together
+instead of one by one (section 3.2 of the paper: discreteness and association). Two encoders:
+
+* ``mlp``: hidden → ReLU → hidden → ReLU → embedding, row by row;
+* ``lstm``: a bidirectional LSTM over the rows, then hidden → ReLU → embedding.
+
+Both begin at random; the first rows of H begin as the word embeddings of the task's name, which is what the encoder is
+fed. When training ends, P is written down and the encoder is dropped: at rest and in service this is prompt tuning,
+and the encoder's weights cost nothing. A checkpoint of an unfinished run keeps the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from tunescope.base import Base
+from tunescope.methods.effects import Effect, Prefix
+from tunescope.methods.prompt_tuning import SoftPrompt, embed, random_rows
+
+
+class PTuning(SoftPrompt):
+    """P-tuning."""
+
+    name: ClassVar[str] = "p-tuning"
+    learning_rate: ClassVar[float] = 1e-2
+
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """What predicts the virtual tokens. The LSTM is the paper's; the MLP trains faster."""
+    encoder_hidden: int | None = Field(None, gt=0)
+    """Width of the encoder. By default the model's hidden size."""
+    encoder_layers: int = Field(2, gt=0)
+    """Layers of the LSTM."""
+    task: str = Field("task", min_length=1)
+    """Name of the task. The encoder's input begins at its words."""
+
+    def effects(self, base: Base, generator: torch.Generator, labels: Sequence[str] | None = None) -> dict[str, Effect]:
+        """One ``EncodedPrefix``.
+
+        Raises:
+            TrainingError: no room for the virtual tokens.
+        """
+        self.check_room(base)
+        rows = random_rows(base, self.virtual_tokens, generator)
+        words = base.tokenizer(self.task, add_special_tokens=False)["input_ids"][: self.virtual_tokens]
+        rows[: len(words)] = embed(base, words)
+        width = rows.shape[1]
+        hidden = self.encoder_hidden or width
+        made = MLPEncoder(width, hidden) if self.encoder == "mlp" else LSTMEncoder(width, hidden, self.encoder_layers)
+        _initialize(made, generator)
+        return {"embedding.prefix": EncodedPrefix(rows, made)}
+
+
+class EncodedPrefix(Prefix):
+    """Virtual tokens while they are trained: ``inputs`` [virtual_tokens, hidden] seen through an encoder."""
+
+    def __init__(self, inputs: torch.Tensor, encoder: nn.Module) -> None:
+        super(Prefix, self).__init__()  # it has no embeddings of its own yet
+        self.inputs = nn.Parameter(inputs.detach().float().clone())
+        self.encoder = encoder
+
+    def table(self) -> torch.Tensor:
+        """[virtual_tokens, hidden], what the encoder predicts now."""
+        return self.encoder(self.inputs)
+
+    def finished(self) -> Effect:
+        """The predicted virtual tokens alone."""
+        with torch.no_grad():
+            return Prefix(self.table())
+
+
+class MLPEncoder(nn.Module):
+    """Three linear maps with ReLU between them; [virtual_tokens, width] to the same shape."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.head = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Predict the virtual tokens."""
+        return self.head(rows)
+
+
+class LSTMEncoder(nn.Module):
+    """A bidirectional LSTM and two linear maps with a ReLU; [virtual_tokens, width] to the same shape."""
+
+    def __init__(self, width: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden, num_layers=layers, bidirectional=True, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Predict the virtual tokens."""
+        return self.head(self.lstm(rows[None])[0])[0]
+
+
+def _initialize(encoder: nn.Module, generator: torch.Generator) -> None:
+    """Every tensor uniform within 1/√(its inputs), torch's own choice, but drawn by our generator."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.LSTM):
+            fan = module.in_features if isinstance(module, nn.Linear) else module.hidden_size
+            for parameter in module.parameters(recurse=False):
+                nn.init.uniform_(parameter, -(fan**-0.5), fan**-0.5, generator=generator)

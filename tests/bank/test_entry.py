@@ -1,0 +1,126 @@
+"""Customizations at rest: what is saved comes back, what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from tunescope import bank
+from tunescope.base import Base
+from tunescope.data.rows import Row
+from tunescope.errors import BankError
+from tunescope.inference import Item, score
+from tunescope.methods import FewShot, Full, LoRA, Method, System, ZeroShot
+from tunescope.training import TrainSettings, train
+
+ROWS = [Row(({"role": "user", "content": f"word {i}"},), ("yes", "no")[i % 2], i + 1) for i in range(12)]
+SETTINGS = TrainSettings(max_steps=3, batch_size=4, dtype="float32", lr=1e-2)
+METHODS: list[Method] = [
+    ZeroShot(),
+    System(instruction="Be brief."),
+    FewShot(shots=2),
+    LoRA(rank=2),
+    LoRA(rank=2, dora=True, rslora=True, targets=("all-linear",)),
+    Full(),
+]
+ITEM = Item(list(range(40, 60)), [[1, 2, 3]])
+
+
+@pytest.fixture
+def base_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}{'-dora' if getattr(m, 'dora', 0) else ''}")
+def test_served_equals_trained(method: Method, tmp_path: Path) -> None:
+    base = tiny_base()
+    trained = train(base, method, data=ROWS, settings=SETTINGS, out=tmp_path / "bank" / "a")
+    loaded = bank.load(tmp_path / "bank" / "a", base)
+    assert loaded.template == trained.customized.template
+    assert loaded.method == method
+    assert score(loaded, [ITEM]) == score(trained.customized, [ITEM])
+    record = bank.read_record(tmp_path / "bank" / "a")
+    assert record.labels == ("no", "yes")
+    assert record.data is not None
+    assert record.data.rows == 12
+
+
+def test_full_opens_in_transformers(tmp_path: Path) -> None:
+    trained = train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    ids = torch.tensor([ITEM.prompt])
+    assert torch.allclose(opened(ids).logits, trained.customized.base.model(ids).logits, atol=1e-6)
+
+
+def test_another_base_is_refused_and_says_what_differs(tmp_path: Path) -> None:
+    train(tiny_base(), LoRA(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    with pytest.raises(BankError, match="has another weights"):
+        bank.load(tmp_path / "a", Base(tiny_model(seed=9), tiny_tokenizer()))
+    with pytest.raises(BankError, match="has another chat template"):
+        bank.load(tmp_path / "a", Base(tiny_model(), tiny_tokenizer(chat=False)))
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    train(tiny_base(), LoRA(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    file = tmp_path / "a" / "customization.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BankError, match="SHA-256 differs"):
+        bank.load(tmp_path / "a", tiny_base())
+    file.unlink()
+    with pytest.raises(BankError, match="is missing"):
+        bank.load(tmp_path / "a", tiny_base())
+
+
+def test_record_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    train(tiny_base(), ZeroShot(), data=ROWS, out=tmp_path / "a")
+    path = tmp_path / "a" / "customization.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "surprise": 1}))
+    with pytest.raises(BankError, match="surprise"):
+        bank.load(tmp_path / "a", tiny_base())
+
+
+def test_unknown_entry_suggests_a_near_one(tmp_path: Path) -> None:
+    train(tiny_base(), ZeroShot(), data=ROWS, out=tmp_path / "spam-filter")
+    with pytest.raises(BankError, match="Did you mean spam-filter"):
+        bank.load(tmp_path / "spam-fliter")
+
+
+def test_missing_and_unexpected_tensors_are_named() -> None:
+    base = tiny_base()
+    customization = train(base, LoRA(), data=ROWS, settings=SETTINGS).customized.customization
+    tensors = customization.tensors()
+    with pytest.raises(BankError, match=r"Missing tensors: 0\.q\.low_rank\.A"):
+        customization.load_tensors({k: v for k, v in tensors.items() if k != "0.q.low_rank.A"})
+    with pytest.raises(BankError, match="Unexpected tensors: extra"):
+        customization.load_tensors({**tensors, "extra": torch.zeros(1)})
+    with pytest.raises(BankError, match=r"0\.q\.low_rank\.A has shape"):
+        customization.load_tensors({**tensors, "0.q.low_rank.A": torch.zeros(3, 3)})
+
+
+def test_base_is_found_by_the_record(base_folder: Path, tmp_path: Path) -> None:
+    from tunescope.base import load_base
+
+    base = load_base(base_folder, dtype="float32")
+    trained = train(base, LoRA(), data=ROWS, settings=SETTINGS, out=tmp_path / "bank" / "a")
+    again = bank.load(tmp_path / "bank" / "a", load_base(base_folder, dtype="float32"))
+    assert score(again, [ITEM]) == score(trained.customized, [ITEM])
+    shutil.rmtree(base_folder)
+    with pytest.raises(Exception, match="base"):
+        bank.load(tmp_path / "bank" / "a")
+
+
+def test_fingerprint_does_not_depend_on_precision(base_folder: Path) -> None:
+    from tunescope.base import load_base
+
+    prints = [load_base(base_folder, dtype=d).fingerprint for d in ("float32", "bfloat16")]  # type: ignore[arg-type]
+    assert prints[0] == prints[1]

@@ -1,0 +1,93 @@
+"""Task metrics against slow obvious versions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import tiny_base
+
+from tunescope.data.rows import Row
+from tunescope.data.template import Encoder, default_template
+from tunescope.errors import DataError
+from tunescope.evaluation import evaluate
+from tunescope.evaluation.task import measure_task
+from tunescope.methods import Customization, Customized, ZeroShot
+
+LABELS = ("high", "low", "no")
+
+
+def row(i: int) -> Row:
+    return Row(({"role": "user", "content": f"item {i} {'z' * (i * 3 % 11)}"},), LABELS[i % 3], i + 1)
+
+
+ROWS = [row(i) for i in range(12)]
+
+
+@pytest.fixture
+def customized() -> Customized:
+    base = tiny_base()
+    return Customized(base, Customization(ZeroShot(), default_template(base.tokenizer), {}), base)
+
+
+def test_accuracy_and_loss_equal_one_forward_a_text(customized: Customized) -> None:
+    found = measure_task(customized, ROWS, LABELS)
+    encoder = Encoder(customized.base.tokenizer, customized.template, 512)
+    right, nll, tokens = [], 0.0, 0
+    for each in ROWS:
+        sums = {}
+        for label in LABELS:
+            prompt = encoder.prompt_ids(each.messages)
+            answer = encoder.completion_text(each.messages, label)
+            logprobs = customized.base.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            sums[label] = sum(logprobs[len(prompt) - 1 + i, t].item() for i, t in enumerate(answer))
+            if label == each.completion:
+                nll, tokens = nll - sums[label], tokens + len(answer)
+        right.append(float(max(sums, key=lambda label: sums[label]) == each.completion))
+    assert found.per_row == right
+    assert found.accuracy == sum(right) / len(right)
+    assert found.nll_per_token == pytest.approx(nll / tokens, abs=1e-4)
+    assert found.tokens == tokens
+
+
+def test_unseen_label_is_named_with_its_line(customized: Customized) -> None:
+    rows = [*ROWS, Row(({"role": "user", "content": "x"},), "purple", 99)]
+    with pytest.raises(DataError, match=r"'purple' \(line 99\)"):
+        measure_task(customized, rows, LABELS)
+
+
+def test_text_task_has_chrf_and_exact_match(customized: Customized) -> None:
+    free = measure_task(customized, ROWS[:3], None, max_new_tokens=6)
+    assert free.accuracy is None
+    assert free.exact_match == 0.0
+    assert free.chrf is not None
+    assert len(free.per_row) == 3
+    from tunescope.inference import Sampling, generate
+
+    text = generate(customized, [ROWS[0].prompt], Sampling(max_new_tokens=6))[0].text
+    echo = Row(ROWS[0].messages, text, 1)
+    same = measure_task(customized, [echo], None, max_new_tokens=6)
+    assert same.exact_match == 1.0
+    assert same.per_row == [pytest.approx(100.0)]
+
+
+def test_generates_for_the_first_rows_only(customized: Customized) -> None:
+    found = measure_task(customized, ROWS, LABELS, generate_rows=2)
+    assert found.generated_rows == 2
+    assert len(found.per_row) == len(ROWS)
+
+
+def test_extra_prompt_tokens_are_the_system_text(customized: Customized) -> None:
+    template = customized.template.model_copy(update={"system": "Be kind."})
+    customized.customization.template = template
+    found = measure_task(customized, ROWS, LABELS, generate_rows=0)
+    assert found.extra_prompt_tokens == len("<S>system\nBe kind.<E>\n".replace("<S>", "1").replace("<E>", "1"))
+    assert found.exact_match is None
+
+
+def test_card_has_what_eval_promises(customized: Customized) -> None:
+    card = evaluate(customized, ROWS, labels=LABELS)
+    wanted = {"nll_per_token", "tokens", "accuracy", "forgetting_on", "forgetting_off", "trainable_parameters"}
+    assert wanted | {"ttft_ms", "ms_per_token", "peak_memory_mb"} <= set(card)
+    assert card["score_low"] <= card["score"] <= card["score_high"]
+    assert card["ttft_ms"] > 0
+    assert card["peak_memory_mb"] > 0
