@@ -20,7 +20,7 @@ from tunescope.methods import FewShot, Full, LoRA, Method, System, ZeroShot
 from tunescope.training import TrainSettings, train
 
 ROWS = [Row(({"role": "user", "content": f"word {i}"},), ("yes", "no")[i % 2], i + 1) for i in range(12)]
-SETTINGS = TrainSettings(max_steps=3, batch_size=4, dtype="float32", lr=1e-2)
+SETTINGS = TrainSettings(max_steps=3, batch_size=4, lr=1e-2)
 METHODS: list[Method] = [
     ZeroShot(),
     System(instruction="Be brief."),

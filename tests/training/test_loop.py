@@ -29,7 +29,7 @@ METHODS: list[Method] = [LoRA(rank=2, dropout=0.1), Full()]
 
 
 def settings(**changes: object) -> TrainSettings:
-    return TrainSettings(**{"max_steps": 9, "batch_size": 4, "dtype": "float32", "lr": 1e-2, "seed": 3, **changes})
+    return TrainSettings(**{"max_steps": 9, "batch_size": 4, "lr": 1e-2, "seed": 3, **changes})
 
 
 def losses_of(path: Path) -> list[float]:
@@ -76,11 +76,13 @@ def test_same_seed_same_run_other_seed_other_run() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-@pytest.mark.parametrize("killed_after", [1, 4, 8])
-def test_killed_run_ends_with_the_same_losses(method: Method, killed_after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("killed_after", "dtype"), [(1, torch.float32), (4, torch.bfloat16), (8, torch.float32)])
+def test_killed_run_ends_with_the_same_losses(
+    method: Method, killed_after: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """SIGKILL leaves no time for anything: the child is killed inside a step and the run is called again."""
     common = {"data": ROWS, "settings": settings(checkpoint_every=2)}
-    train(tiny_base(), method, out=tmp_path / "whole", **common)
+    train(tiny_base(dtype=dtype), method, out=tmp_path / "whole", **common)
     child = os.fork()
     if child == 0:
 
@@ -89,14 +91,25 @@ def test_killed_run_ends_with_the_same_losses(method: Method, killed_after: int,
                 os.kill(os.getpid(), signal.SIGKILL)
 
         torch.set_num_threads(1)
-        train(tiny_base(), method, out=tmp_path / "killed", on_step=kill, **common)
+        train(tiny_base(dtype=dtype), method, out=tmp_path / "killed", on_step=kill, **common)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
-    trained = train(tiny_base(), method, out=tmp_path / "killed", **common)
+    trained = train(tiny_base(dtype=dtype), method, out=tmp_path / "killed", **common)
     assert trained.result.steps == 9
     assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole") == trained.result.losses
     assert not work_folder(tmp_path / "killed").exists()
+
+
+def test_bfloat16_weights_take_steps_smaller_than_their_digits() -> None:
+    """Without float32 masters a step of 1e-5 would round to nothing."""
+    base = tiny_base(dtype=torch.bfloat16)
+    run = {"data": ROWS, "settings": settings(lr=1e-5, max_steps=60, warmup=0.0)}
+    moved = train(base, Full(), **run).customized.base.model
+    weights = [(a, b) for a, b in zip(moved.parameters(), base.model.parameters(), strict=True) if a.ndim == 2]
+    assert all(a.dtype == torch.bfloat16 for a, _ in weights)
+    share = sum((a != b).float().mean().item() for a, b in weights) / len(weights)
+    assert share > 0.02
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:

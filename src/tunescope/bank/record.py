@@ -46,6 +46,8 @@ class Record(Settings):
     """What it was trained for; none for prompting."""
     train_settings: dict[str, Any] | None = None
     """The training loop's settings; none for prompting."""
+    dtype: str | None = None
+    """Precision the base computed in when it was trained."""
     template: Template
     """What stands around a row's text, with the stop tokens."""
     base: BaseRecord

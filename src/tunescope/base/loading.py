@@ -149,17 +149,13 @@ class Base:
                 handle.remove()
         return output.logits
 
-    def copy_for_full_training(self) -> Base:
-        """A second copy of the model in fp32 whose weights may move; this one stays as it is."""
+    def copy_to_move(self) -> Base:
+        """A second copy of the model whose weights may move; this one stays as it is."""
         moved = object.__new__(Base)
-        moved.model = _in_dtype(copy.deepcopy(self.model), torch.float32)
+        moved.model = copy.deepcopy(self.model)
         moved.tokenizer, moved.name = self.tokenizer, self.name
         moved.folder, moved.fingerprint = None, self.fingerprint
         return moved
-
-    def freeze_as(self, dtype: torch.dtype) -> None:
-        """End the training of a copy: weights in ``dtype``, frozen."""
-        _in_dtype(self.model, dtype).eval().requires_grad_(False)
 
     def __repr__(self) -> str:
         return (

@@ -38,7 +38,7 @@ def compare_command() -> Callable[..., None]:
         split: options.Split = None,
         template: options.Template = None,
         style: options.Style = "auto",
-        dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
+        dtype: options.DtypeName = "auto",
         probe: Annotated[
             Path | None, typer.Option("--probe", help="Your own probe of forgetting: text, or question/choices/answer.")
         ] = None,

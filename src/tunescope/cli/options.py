@@ -26,6 +26,9 @@ Template = Annotated[
     typer.Option("--template", help='How columns make a prompt and its completion: "{text} topic: {label}".'),
 ]
 Style = Annotated[str, typer.Option("--style", help="chat, plain, or auto for what the base's tokenizer is made for.")]
+DtypeName = Annotated[
+    str, typer.Option("--dtype", help="Precision: float32, bfloat16, or auto for what this machine is fast at.")
+]
 SkipBad = Annotated[int, typer.Option("--skip-bad", min=0, help="How many bad rows may be left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; progress goes to stderr.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run and start over.")]

@@ -40,6 +40,7 @@ def training_command(method_class: type[Method]) -> Callable[..., None]:
         template: options.Template = None,
         style: options.Style = "auto",
         skip_bad: options.SkipBad = 0,
+        dtype: options.DtypeName = "auto",
         restart: options.Restart = False,
         overwrite: Overwrite = False,
         as_json: options.AsJson = False,
@@ -52,7 +53,7 @@ def training_command(method_class: type[Method]) -> Callable[..., None]:
             output.note(f"{table.path}: left out {len(table.skipped)} bad rows, as --skip-bad allows.")
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
-                load_base(base, dtype=settings.dtype),
+                load_base(base, dtype=options.dtype(dtype)),
                 method,
                 goal,
                 table,

@@ -54,9 +54,9 @@ class Customization(nn.Module):
         """
         own = self.tensors()
         if missing := sorted(set(own) - set(tensors)):
-            raise BankError(f"Missing tensors: {_some(missing)}.")
+            raise BankError(f"Missing tensors: {some(missing)}.")
         if unexpected := sorted(set(tensors) - set(own)):
-            raise BankError(f"Unexpected tensors: {_some(unexpected)}.")
+            raise BankError(f"Unexpected tensors: {some(unexpected)}.")
         for name, tensor in own.items():
             if tensors[name].shape != tensor.shape:
                 raise BankError(
@@ -128,10 +128,9 @@ class Customized:
         return self.method.trains == "base"
 
     def finish(self) -> None:
-        """End of training: nothing moves any more, and a moved base computes in the precision it will be kept in."""
+        """End of training: nothing moves any more."""
         self.customization.finish()
-        if self.moves_base:
-            self.base.freeze_as(self.origin.dtype)
+        self.base.model.eval().requires_grad_(False)
 
     @contextmanager
     def active(self) -> Iterator[Base]:
@@ -163,7 +162,7 @@ def customize(
     template.check_marks()
     effects = method.effects(base, generator, labels)
     customization = Customization(method, template, effects).to(base.device)
-    running = base.copy_for_full_training() if method.trains == "base" else base
+    running = base.copy_to_move() if method.trains == "base" else base
     return Customized(running, customization, base)
 
 
@@ -181,6 +180,7 @@ def at_rest(base: Base, method: Method, template: Template, labels: Sequence[str
     return Customized(base, customization, base)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,7 +1,8 @@
 """Full fine-tuning: every weight of the base moves.
 
 The only method that cannot be switched off: it makes another model, of the base's size, and can forget what the base
-knew. It trains on a float32 copy (products run in bfloat16 where that is fast), so the frozen base stays as it was.
+knew. It trains a copy, so the frozen base stays as it was. Where the base computes in bfloat16 so does the copy, and
+the optimizer keeps float32 masters of its weights.
 """
 
 from __future__ import annotations

@@ -15,18 +15,12 @@ from typing import Any
 import torch
 
 from tunescope import memory
-from tunescope.base.device import dtype_name, resolve_dtype
 from tunescope.data.batching import Batch, BatchOrder
 from tunescope.errors import Interrupted, TrainingError
 from tunescope.methods import Customized
 from tunescope.objectives import Objective
-from tunescope.training.checkpoint import load_checkpoint, save_checkpoint
-from tunescope.training.optimizer import (
-    learning_rate_factor,
-    make_optimizer,
-    set_learning_rate,
-    trained_parameters,
-)
+from tunescope.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from tunescope.training.optimizer import Optimizer, learning_rate_factor
 from tunescope.training.settings import TrainSettings
 
 _CHECKPOINT_SECONDS = 60.0
@@ -147,17 +141,16 @@ class _Run:
         if not examples:
             raise TrainingError("No training row is left: every one was dropped. Raise --max-length.")
         self.customized, self.objective, self.examples = customized, objective, examples
-        self.settings, self.folder, self.lr = settings, folder, lr
+        self.settings, self.folder = settings, folder
         self.steps = total_steps(settings, len(examples))
         self.order = BatchOrder.of(examples, settings.batch_size, settings.seed)
-        self.optimizer = make_optimizer(customized, lr, settings.weight_decay)
-        self.parameters = list(trained_parameters(customized).values())
+        self.optimizer = Optimizer(customized, lr, settings.weight_decay)
         self.epoch: tuple[int, list[list[int]]] = (-1, [])
         self.result = TrainResult()
         self.saved_at = time.monotonic()
         torch.manual_seed(settings.seed)
         memory.reset_peak()
-        state = load_checkpoint(folder, customized, self.optimizer)
+        state = load_checkpoint(folder, self.optimizer)
         if state is not None:
             self.result = TrainResult(**state)
 
@@ -170,26 +163,23 @@ class _Run:
         """One optimizer step."""
         started = time.perf_counter()
         parts = self._parts(self._indices())
-        lr = self.lr * learning_rate_factor(self.step, self.steps, self.settings.warmup)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
         weight = sum(self.objective.weight(part) for part in parts)
         loss = 0.0
         for part in parts:
-            part_loss = self._loss(part) / max(weight, 1)
+            part_loss = self.objective.loss(self.customized.base, part) / max(weight, 1)
             part_loss.backward()
             loss += part_loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm).item()
+        norm = self.optimizer.gradient_norm(self.settings.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(self._not_finite(loss, parts))
-        self.optimizer.step()
-        seconds = time.perf_counter() - started
-        return self._count(parts, loss, norm, lr, seconds)
+        factor = learning_rate_factor(self.step, self.steps, self.settings.warmup)
+        self.optimizer.step(factor)
+        return self._count(parts, loss, norm, self.optimizer.lr * factor, time.perf_counter() - started)
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last step."""
         self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb())
-        save_checkpoint(self.folder, self.customized, self.optimizer, asdict(self.result))
+        save_checkpoint(self.folder, self.optimizer, asdict(self.result))
         self.saved_at = time.monotonic()
 
     def _indices(self) -> list[int]:
@@ -203,14 +193,6 @@ class _Run:
         cuts = [indices[i : i + size] for i in range(0, len(indices), size)]
         device = self.customized.base.device
         return [self.objective.collate([self.examples[i] for i in cut]).to(device) for cut in cuts]
-
-    def _loss(self, part: Batch) -> torch.Tensor:
-        base = self.customized.base
-        compute = resolve_dtype(self.settings.dtype, base.device)
-        # Only full fine-tuning holds float32 weights while computing in bfloat16; effects follow the base's precision.
-        mixed = self.customized.moves_base and compute != base.dtype
-        with torch.autocast(base.device.type, compute, enabled=mixed):
-            return self.objective.loss(base, part)
 
     def _count(self, parts: list[Batch], loss: float, norm: float, lr: float, seconds: float) -> StepMetrics:
         result = self.result
@@ -234,7 +216,7 @@ class _Run:
         bad = [row for part in parts for row in part.rows]
         if not math.isfinite(loss):
             bad = [row for part in parts for row in self._rows_without_loss(part)] or bad
-        kept = self.folder / "checkpoint.safetensors"
+        kept = self.folder / FILE
         what = "loss" if not math.isfinite(loss) else "gradient"
         where = f"the last good checkpoint is kept in {self.folder}" if kept.is_file() else "no checkpoint was due yet"
         return (
@@ -249,7 +231,7 @@ class _Run:
         targets = part.targets.split(part.keep.sum(1).tolist())
         for i, row in enumerate(part.rows):
             alone = Batch(part.input_ids[[i]], part.attention_mask[[i]], part.keep[[i]], targets[i], [row])
-            if not torch.isfinite(self._loss(alone)):
+            if not torch.isfinite(self.objective.loss(self.customized.base, alone)):
                 found.append(row)
         return found
 
@@ -302,9 +284,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def describe_precision(customized: Customized, settings: TrainSettings) -> str:
-    """The precision a run computes in, in words, for the card."""
-    compute = dtype_name(resolve_dtype(settings.dtype, customized.base.device))
-    return f"{compute} products over float32 weights" if customized.moves_base else dtype_name(customized.base.dtype)

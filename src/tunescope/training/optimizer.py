@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -37,21 +38,79 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
 
 
-def make_optimizer(customized: Customized, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with one group a rate: a method may ask for a multiple of the rate for some of its parameters."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in trained_parameters(customized).items():
-        parameter.requires_grad_(True)
-        groups.setdefault(customized.method.rate_of(name), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": params, "lr": lr * ratio, "ratio": ratio} for ratio, params in groups.items()],
-        lr=lr,
-        weight_decay=weight_decay,
-        fused=True,
-    )
+class Optimizer:
+    """AdamW that moves a customization's parameters through float32 masters.
+
+    A parameter that computes in bfloat16 (a moved base on hardware that is fast in it) has too few digits to take small
+    steps: each step is taken by a float32 copy and rounded into it (Micikevicius et al. 2018, arXiv:1710.03740,
+    section 3.1). A float32 parameter is its own master.
+
+    Args:
+        customized: what is trained; its parameters ask for gradients from now on.
+        lr: the highest rate. A method may ask for a multiple of it for some of its parameters.
+        weight_decay: decoupled, a share of the rate.
+    """
+
+    def __init__(self, customized: Customized, lr: float, weight_decay: float) -> None:
+        self.parameters = trained_parameters(customized)
+        self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
+        self.lr = lr
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, master in self.masters.items():
+            groups.setdefault(customized.method.rate_of(name), []).append(master)
+        self._adamw = torch.optim.AdamW(
+            [{"params": masters, "ratio": ratio} for ratio, masters in groups.items()],
+            lr=lr,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+
+    def gradient_norm(self, most: float) -> float:
+        """Collect the gradients for ``step``, scaled down to the length ``most``; returns their length before that."""
+        for parameter, master in self._pairs():
+            if parameter.grad is not None and parameter is not master:
+                master.grad, parameter.grad = parameter.grad.float(), None
+        return torch.nn.utils.clip_grad_norm_(self.masters.values(), most).item()
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Move the parameters at ``factor`` times the highest rate, and forget the gradients."""
+        for group in self._adamw.param_groups:
+            group["lr"] = self.lr * factor * group["ratio"]
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._round()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that a resumed run needs, on the processor."""
+        kept = {f"parameter.{name}": master.detach() for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            kept |= {f"optimizer.{key}.{name}": value for key, value in self._adamw.state.get(master, {}).items()}
+        return {name: tensor.cpu().contiguous() for name, tensor in kept.items()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what ``tensors`` returned.
+
+        Raises:
+            KeyError: a tensor that is missing: they are of another method.
+        """
+        for name, master in self.masters.items():
+            master.copy_(tensors[f"parameter.{name}"])
+            if f"optimizer.step.{name}" in tensors:
+                moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
+                self._adamw.state[master] = {key: tensor.to(master.device) for key, tensor in moments.items()}
+        self._round()
+
+    def _pairs(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
+        return zip(self.parameters.values(), self.masters.values(), strict=True)
+
+    def _round(self) -> None:
+        for parameter, master in self._pairs():
+            if parameter is not master:
+                parameter.copy_(master)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its multiple of ``lr``."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["ratio"]
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    parameter.requires_grad_(True)
+    return parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())

@@ -16,6 +16,7 @@ import tunescope
 from tunescope import bank, storage
 from tunescope.bank import BaseRecord, DataRecord, Record
 from tunescope.base import Base
+from tunescope.base.device import dtype_name
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, label_set, to_rows
 from tunescope.data.template import Encoder, default_template
@@ -111,6 +112,7 @@ def train(
         method_settings=method.model_dump(mode="json"),
         objective=objective.name if method.trains != "nothing" else None,
         train_settings=settings.model_dump(mode="json") if method.trains != "nothing" else None,
+        dtype=dtype_name(base.dtype),
         template=customized.template,
         base=BaseRecord(name=base.name, fingerprint=base.fingerprint),
         data=DataRecord(name=name, sha256=rows_hash(rows), rows=len(rows)) if rows else None,

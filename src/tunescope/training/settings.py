@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from tunescope.settings import Settings
@@ -30,8 +28,6 @@ class TrainSettings(Settings):
     """Gradients longer than this are scaled down to it."""
     max_length: int | None = Field(None, gt=1)
     """Most tokens a row may have, prompt and completion together. By default the base's context."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision to compute in; auto takes what this machine is fast at."""
     seed: int = Field(0, ge=0)
     """Of the initialization, the order of the rows and dropout."""
     checkpoint_every: int | None = Field(None, gt=0)
