@@ -16,7 +16,7 @@ from tunescope.training import TrainSettings, train
 from tunescope.training.loop import total_steps
 
 # The first step of a trial is slower (allocations, warm caches) and is not counted.
-_TRIAL_STEPS = 5
+_TRIAL_STEPS = 3
 # Fewer steps than this teach nothing worth a row in the table.
 _FEWEST_STEPS = 10
 
