@@ -30,6 +30,20 @@ def test_greedy_batch_equals_transformers_alone(arch: str) -> None:
         assert generated.tokens == ids[0, len(prompt) :].tolist()
 
 
+def test_what_prompts_share_is_computed_once() -> None:
+    customized, positions = base_of(), []
+    begin = list(range(40, 90))
+    prompts = [[*begin, n, *range(n)] for n in (3, 9, 5)]
+    alone = [generate_ids(customized, [prompt], Sampling(max_new_tokens=6))[0] for prompt in prompts]
+    handle = customized.base.embedding.register_forward_pre_hook(lambda _m, args: positions.append(args[0].numel()))
+    try:
+        together = generate_ids(customized, prompts, Sampling(max_new_tokens=6))
+    finally:
+        handle.remove()
+    assert together == alone
+    assert positions[:2] == [50, 3 * 10]
+
+
 def test_stops_at_the_stop_token_and_leaves_it_out_of_the_text() -> None:
     customized = base_of()
     free = generate_ids(customized, [[65, 66]], Sampling(max_new_tokens=6))[0].tokens

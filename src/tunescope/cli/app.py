@@ -140,9 +140,11 @@ def _train_app(arguments: list[str]) -> typer.Typer:
     from tunescope.cli.training import training_command
     from tunescope.methods.registry import METHODS
 
+    names = METHODS.names()
     if len(arguments) > 1 and not arguments[1].startswith("-"):
         METHODS.load(arguments[1])  # an unknown name is answered with the nearest ones
-    for name in METHODS.names():
+        names = list(dict.fromkeys([*names, arguments[1]]))  # a composition (prompt-tuning+lora) is none of the listed
+    for name in names:
         method = METHODS.load(name)
         app.command(name, help=(method.__doc__ or "").strip())(training_command(method))
     return app

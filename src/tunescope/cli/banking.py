@@ -20,7 +20,11 @@ def list_bank(folder: Path, output: Output) -> None:
     entries = bank.list_entries(folder)
     values = []
     for path in entries:
-        record = bank.read_record(path)
+        try:
+            record = bank.read_record(path)
+        except BankError as error:  # the others can still be listed
+            output.note(str(error))
+            continue
         values.append(
             {
                 "name": path.name,

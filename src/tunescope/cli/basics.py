@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tunescope.cli.output import Output, print_facts
-from tunescope.errors import UnknownNameError
+from tunescope.errors import TunescopeError, UnknownNameError
 
 
 def pull_base(name: str, source: str, revision: str | None, output: Output) -> None:
@@ -20,6 +20,8 @@ def pull_base(name: str, source: str, revision: str | None, output: Output) -> N
     if source not in ("auto", "hub"):
         raise UnknownNameError("source (--from)", source, ("auto", "hub"))
     found = resolve(name, prefer=source, revision=revision)  # type: ignore[arg-type]
+    if revision is not None and not found.origin.startswith("the hub's"):
+        raise TunescopeError(f"--revision {revision}: only the hub has revisions, and {name} is {found.origin}.")
     base = load_base(found.folder)
     values = {
         "name": name,

@@ -18,6 +18,7 @@ from tunescope.comparison import CompareSettings, Comparison, compare, render_ta
 from tunescope.data.catalog import CATALOG
 from tunescope.data.reading import Table, read
 from tunescope.data.rows import Row, to_rows
+from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import default_probes, user_probes
 
@@ -51,22 +52,26 @@ def compare_command() -> Callable[..., None]:
     ) -> None:
         """Train and measure the methods on your data within a budget, and say which one to take."""
         output = Output(as_json)
-        settings = settings.model_copy(update={"budget_seconds": duration(budget)})
+        once = tuple(dict.fromkeys(settings.methods))
+        settings = settings.model_copy(update={"budget_seconds": duration(budget), "methods": once})
         table = read(data, split=split, skip_bad=skip_bad)
         pattern = template or table.default_template
         rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
         test_rows = _test_rows(data, test, split, pattern, skip_bad)
+        probes = user_probes(probe) if probe is not None else default_probes(everything=all_probes)
+        loaded = load_base(base, dtype=options.dtype(dtype))
+        default_template(loaded.tokenizer, pattern=pattern, style=style)  # a style that no method could take stops here
         progress = ComparisonProgress(output.progress)
         try:
             found = compare(
-                load_base(base, dtype=options.dtype(dtype)),
+                loaded,
                 rows,
                 test_rows,
                 out=out,
                 settings=settings,
                 pattern=pattern,
                 style=style,
-                probes=user_probes(probe) if probe is not None else default_probes(everything=all_probes),
+                probes=probes,
                 name=table.name,
                 restart=restart,
                 watcher=progress,

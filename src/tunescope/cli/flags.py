@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +41,7 @@ def with_settings(
             value = given.pop(name)
             if value is not None:
                 values[key][name] = _parse(name, field, value)
-        function(**given, **{key: classes[key].parse(found) for key, found in values.items()})
+        function(**given, **{key: _settings(classes[key], found) for key, found in values.items()})
 
     command.__signature__ = own.replace(parameters=_ordered(parameters))  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -53,12 +54,24 @@ def duration(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``10m`` or ``1h30m``.
 
     Raises:
-        TunescopeError: anything else.
+        TunescopeError: anything else, and no time at all.
     """
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not parts or not any(parts.groups()):
         raise TunescopeError(f"{text!r} is not a duration: write 90s, 10m or 1h30m.")
-    return sum(float(value) * unit for value, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if value)
+    seconds = sum(float(value) * unit for value, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if value)
+    if not 0 < seconds < math.inf:
+        raise TunescopeError(f"{text!r} is no stretch of time to work in: give at least a second, as in 90s or 10m.")
+    return seconds
+
+
+def _settings(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
+    """The settings object; an error names the flag that was typed and not the field behind it."""
+    try:
+        return kind.parse(found)
+    except TunescopeError as error:
+        flag = re.sub(rf"^{kind.__name__}\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), str(error))
+        raise TunescopeError(flag) from None
 
 
 def _ordered(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:

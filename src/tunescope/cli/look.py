@@ -45,16 +45,16 @@ def look_at(
     encoder = Encoder(tokenizer, default_template(tokenizer, pattern=pattern, style=style), context, max_length)
     encoded = encoder.encode_all(rows)
     labels = label_set(rows)
-    lengths = [len(example) for example in encoded] or [0]
+    lengths = [len(example) for example in encoded]
     examples = [_pieces(tokenizer, encoder, example) for example in encoded[:shown]]
     values: dict[str, Any] = {
         "rows": len(rows),
         "task": f"classification into {', '.join(labels)}" if labels else "text",
         "trained_tokens": sum(len(e.completion) + sum(b - a for a, b in e.earlier) for e in encoded),
         "tokens": sum(lengths),
-        "shortest": min(lengths),
-        "median": statistics.median(lengths),
-        "longest": max(lengths),
+        "shortest": min(lengths, default=0),
+        "median": statistics.median(lengths or [0]),
+        "longest": max(lengths, default=0),
         "truncated": encoder.truncated,
         "dropped": len(encoder.dropped_rows),
         "skipped": len(table.skipped),
@@ -73,7 +73,8 @@ def look_at(
         for kind, look in _STYLES.items():
             legend.append(f" {kind} ", style=look).append(" ")
         console.print(legend, "\n")
-        _histogram(console, lengths)
+        if lengths:
+            _histogram(console, lengths)
         facts = (
             f"{values['rows']} rows, {values['task']}. {values['tokens']} tokens, {values['trained_tokens']} of them "
             f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."

@@ -30,9 +30,12 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _say(f"The disk is full ({error.filename or 'while writing'}). Free some space and run the command again.")
+        elif error.filename and error.strerror:  # a path that the system refuses: too long, under a file, protected
+            _say(f"{_shortened(str(error.filename))}: {error.strerror}. Check the path and who may use it.")
+        else:
             raise
-        _say(f"The disk is full ({error.filename or 'while writing'}). Free some space and run the command again.")
         sys.exit(2)
 
 
@@ -50,3 +53,7 @@ def _say(message: str) -> None:
     from rich.text import Text
 
     Console(stderr=True, soft_wrap=True).print(Text("Error: ", style="bold red") + Text(message))
+
+
+def _shortened(path: str, most: int = 200) -> str:
+    return path if len(path) <= most else f"{path[:most]}… ({len(path)} characters)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tunescope import bank
 from tunescope.base import load_base
@@ -38,7 +37,14 @@ def evaluate_entry(
     output: Output,
 ) -> None:
     """Measure an entry, keep the measurements in its record, and print them."""
+    if entry is None and base is None:
+        raise TunescopeError("Name what to measure: an entry of a bank, or a base with --base.")
     record = bank.read_record(entry) if entry is not None else None
+    if record and style not in ("auto", record.template.style):
+        raise TunescopeError(
+            f"{entry} was made in {record.template.style} style; measuring it in {style} style would not measure what "
+            "it serves. Leave --style out."
+        )
     if split is None and data in CATALOG and "test" in CATALOG[data].members:
         split = "test"
     table = read(data, split=split, skip_bad=skip_bad)
@@ -50,6 +56,8 @@ def evaluate_entry(
         )
     rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
     labels = record.labels if record else label_set(rows)
+    if generate_rows == 0 and not labels:
+        raise TunescopeError("--generate-rows 0 leaves nothing to score: the answers are free texts. Give at least 1.")
     customized = _customized(entry, base, pattern, style)
     if record and record.data and rows_hash(rows) == record.data.sha256:
         output.note("These are the rows it was trained on: the scores say nothing about new rows.")
@@ -84,13 +92,17 @@ def evaluate_entry(
 
 def generate_texts(prompts: list[str], base: str | None, sampling: Sampling, output: Output) -> None:
     """Answer prompts; the first argument may name an entry."""
-    entry = None
-    if (Path(prompts[0]) / "customization.json").is_file():
-        entry, prompts = Path(prompts[0]), prompts[1:]
+    entry = Path(prompts[0]) if _names_entry(prompts[0]) else None
+    if entry is not None:
+        bank.read_record(entry)  # a name that only nearly is an entry's is no prompt
+        prompts = prompts[1:]
     if not prompts:
         raise TunescopeError(f"{entry} is an entry; give at least one prompt after it.")
     if entry is None and base is None:
         raise TunescopeError(f"{prompts[0]!r} is no entry of a bank: name one, or a base with --base.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise TunescopeError(f"Prompt {number} is empty.")
     customized = _customized(entry, base, None, "auto")
     for prompt, answer in zip(prompts, generate(customized, prompts, sampling), strict=True):
         values = {
@@ -103,11 +115,19 @@ def generate_texts(prompts: list[str], base: str | None, sampling: Sampling, out
         output.result(values, lambda console, text=answer.text: console.print(text, markup=False))  # type: ignore[misc]
 
 
+def _names_entry(text: str) -> bool:
+    """Whether a text is the path of an entry, or stands right in a folder of entries as an entry would."""
+    path = Path(text)
+    try:
+        return (path / bank.RECORD).is_file() or (len(path.parts) > 1 and bool(bank.list_entries(path.parent)))
+    except (OSError, ValueError):  # too long for a path, or with letters none can have
+        return False
+
+
 def _customized(entry: Path | None, base: str | None, pattern: str | None, style: str) -> Customized:
     if entry is not None:
         return bank.load(entry, base)
-    if base is None:
-        raise TunescopeError("Name what to measure: an entry of a bank, or a base with --base.")
-    loaded: Any = load_base(base)
+    assert base is not None  # the callers asked for one of the two
+    loaded = load_base(base)
     template = default_template(loaded.tokenizer, pattern=pattern, style=style)
     return Customized(loaded, Customization(ZeroShot(), template, {}), loaded)

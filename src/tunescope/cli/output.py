@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +40,18 @@ class Output:
     def result(self, values: Any, show: Callable[[Console], None]) -> None:
         """The result: one JSON object a call, or as ``show`` prints it for people."""
         if self.as_json:
-            typer.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
+            typer.echo(json.dumps(_finite(values), ensure_ascii=False, allow_nan=False))
         else:
             show(self.console)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON has not: a diverged model's loss is infinite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(found) for key, found in value.items()}
+    return [_finite(found) for found in value] if isinstance(value, list | tuple) else value
 
 
 class _Said(logging.Handler):

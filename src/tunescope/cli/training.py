@@ -79,6 +79,8 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     Raises:
         TunescopeError: the place is taken.
     """
+    if out.name.startswith("."):
+        raise TunescopeError(f"{out}: names that begin with a dot are kept for unfinished work. Choose another --out.")
     if not out.exists() or (overwrite and (out / "customization.json").is_file()):
         return
     if (out / "customization.json").is_file():

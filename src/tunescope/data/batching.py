@@ -63,7 +63,7 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         # Position t predicts token t + 1; a text without a prompt cannot have its first token predicted.
         keep[i, max(len(example.prompt) - 1, 0) : len(tokens) - 1] = True
         for begin, end in example.earlier:
-            keep[i, begin - 1 : end - 1] = True
+            keep[i, max(begin - 1, 0) : end - 1] = True
     targets = ids.roll(-1, dims=1)[keep]
     return Batch(ids, mask, keep, targets, [example.number for example in examples])
 
@@ -96,7 +96,7 @@ class BatchOrder:
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """Row indices of each batch of an epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         span = self.batch_size * _WINDOW
         batches = []

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -80,7 +81,7 @@ def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> 
         UnknownNameError: a plain word that is neither a file nor built in.
         TunescopeError: a download failed or the disk is full.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (pathlib's raises for an unknown user)
     name = str(source)
     if path.is_dir():
         raise DataError(f"{path} is a folder. Name one file in it: {_some_names(path)}.")

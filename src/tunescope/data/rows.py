@@ -6,6 +6,7 @@ Conventional columns: ``prompt, completion``; ``messages``; ``prompt`` alone; or
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tunescope.data.reading import BadRow, Table, check_bad
 from tunescope.errors import DataError
 
 Message = dict[str, str]
+# At the ends of a prompt or completion: no part of what is said, and what stands between the two is the template's.
+IGNORED_SPACE = " \t"
 _FIELD = re.compile(r"\{(\w+)\}")
 _ROLES = ("system", "user", "assistant")
 
@@ -24,8 +27,8 @@ class Row:
     """One example.
 
     Attributes:
-        messages: what stands before the completion. One user message for a prompt given as text.
-        completion: the text to learn, or None where there is only a prompt.
+        messages: what stands before the completion; the last one is the user's. One for a prompt given as text.
+        completion: the text to learn, without spaces around it, or None where there is only a prompt.
         number: line in the file, from 1, for messages about it.
     """
 
@@ -59,14 +62,15 @@ def to_rows(table: Table, pattern: str | None = None, *, skip_bad: int = 0, need
 
     Args:
         table: rows as read.
-        pattern: how any columns make prompt and completion; the table's own default where None and it has one.
+        pattern: how any columns make prompt and completion, whatever their names; the table's own default where None
+            and it has one.
         skip_bad: how many rows that do not fit may be left out (they are counted in the caller's report).
         need_completion: False accepts rows with a prompt alone.
 
     Raises:
         DataError: columns that no convention fits, or rows that do not fit theirs, each with its line and reason.
     """
-    convert = _converter(table, pattern or table.default_template, need_completion)
+    convert = _converter(table, table.default_template if pattern is None else pattern, need_completion)
     rows, bad = [], []
     for fields, line in zip(table.rows, table.lines, strict=True):
         made = convert(fields, line)
@@ -82,7 +86,7 @@ def to_rows(table: Table, pattern: str | None = None, *, skip_bad: int = 0, need
 
 def _converter(table: Table, pattern: str | None, need_completion: bool) -> Any:
     columns = set(table.columns)
-    if pattern is not None and not {"prompt", "messages"} & columns:
+    if pattern is not None:
         inputs, target = pattern_fields(pattern)
         needed = {*inputs, target} if need_completion else set(inputs)
         if missing := sorted(needed - columns):
@@ -104,55 +108,82 @@ def _converter(table: Table, pattern: str | None, need_completion: bool) -> Any:
 
 
 def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, need: bool) -> Row | str:
-    for name in {*_FIELD.findall(head), *([target] if need else [])}:
-        if not isinstance(fields.get(name), str | int | float):
-            return f"{name} is {_describe(fields.get(name))}, expected text"
-    text = _FIELD.sub(lambda match: str(fields[match.group(1)]), head)
-    completion = str(fields[target]) if target in fields and fields[target] is not None else None
-    if completion is not None and not completion.strip():
+    inputs = dict.fromkeys(_FIELD.findall(head))
+    asked = target in fields and (need or fields[target] is not None)
+    for name in [*inputs, *([target] if asked else [])]:
+        if not _is_scalar(fields[name]):
+            return f"{name} is {_describe(fields[name])}, expected text"
+    if not any(str(fields[name]).strip() for name in inputs):
+        return f"{' and '.join(inputs)} {'is' if len(inputs) == 1 else 'are'} empty"
+    if asked and not str(fields[target]).strip():
         return f"{target} is empty"
-    return Row(({"role": "user", "content": text},), completion, line)
+    text = _FIELD.sub(lambda match: str(fields[match.group(1)]), head)
+    return _row(({"role": "user", "content": text},), str(fields[target]) if asked else None, line)
 
 
 def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     prompt, completion = fields.get("prompt"), fields.get("completion")
-    if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
-        completion = completion[0].get("content")  # TRL's conversational form
-    if need and not isinstance(completion, str):
+    if isinstance(completion, list):  # TRL's conversational form
+        turns = _messages(completion, "completion")
+        if isinstance(turns, str):
+            return turns
+        if len(turns) > 1 or turns[0]["role"] != "assistant":
+            return "completion is a list, but not of one message by the assistant"
+        completion = turns[0]["content"]
+    if not isinstance(completion, str) and (need or completion is not None):
         return f"completion is {_describe(completion)}, expected text"
     if isinstance(completion, str) and not completion.strip():
         return "completion is empty"
     if isinstance(prompt, str):
         if not prompt.strip():
             return "prompt is empty"
-        return Row(({"role": "user", "content": prompt},), completion, line)
-    checked = _messages(prompt)
-    return checked if isinstance(checked, str) else Row(checked, completion, line)
+        return _row(({"role": "user", "content": prompt},), completion, line)
+    turns = _messages(prompt, "prompt", "text, or a list")
+    if isinstance(turns, str):
+        return turns
+    if turns[-1]["role"] != "user":
+        return "prompt does not end in a user's turn"
+    return _row(turns, completion, line)
 
 
 def _from_messages(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
-    checked = _messages(fields.get("messages"))
-    if isinstance(checked, str):
-        return checked
-    if checked[-1]["role"] == "assistant":
-        if len(checked) == 1:
-            return "messages has nothing before the assistant's turn"
-        if not checked[-1]["content"].strip():
-            return "the assistant's last turn is empty"
-        return Row(checked[:-1], checked[-1]["content"], line)
-    return "messages does not end in an assistant's turn" if need else Row(checked, None, line)
+    turns = _messages(fields.get("messages"), "messages")
+    if isinstance(turns, str):
+        return turns
+    if turns[-1]["role"] == "user":
+        return "messages does not end in an assistant's turn" if need else _row(turns, None, line)
+    if len(turns) < 2 or turns[-2]["role"] != "user":
+        return "messages has no user's turn right before the last one"
+    return _row(turns[:-1], turns[-1]["content"], line)
 
 
-def _messages(value: Any) -> tuple[Message, ...] | str:
+def _row(messages: tuple[Message, ...], completion: str | None, line: int) -> Row:
+    return Row(messages, completion if completion is None else completion.strip(IGNORED_SPACE), line)
+
+
+def _messages(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:
     """The messages, checked, or why they are not usable."""
     if not isinstance(value, list) or not value:
-        return f"messages is {_describe(value)}, expected a list of {{role, content}}"
-    for i, message in enumerate(value):
+        return f"{column} is {_describe(value)}, expected {expected} of {{role, content}}"
+    begun = False
+    for i, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            return f"message {i + 1} is not an object with text under content"
-        if message.get("role") not in _ROLES:
-            return f"message {i + 1} has role {message.get('role')!r}, expected one of {', '.join(_ROLES)}"
+            return f"message {i} of {column} is not an object with text under content"
+        role = message.get("role")
+        if role not in _ROLES:
+            return f"message {i} of {column} has role {role!r}, expected one of {', '.join(_ROLES)}"
+        if role != "system" and not message["content"].strip():
+            return f"message {i} of {column} is empty"
+        if begun and role == "system":
+            return f"message {i} of {column} has role 'system', which can only stand first"
+        if not begun and role == "assistant" and column == "messages":
+            return f"message {i} of {column} is by the assistant, with no user's turn before it"
+        begun = begun or role != "system"
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _describe(value: Any) -> str:
@@ -168,6 +199,6 @@ def label_set(rows: Sequence[Row], most: int = 50) -> tuple[str, ...] | None:
     completions = [row.completion for row in rows if row.completion is not None]
     labels = sorted(set(completions))
     short = all(len(label) <= 60 and "\n" not in label for label in labels)
-    if not completions or not short or not 2 <= len(labels) <= min(most, max(2, len(completions) // 4)):
+    if not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
         return None
     return tuple(labels)

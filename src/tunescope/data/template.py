@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tunescope.data.rows import Message, Row
-from tunescope.errors import DataError
+from tunescope.data.rows import IGNORED_SPACE, Message, Row
+from tunescope.errors import DataError, UnknownNameError
 from tunescope.settings import Settings
 
-IGNORED_SPACE = " \t"
+_STYLES = ("auto", "chat", "plain")
 # Where some of the virtual tokens stand in a template, as NeMo writes it.
 _MARK = re.compile(r"(<\|VIRTUAL_PROMPT_\d+\|>)")
 
@@ -100,8 +100,11 @@ def default_template(tokenizer: Any, *, pattern: str | None = None, style: str =
     """Chat style for tokenizers that have a chat template, plain text for the others.
 
     Raises:
+        UnknownNameError: a style that is neither ``chat``, ``plain`` nor ``auto``.
         DataError: ``chat`` asked of a tokenizer without a chat template.
     """
+    if style not in _STYLES:
+        raise UnknownNameError("style", style, _STYLES)
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if style == "chat" and not has_chat:
         raise DataError("This base has no chat template: use --style plain.")
@@ -116,7 +119,10 @@ def _stop_tokens(tokenizer: Any, style: str) -> tuple[int, ...]:
         # A marker finds the turn's end whatever stands around it; templates may strip spaces, so it has none.
         marker = "tunescopeturnend"
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
-        after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(marker)[2]
+        try:
+            after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(marker)[2]
+        except Exception as error:  # jinja's syntax errors and raise_exception
+            raise DataError(f"The base's chat template is broken ({error}): use --style plain.") from error
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         stops += [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special][:1]
     if tokenizer.eos_token_id is not None:
@@ -146,7 +152,7 @@ class Encoder:
     dropped_rows: list[int] = field(default_factory=list)
 
     def encode(self, row: Row) -> Encoded | None:
-        """The row's tokens; None, and counted, where even an empty prompt would not leave room for the completion.
+        """The row's tokens; None, and counted, where nothing of its prompt's text would be left beside the completion.
 
         A prompt that is too long loses the middle of its own text's tokens (its beginning says what the text is about,
         its end asks the question); the template around it, its shots and the completion are never cut.
@@ -162,6 +168,7 @@ class Encoder:
             if shortened is None:
                 self.dropped_rows.append(row.number)
                 return None
+            dropped = len(prompt) - len(shortened)
             prompt, earlier, self.truncated = shortened, (), self.truncated + 1
         return Encoded(prompt, completion, extra, max(dropped, 0), row.number, earlier)
 
@@ -173,12 +180,14 @@ class Encoder:
         """What was cut, in words; empty when nothing was."""
         said = []
         if self.truncated:
-            said.append(f"{self.truncated} prompts were cut to fit {self._limit} tokens (the middle of their text).")
+            prompts = "1 prompt was" if self.truncated == 1 else f"{self.truncated} prompts were"
+            said.append(f"{prompts} cut to fit {self._limit} tokens (the middle of the text).")
         if self.dropped_rows:
             lines = ", ".join(map(str, self.dropped_rows[:10])) + (" …" if len(self.dropped_rows) > 10 else "")
+            rows = "1 row was" if len(self.dropped_rows) == 1 else f"{len(self.dropped_rows)} rows were"
             said.append(
-                f"{len(self.dropped_rows)} rows were dropped: their completion does not fit {self._limit} tokens "
-                f"(lines {lines})."
+                f"{rows} dropped: the completion and what must stand before it do not fit {self._limit} tokens "
+                f"(line{'s' if len(self.dropped_rows) > 1 else ''} {lines})."
             )
         return said
 
@@ -259,8 +268,10 @@ class Encoder:
                 raise DataError(f"The base's chat template refuses these messages: {error}") from error
         texts = []
         for message in messages[:-1]:
-            glue = self._space([message]) if message["role"] == "user" else ""
-            texts.append(message["content"].rstrip(IGNORED_SPACE) + (glue or "\n\n"))
+            # A shot reads as the row does: its answer stands where the completion would.
+            glue = self._space([message]) if message["role"] == "user" else "\n\n"
+            text = message["content"].rstrip(IGNORED_SPACE)
+            texts.append((text.lstrip(IGNORED_SPACE) if message["role"] == "assistant" else text) + glue)
         return "".join(texts) + messages[-1]["content"].rstrip(IGNORED_SPACE)
 
     def _space(self, messages: Sequence[Message]) -> str:
@@ -312,7 +323,10 @@ class Encoder:
         while keep > 0:
             # Two thirds from the beginning, one third from the end: the question usually stands at the end.
             first, last = keep - keep // 3, keep // 3
-            cut = self.tokenizer.decode(ids[:first]) + self.tokenizer.decode(ids[len(ids) - last :] if last else [])
+            # A letter of several tokens may be cut through: what is left of it is no text.
+            begin = self.tokenizer.decode(ids[:first]).rstrip("\ufffd")
+            end = self.tokenizer.decode(ids[len(ids) - last :]).lstrip("\ufffd") if last else ""
+            cut = begin + end
             text = "".join([*pieces[:at], cut, *pieces[at + 1 :]])
             prompt = self.prompt_ids([*messages[:-1], {**messages[-1], "content": text}])
             if len(prompt) <= room:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from tunescope.inference.generation import Decoder
+from tunescope.inference.prefix import SharedBeginning
 from tunescope.methods import Customized
 
 _REPEATS, _NEW_TOKENS = 5, 16
@@ -40,7 +41,7 @@ def measure_latency(customized: Customized, prompts: Sequence[list[int]]) -> Lat
 def _time_one(customized: Customized, prompt: list[int]) -> tuple[float, float]:
     with torch.inference_mode(), customized.active() as base:
         start = _now(base.device)
-        decoder = Decoder(base, [prompt])
+        decoder = Decoder(base, [prompt], SharedBeginning.of(base, [prompt]))
         token = decoder.step().argmax(-1)
         first = _now(base.device)
         for _ in range(_NEW_TOKENS - 1):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from pydantic import Field
-from transformers import DynamicCache
 
 from tunescope.base import Base
 from tunescope.data.rows import Message
 from tunescope.data.template import Encoder
 from tunescope.errors import DataError
+from tunescope.inference.prefix import SharedBeginning
 from tunescope.methods import Customized
 from tunescope.settings import Settings
 
@@ -28,7 +28,7 @@ class Sampling(Settings):
     """0 takes the likeliest token; higher values sample more freely."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample among the likeliest tokens that together have this probability."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the sampling."""
 
 
@@ -94,9 +94,10 @@ def generate_ids(
     generator = torch.Generator(customized.base.device).manual_seed(sampling.seed)
     stop = set(customized.template.stop)
     with torch.inference_mode(), customized.active() as base:
+        beginning = SharedBeginning.of(base, prompts)
         for begin in range(0, len(order), _BATCH):
             indices = order[begin : begin + _BATCH]
-            decoded = _decode(base, [prompts[i] for i in indices], sampling, stop, generator)
+            decoded = _decode(base, [prompts[i] for i in indices], beginning, sampling, stop, generator)
             for i, tokens in zip(indices, decoded, strict=True):
                 finished = bool(tokens) and tokens[-1] in stop
                 text = base.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
@@ -106,17 +107,22 @@ def generate_ids(
 
 
 class Decoder:
-    """Prompts under way, side by side, padded on the left so that they grow at the same end."""
+    """Prompts under way, side by side, padded on the left so that they grow at the same end.
 
-    def __init__(self, base: Base, prompts: Sequence[list[int]]) -> None:
+    What they share stands before the padding, where the mask and the positions make it the same as after it.
+    """
+
+    def __init__(self, base: Base, prompts: Sequence[list[int]], beginning: SharedBeginning) -> None:
         self.base = base
-        length = max(map(len, prompts))
+        shared, length = beginning.tokens, max(map(len, prompts)) - beginning.tokens
         self.ids = torch.zeros(len(prompts), length, dtype=torch.long, device=base.device)
-        self.mask = torch.zeros_like(self.ids)
+        mask = torch.zeros_like(self.ids)
         for row, prompt in enumerate(prompts):
-            self.ids[row, length - len(prompt) :] = torch.tensor(prompt, device=base.device)
-            self.mask[row, length - len(prompt) :] = 1
-        self.cache = DynamicCache(config=base.model.config)
+            own = len(prompt) - shared
+            self.ids[row, length - own :] = torch.tensor(prompt[shared:], device=base.device)
+            mask[row, length - own :] = 1
+        self.mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
+        self.cache = beginning.cache(len(prompts))
 
     def step(self) -> torch.Tensor:
         """Logits [rows, vocabulary] of the next token of each row."""
@@ -131,9 +137,14 @@ class Decoder:
 
 
 def _decode(
-    base: Base, prompts: list[list[int]], sampling: Sampling, stop: set[int], generator: torch.Generator
+    base: Base,
+    prompts: list[list[int]],
+    beginning: SharedBeginning,
+    sampling: Sampling,
+    stop: set[int],
+    generator: torch.Generator,
 ) -> list[list[int]]:
-    decoder = Decoder(base, prompts)
+    decoder = Decoder(base, prompts, beginning)
     written: list[list[int]] = [[] for _ in prompts]
     for _ in range(sampling.max_new_tokens):
         chosen = choose(decoder.step(), sampling, generator)

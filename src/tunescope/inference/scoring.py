@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from tunescope.base import Base
+from tunescope.inference.prefix import SharedBeginning
 from tunescope.methods import Customized
 
 # Tokens computed in one forward pass. More fills the cores no better and needs memory for the logits.
 _PASS_TOKENS = 2048
-# Below this a shared beginning is cheaper to compute again than to keep and copy.
-_WORTH_SHARING = 16
 # Rows of logits turned to float32 at a time: 256 rows of a 50,000-token vocabulary are 50 MB.
 _FLOAT_ROWS = 256
 
@@ -52,44 +50,13 @@ def score(
     """
     results: list[list[Score]] = [[] for _ in items]
     with torch.inference_mode(), customized.active() as base:
-        shared = _shared_beginning(base, items)
-        cache = _prefill(base, items[0].prompt[:shared]) if shared else None
-        for indices in _passes(items, shared):
-            scored = _score_pass(base, [items[i] for i in indices], shared, cache)
+        beginning = SharedBeginning.of(base, [item.prompt for item in items])
+        for indices in _passes(items, beginning.tokens):
+            scored = _score_pass(base, [items[i] for i in indices], beginning)
             for i, scores in zip(indices, scored, strict=True):
                 results[i] = scores
             on_item(len(indices))
     return results
-
-
-def _shared_beginning(base: Base, items: Sequence[Item]) -> int:
-    """How many first tokens all prompts share; 0 where it is not worth it or a sliding cache would drop them."""
-    if len(items) < 2 or any(window is not None for window in base.windows.values()):
-        return 0
-    first, last = (
-        min(i.prompt for i in items),
-        max(i.prompt for i in items),
-    )  # in order of tokens: all others lie between
-    common = 0
-    while common < min(len(first), len(last)) and first[common] == last[common]:
-        common += 1
-    common = min(common, min(len(item.prompt) for item in items) - 1)  # the last prompt token gives the first logits
-    return common if common >= _WORTH_SHARING else 0
-
-
-def _prefill(base: Base, tokens: list[int]) -> DynamicCache:
-    cache = DynamicCache(config=base.model.config)
-    ids = torch.tensor([tokens], device=base.device)
-    base.forward(ids, torch.ones_like(ids), keep=torch.zeros_like(ids, dtype=torch.bool), cache=cache)
-    return cache
-
-
-def _repeated(base: Base, cache: DynamicCache, rows: int) -> DynamicCache:
-    """A new cache in which each of ``rows`` rows begins with the one row of ``cache``."""
-    copy = DynamicCache(config=base.model.config)
-    for i, layer in enumerate(cache.layers):
-        copy.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), i)
-    return copy
 
 
 def _packed_length(item: Item, shared: int) -> int:
@@ -105,7 +72,8 @@ def _passes(items: Sequence[Item], shared: int) -> Iterator[list[int]]:
         order = order[fits:]
 
 
-def _score_pass(base: Base, items: list[Item], shared: int, cache: DynamicCache | None) -> list[list[Score]]:
+def _score_pass(base: Base, items: list[Item], beginning: SharedBeginning) -> list[list[Score]]:
+    shared = beginning.tokens
     length = max(_packed_length(item, shared) for item in items)
     ids = torch.zeros(len(items), length, dtype=torch.long)
     branch = torch.full_like(ids, -1)
@@ -139,7 +107,7 @@ def _score_pass(base: Base, items: list[Item], shared: int, cache: DynamicCache 
         mask,
         position_ids=position.to(device),
         keep=keep.to(device),
-        cache=_repeated(base, cache, len(items)) if cache is not None else None,
+        cache=beginning.cache(len(items)) if shared else None,
     )
     logprobs = iter(_logprobs(logits, torch.tensor(predicted_by), torch.tensor(targets)).tolist())
     return [

@@ -65,7 +65,7 @@ class TrainResult:
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(self.rows / max(self.seconds, 1e-9), 3),
             "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
-            "pad_fraction": round(1 - self.tokens / max(self.padded_tokens, 1), 4),
+            "pad_fraction": round(1 - self.tokens / self.padded_tokens, 4) if self.padded_tokens else 0.0,
             "peak_memory_mb": round(self.peak_memory_mb, 1),
             "loss": round(sum(tail) / max(len(tail), 1), 5),
         }

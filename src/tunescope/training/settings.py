@@ -28,7 +28,7 @@ class TrainSettings(Settings):
     """Gradients longer than this are scaled down to it."""
     max_length: int | None = Field(None, gt=1)
     """Most tokens a row may have, prompt and completion together. By default the base's context."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the initialization, the order of the rows and dropout."""
     checkpoint_every: int | None = Field(None, gt=0)
     """Steps between checkpoints. By default one a minute."""
