@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,7 @@ from tunescope.base import Base
 from tunescope.data.rows import Row
 from tunescope.errors import BankError
 from tunescope.inference import Item, score
-from tunescope.methods import FewShot, Full, LoRA, Method, System, ZeroShot
+from tunescope.methods import FewShot, Full, LoRA, Method, PromptTuning, System, ZeroShot
 from tunescope.training import TrainSettings, train
 
 ROWS = [Row(({"role": "user", "content": f"word {i}"},), ("yes", "no")[i % 2], i + 1) for i in range(12)]
@@ -124,3 +125,24 @@ def test_fingerprint_does_not_depend_on_precision(base_folder: Path) -> None:
 
     prints = [load_base(base_folder, dtype=d).fingerprint for d in ("float32", "bfloat16")]  # type: ignore[arg-type]
     assert prints[0] == prints[1]
+
+
+def test_verify_passes_and_sees_other_logits(tmp_path: Path) -> None:
+    trained = train(tiny_base(), LoRA(rank=2), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
+    file = tmp_path / "a" / "check.safetensors"
+    kept = load_file(file)["logits"]
+    assert kept.shape == (16, 64)
+    save_file({"logits": kept + 0.01}, file)
+    with pytest.raises(BankError, match="other logits than when it was saved"):
+        bank.verify(tmp_path / "a", tiny_base())
+    file.write_bytes(b"nothing")
+    with pytest.raises(BankError, match="damaged"):
+        bank.verify(tmp_path / "a", tiny_base())
+    assert trained.path == tmp_path / "a"
+
+
+def test_verify_covers_every_kind_of_entry(tmp_path: Path) -> None:
+    for i, method in enumerate([ZeroShot(), PromptTuning(virtual_tokens=4), Full()]):
+        train(tiny_base(), method, data=ROWS, settings=SETTINGS, out=tmp_path / str(i))
+        assert bank.verify(tmp_path / str(i), tiny_base()).max_error == 0.0

@@ -1,4 +1,4 @@
-"""Every method through the loop: it learns, an unfinished run goes on as if unbroken, and what is served is the same."""
+"""Every method through the loop: it learns, an interrupted run goes on unbroken, and what was trained is served."""
 
 from __future__ import annotations
 

@@ -13,13 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunescope import storage
+from tunescope.bank.check import save_check
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
 from tunescope.methods import Customization, Customized, at_rest
 from tunescope.methods.registry import METHODS
 
-RECORD, TENSORS, MODEL = "customization.json", "customization.safetensors", "model.safetensors"
+RECORD, TENSORS, MODEL, CHECK = (
+    "customization.json",
+    "customization.safetensors",
+    "model.safetensors",
+    "check.safetensors",
+)
 
 
 def save(customized: Customized, folder: Path, record: Record, *, extra: dict[str, str] | None = None) -> Path:
@@ -42,6 +48,7 @@ def save(customized: Customized, folder: Path, record: Record, *, extra: dict[st
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, tensor_file)
         if tensor_file is not None and tensor_file.is_file():
             record = record.model_copy(update={"tensors_sha256": storage.sha256_file(tensor_file)})
+        save_check(customized, partial / CHECK)
         for name, text in (extra or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
         (partial / RECORD).write_text(record.model_dump_json(indent=2), encoding="utf-8")
@@ -127,4 +134,4 @@ def _check_tensors(path: Path, record: Record) -> None:
 
 def size_mb(folder: Path) -> float:
     """Bytes of the entry's weights in 1e6: what a user would have to store and move."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.name != CHECK) / 1e6

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
+import tunescope
 from tunescope import bank
+from tunescope.bank.merge import Combination
+from tunescope.base import load_base
+from tunescope.base.device import dtype_name
 from tunescope.cli.output import Output, print_facts
-from tunescope.errors import BankError
+from tunescope.cli.training import refuse_existing
+from tunescope.errors import BankError, UnknownNameError
+from tunescope.methods import Customized
 
 
 def list_bank(folder: Path, output: Output) -> None:
@@ -66,3 +73,92 @@ def show_entry(entry: Path, output: Output) -> None:
         else:
             flat[key] = value
     output.result(record, lambda console: print_facts(console, flat))
+
+
+def verify_entry(entry: Path, base: str | None, output: Output) -> None:
+    """Check an entry and say what was checked."""
+    found = bank.verify(entry, base)
+    values = {"entry": str(entry), "verified": True, "max_logit_error": found.max_error, "dtype": found.dtype}
+
+    def show(console: Console) -> None:
+        kept = "" if found.max_error is None else f", logits within {found.max_error:.2g} of those kept ({found.dtype})"
+        console.print(f"{entry}: base, tensors and template are as saved{kept}.", markup=False)
+
+    output.result(values, show)
+
+
+def export_entry(entry: Path, to: str, out: Path, base: str | None, output: Output) -> None:
+    """Write an entry in another tool's format."""
+    if to not in ("peft", "transformers"):
+        raise UnknownNameError("format (--to)", to, ("peft", "transformers"))
+    if out.exists():
+        raise BankError(f"{out} exists already. Choose another --out.")
+    customized = bank.load(entry, base)
+    values: dict[str, Any] = {"entry": str(entry), "to": to, "path": str(out)}
+    if to == "peft":
+        bank.export_peft(customized, out)
+    elif customized.moves_base:
+        shutil.copytree(
+            entry, out, ignore=shutil.ignore_patterns("customization.json", "check.safetensors", "metrics*")
+        )
+    else:
+        merged = bank.merge(customized, out)
+        values |= {"dtype": merged.dtype, "max_logit_error": merged.max_error, "mean_logit_error": merged.mean_error}
+    output.result(values, lambda console: print_facts(console, values))
+
+
+def import_entry(folder: Path, base: str, out: Path, output: Output) -> None:
+    """Make an entry of a folder that PEFT wrote."""
+    refuse_existing(out, overwrite=False)
+    loaded = load_base(base)
+    customized = bank.import_peft(folder, loaded)
+    _save(customized, out, {"imported_from": str(folder)})
+    values = {
+        "path": str(out),
+        "method": customized.method.name,
+        "trainable_parameters": customized.trainable_parameters,
+    }
+    output.result(values, lambda console: print_facts(console, values))
+
+
+def merge_entries(
+    entries: list[Path], weights: str | None, how: str, density: float, rank: int | None, out: Path, output: Output
+) -> None:
+    """One LoRA entry of several."""
+    if how not in get_args(Combination):
+        raise UnknownNameError("combination (--how)", how, get_args(Combination))
+    refuse_existing(out, overwrite=False)
+    base = load_base(bank.read_record(entries[0]).base.name)
+    loras = [bank.load(entry, base) for entry in entries]
+    shares = _weights(weights, len(entries))
+    customized, error = bank.combine(loras, shares, how=how, density=density, rank=rank)  # type: ignore[arg-type]
+    _save(customized, out, {"merged_from": [str(entry) for entry in entries], "how": how, "weights": shares})
+    values = {"path": str(out), "how": how, "weights": shares, "relative_error": error}
+    output.result(values, lambda console: print_facts(console, values))
+
+
+def _weights(text: str | None, count: int) -> list[float]:
+    if text is None:
+        return [1 / count] * count
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise BankError(f"--weights {text!r} is not a list of numbers such as 0.7,0.3.") from None
+    if len(found) != count:
+        raise BankError(f"--weights names {len(found)} numbers for {count} entries.")
+    return found
+
+
+def _save(customized: Customized, out: Path, origin: dict[str, Any]) -> None:
+    """Write an entry that was not trained here; its record says where it comes from."""
+    record = bank.Record(
+        tunescope=tunescope.__version__,
+        method=customized.method.name,
+        method_settings=customized.method.model_dump(mode="json"),
+        objective=None,
+        dtype=dtype_name(customized.base.dtype),
+        template=customized.template,
+        base=bank.BaseRecord(name=customized.origin.name, fingerprint=customized.origin.fingerprint),
+        training=origin,
+    )
+    bank.save(customized, out, record)

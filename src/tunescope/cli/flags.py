@@ -70,8 +70,9 @@ def _settings(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
     try:
         return kind.parse(found)
     except TunescopeError as error:
-        flag = re.sub(rf"^{kind.__name__}\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), str(error))
-        raise TunescopeError(flag) from None
+        field = rf"^{kind.__name__}\.(\w+)(?:\.\d+)?"  # the number is of a place in a list
+        said = re.sub(field, lambda match: "--" + match[1].replace("_", "-"), str(error))
+        raise TunescopeError(said) from None
 
 
 def _ordered(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:

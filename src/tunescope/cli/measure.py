@@ -119,7 +119,9 @@ def _names_entry(text: str) -> bool:
     """Whether a text is the path of an entry, or stands right in a folder of entries as an entry would."""
     path = Path(text)
     try:
-        return (path / bank.RECORD).is_file() or (len(path.parts) > 1 and bool(bank.list_entries(path.parent)))
+        if (path / bank.RECORD).is_file():
+            return True
+        return len(path.parts) > 1 and " " not in text and bool(bank.list_entries(path.parent))
     except (OSError, ValueError):  # too long for a path, or with letters none can have
         return False
 

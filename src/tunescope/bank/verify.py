@@ -1,0 +1,66 @@
+"""Whether an entry still is what was saved: its files, its base, its template, and what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tunescope.bank.check import check_logits
+from tunescope.bank.entry import CHECK, load, read_record
+from tunescope.base import Base
+from tunescope.base.device import dtype_name
+from tunescope.errors import BankError
+
+# Largest difference of a logit that rounding explains: other kernels sum in another order.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was checked.
+
+    Attributes:
+        folder: the entry.
+        max_error: largest difference between the logits kept with the entry and those it computes now; None for an
+            entry without kept logits.
+        dtype: precision in which it computed now.
+    """
+
+    folder: Path
+    max_error: float | None
+    dtype: str
+
+
+def verify(folder: Path, base: Base | str | None = None) -> Verified:
+    """Check an entry: fingerprint of the base, hash and names of the tensors, template, and the logits it gives.
+
+    Raises:
+        BankError: the first thing that does not hold.
+    """
+    customized = load(folder, base)
+    record = read_record(folder)
+    known = set(range(len(customized.base.tokenizer)))
+    if unknown := [token for token in record.template.stop if token not in known]:
+        raise BankError(f"{folder}: its stop token {unknown[0]} is not in the base's vocabulary.")
+    dtype = dtype_name(customized.base.dtype)
+    path = folder / CHECK
+    if not path.is_file():
+        return Verified(folder, None, dtype)
+    try:
+        kept = load_file(path)["logits"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise BankError(f"{path} is damaged ({error}).") from error
+    now = check_logits(customized)
+    if kept.shape != now.shape:
+        raise BankError(f"{path} holds logits of another shape: it belongs to another entry.")
+    error_size = (kept - now).abs().max().item()
+    allowed = max(_TOLERANCE[dtype], _TOLERANCE.get(record.dtype or dtype, 0.0))
+    if not error_size <= allowed:
+        raise BankError(
+            f"{folder} computes other logits than when it was saved (largest difference {error_size:.3g}, at most "
+            f"{allowed:g} in {dtype} is rounding). Its files are as saved, so the library that runs it has changed."
+        )
+    return Verified(folder, error_size, dtype)
