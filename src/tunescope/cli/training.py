@@ -79,7 +79,7 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     Raises:
         TunescopeError: the place is taken.
     """
-    if out.name.startswith("."):
+    if out.name.startswith(".") and out.name != "..":
         raise TunescopeError(f"{out}: names that begin with a dot are kept for unfinished work. Choose another --out.")
     if not out.exists() or (overwrite and (out / "customization.json").is_file()):
         return

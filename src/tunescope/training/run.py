@@ -99,7 +99,7 @@ def train(
 
     Raises:
         DataError: rows that do not fit.
-        TrainingError: the entry exists, an unfinished run had other settings, or the run failed.
+        TrainingError: an unfinished run had other settings, or the run failed.
     """
     settings, objective = settings or TrainSettings(), objective or SFT()
     rows, pattern, name = _rows(data, pattern, skip_bad, name)

@@ -1,0 +1,61 @@
+"""The bank's commands: verify, export, import, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Ended, Place
+
+Cli = Callable[..., "Ended"]
+
+
+def test_verify_says_what_it_checked(cli: Cli, place: Place, trained: dict[str, Ended]) -> None:
+    for name in trained:
+        found = cli("bank", "verify", place.bank / name, "--json").json
+        assert found["verified"] is True
+    refused = cli("bank", "verify", place.bank / "lora", "--base", place.other)
+    assert refused.code == 2
+    assert "another weights" in refused.err
+
+
+def test_lora_goes_to_peft_and_back(cli: Cli, place: Place, trained: dict[str, Ended]) -> None:
+    assert cli("bank", "export", place.bank / "lora", "--to", "peft", "--out", "peft").code == 0
+    back = cli("bank", "import", "peft", "--base", place.base, "--out", "bank/again", "--json").json
+    assert back["method"] == "lora"
+    first = cli("generate", place.bank / "lora", "the sun of day 3 topic:", "--json").json["text"]
+    assert cli("generate", "bank/again", "the sun of day 3 topic:", "--json").json["text"] == first
+    assert cli("bank", "verify", "bank/again", "--json").json["verified"] is True
+
+
+def test_export_to_transformers_merges(cli: Cli, place: Place, trained: dict[str, Ended]) -> None:
+    found = cli("bank", "export", place.bank / "lora", "--to", "transformers", "--out", "merged", "--json").json
+    assert found["max_logit_error"] < 1.0
+    assert AutoModelForCausalLM.from_pretrained("merged").dtype in (torch.float32, torch.bfloat16)
+    assert cli("bank", "export", place.bank / "full", "--to", "transformers", "--out", "whole").code == 0
+    AutoModelForCausalLM.from_pretrained("whole")
+    refused = cli("bank", "export", place.bank / "zero-shot", "--to", "transformers", "--out", "none")
+    assert refused.code == 2
+
+
+def test_export_refuses_what_it_must(cli: Cli, place: Place, trained: dict[str, Ended]) -> None:
+    assert "Did you mean peft" in cli("bank", "export", place.bank / "lora", "--to", "pfet", "--out", "x").err
+    refused = cli("bank", "export", place.bank / "full", "--to", "peft", "--out", "x")
+    assert refused.code == 2
+    assert "PEFT's format" in refused.err
+
+
+def test_two_loras_become_one(cli: Cli, place: Place, trained: dict[str, Ended]) -> None:
+    both = (place.bank / "lora", place.bank / "lora")
+    found = cli("bank", "merge", *both, "--weights", "0.25,0.75", "--out", "bank/both", "--json").json
+    assert found["relative_error"] < 1e-6
+    prompt = "the rain of day 4 topic:"
+    same = [cli("generate", entry, prompt, "--json").json["text"] for entry in (both[0], "bank/both")]
+    assert same[0] == same[1]
+    assert "2 entries" in cli("bank", "merge", *both, "--weights", "1", "--out", "bank/no").err
+    assert "not a list of numbers" in cli("bank", "merge", *both, "--weights", "a,b", "--out", "bank/no").err
+    assert cli("bank", "merge", place.bank / "zero-shot", "--out", "bank/no").code == 2
