@@ -128,10 +128,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_unfinished_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     def stop(metrics: StepMetrics) -> None:
-        raise KeyboardInterrupt
+        if metrics.step == 2:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_base(), LoRA(), data=ROWS, settings=settings(), out=tmp_path / "a", on_step=stop)
+        train(tiny_base(), LoRA(), data=ROWS, settings=settings(checkpoint_every=1), out=tmp_path / "a", on_step=stop)
     with pytest.raises(TrainingError, match=r"rank.*--restart"):
         train(tiny_base(), LoRA(rank=4), data=ROWS, settings=settings(), out=tmp_path / "a")
     trained = train(tiny_base(), LoRA(rank=4), data=ROWS, settings=settings(), out=tmp_path / "a", restart=True)

@@ -210,8 +210,13 @@ def load_tokenizer(name: str | Path) -> tuple[Any, int]:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = sources.resolve(str(name)).folder
-    config = AutoConfig.from_pretrained(folder).get_text_config()
-    return AutoTokenizer.from_pretrained(folder), getattr(config, "max_position_embeddings", 0) or UNLIMITED
+    try:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds for broken folders
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaseModelError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error
+    return tokenizer, getattr(config, "max_position_embeddings", 0) or UNLIMITED
 
 
 def _in_dtype(model: Any, dtype: torch.dtype) -> Any:

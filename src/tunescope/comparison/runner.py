@@ -32,6 +32,7 @@ from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
 from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.evaluation import Probes, evaluate
+from tunescope.evaluation.task import check_labels
 from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
 from tunescope.settings import Settings
@@ -153,6 +154,8 @@ def compare(
     methods = [METHODS.load(method)() for method in settings.methods or METHODS.names()]
     train_rows, test_rows, notes = _prepare(list(train_rows), test_rows, settings)
     labels = label_set(train_rows)
+    if labels:
+        check_labels(test_rows, labels)
     _claim(out, base, train_rows, test_rows, settings, restart)
     clock = _Clock(out)
     work = _Work(
@@ -164,6 +167,8 @@ def compare(
         row = _kept(work, method) or _measure(work, method, methods[number:])
         work.watcher.end(row)
         rows.append(row)
+    if all(row.score is None for row in rows):
+        raise TunescopeError(f"No method could be measured. {rows[0].name}: {rows[0].note}")
     comparison = Comparison(
         tunescope=tunescope.__version__,
         base=BaseInfo(name=base.name, fingerprint=base.fingerprint.short, parameters=base.parameters),

@@ -97,7 +97,10 @@ def user_probes(path: str | Path) -> Probes:
     """
     table = read(path)
     if "text" in table.columns:
-        return Probes([str(row["text"]) for row in table.rows], {}, True)
+        for row, line in zip(table.rows, table.lines, strict=True):
+            if not isinstance(row["text"], str) or len(row["text"].split()) < 2:
+                raise DataError(f"{table.path}, line {line}: text must be a text of some words, got {row['text']!r}.")
+        return Probes([row["text"] for row in table.rows], {}, True)
     if {"question", "choices", "answer"} <= set(table.columns):
         return Probes([], {table.name: _questions(table)}, True)
     raise DataError(
@@ -139,9 +142,11 @@ def untouched(base: Base) -> Customized:
 def _questions(table: Table) -> list[Question]:
     found = []
     for row, line in zip(table.rows, table.lines, strict=True):
+        if not isinstance(row["choices"], list | tuple):
+            raise DataError(f"{table.path}, line {line}: choices must be a list of texts, got {row['choices']!r}.")
         choices, answer = tuple(map(str, row["choices"])), row["answer"]
         index = choices.index(answer) if answer in choices else answer
-        if not isinstance(index, int) or not 0 <= index < len(choices):
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(choices):
             raise DataError(f"{table.path}, line {line}: answer {answer!r} is not among the choices.")
         found.append(Question(str(row["question"]), choices, index))
     return found

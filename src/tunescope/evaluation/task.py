@@ -69,14 +69,16 @@ def measure_task(
         DataError: a row whose label is not among ``labels``, or no row that fits.
     """
     if labels is not None:
-        _check_labels(rows, labels)
+        check_labels(rows, labels)
     base = customized.base
     limit = _label_limit(customized, rows, labels) if labels else max_new_tokens
     room = base.context_length - limit
     encoder = Encoder(base.tokenizer, customized.template, room, max_length)
     encoded = encoder.encode_all(rows)
     if not encoded:
-        raise DataError("No row fits the base's context: every one was dropped. Shorten the rows.")
+        raise DataError(
+            "No row fits: every one was dropped. Shorten the rows, raise --max-length or lower --max-new-tokens."
+        )
     dropped = set(encoder.dropped_rows)
     kept = [row for row in rows if row.number not in dropped]
     candidates = [_candidates(encoder, row, labels) for row in kept]
@@ -109,7 +111,12 @@ def _likeliest(scores: Sequence[Score]) -> int:
     return max(range(len(scores)), key=lambda i: scores[i].logprob)
 
 
-def _check_labels(rows: Sequence[Row], labels: Sequence[str]) -> None:
+def check_labels(rows: Sequence[Row], labels: Sequence[str]) -> None:
+    """Refuse rows whose label is not among ``labels``.
+
+    Raises:
+        DataError: naming such labels and their lines.
+    """
     unseen = {row.completion: row.number for row in reversed(rows) if row.completion not in labels}
     if unseen:
         shown = ", ".join(f"{label!r} (line {line})" for label, line in sorted(unseen.items(), key=lambda e: e[1])[:5])

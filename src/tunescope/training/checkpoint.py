@@ -29,6 +29,11 @@ def save_checkpoint(folder: Path, optimizer: Optimizer, state: dict[str, Any]) -
     storage.atomic_write(folder / FILE, save(tensors, metadata={"state": json.dumps(state)}))
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to go on from."""
+    return (folder / FILE).is_file()
+
+
 def load_checkpoint(folder: Path, optimizer: Optimizer) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote, in place; returns its ``state``, or None where there is no checkpoint.
 

@@ -139,7 +139,7 @@ class _Run:
         lr: float,
     ) -> None:
         if not examples:
-            raise TrainingError("No training row is left: every one was dropped. Raise --max-length.")
+            raise TrainingError("No training row is left: none fits. Raise --max-length or shorten the completions.")
         self.customized, self.objective, self.examples = customized, objective, examples
         self.settings, self.folder = settings, folder
         self.steps = total_steps(settings, len(examples))

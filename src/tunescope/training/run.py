@@ -23,6 +23,7 @@ from tunescope.data.template import Encoder, default_template
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method, customize
 from tunescope.objectives import SFT, Objective
+from tunescope.training.checkpoint import has_checkpoint
 from tunescope.training.loop import StepMetrics, TrainResult, train_loop
 from tunescope.training.settings import TrainSettings
 from tunescope.training.trackers import tracked
@@ -164,7 +165,7 @@ def _work_folder(out: str | Path | None, record: Record, restart: bool) -> Itera
             yield Path(temporary)
         return
     folder = work_folder(Path(out))
-    if restart:
+    if restart or not has_checkpoint(folder):  # a run that kept nothing binds nobody to its settings
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = record.model_dump_json(exclude={"tunescope", "training", "card"}, indent=2)
@@ -175,7 +176,12 @@ def _work_folder(out: str | Path | None, record: Record, restart: bool) -> Itera
             "with it, or --restart to start over."
         )
     storage.atomic_write(path, recipe)
-    yield folder
+    try:
+        yield folder
+    except BaseException:
+        if not has_checkpoint(folder):
+            shutil.rmtree(folder)
+        raise
     shutil.rmtree(folder)
 
 
