@@ -14,8 +14,8 @@ from tunescope.objectives import SFT
 from tunescope.training import TrainSettings, train
 from tunescope.training.loop import total_steps
 
-# The first step of a trial is slower (allocations, warm caches) and is not counted.
-_TRIAL_STEPS = 3
+# The first steps of a trial are slower (fresh memory, cold caches) and are not counted.
+_TRIAL_STEPS, _WARM_UP = 4, 2
 # Fewer steps than this teach nothing worth a row in the table.
 _FEWEST_STEPS = 10
 # Rows whose lengths stand for all: their mean is within a few percent, the machine's speed is not.
@@ -32,7 +32,13 @@ def affordable_steps(
     pattern: str | None,
     style: str,
 ) -> int:
-    """Steps that ``seconds`` pay for, trial included; at most as many as the epochs take, 0 if too few to be of use."""
+    """Steps that ``seconds`` pay for, trial included; at most as many as the epochs take, 0 if too few to be of use.
+
+    Rows for fewer batches than a trial takes need no trial: whatever they cost is little.
+    """
+    most = total_steps(settings, len(rows))
+    if len(rows) < _TRIAL_STEPS * settings.batch_size:
+        return most
     sample = random.Random(settings.seed).sample(list(rows), min(_SAMPLE, len(rows)))
     trial = settings.model_copy(update={"max_steps": _TRIAL_STEPS})
     result = train(base, method, data=sample, settings=trial, pattern=pattern, style=style).result
@@ -40,8 +46,7 @@ def affordable_steps(
     examples = SFT().examples(sample, Encoder(base.tokenizer, template, base.context_length, settings.max_length))
     order = BatchOrder.of(examples, settings.batch_size, settings.seed)
     tokens = [len(batch) * max(order.lengths[i] for i in batch) for batch in order.epoch(0)]
-    per_token = (result.times[-1] - result.times[0]) / max(result.padded_tokens - tokens[0], 1)
+    per_token = (result.times[-1] - result.times[_WARM_UP - 1]) / sum(tokens[_WARM_UP:_TRIAL_STEPS])
     per_step = per_token * sum(tokens) / len(tokens)
-    most = total_steps(settings, len(rows))
     steps = min(int((seconds - result.seconds) / per_step), most)
     return steps if steps >= min(_FEWEST_STEPS, most) else 0

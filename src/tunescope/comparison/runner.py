@@ -234,13 +234,14 @@ def _claim(
 ) -> None:
     """Make ``out`` this comparison's, or check that it is.
 
-    The methods may change between calls: those already measured are kept.
+    The methods and the budget may change between calls: what is already measured is kept, and more time or another
+    method goes on from there.
     """
     state = {
         "base": base.fingerprint.model_dump(),
         "training rows": rows_hash(train_rows),
         "test rows": rows_hash(test_rows),
-        "settings": settings.model_dump(mode="json", exclude={"methods"}),
+        "settings": settings.model_dump(mode="json", exclude={"methods", "budget_seconds"}),
     }
     path = out / _STATE
     if restart and path.is_file():
