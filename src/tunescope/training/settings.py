@@ -33,4 +33,4 @@ class TrainSettings(Settings):
     checkpoint_every: int | None = Field(None, gt=0)
     """Steps between checkpoints. By default one a minute."""
     trackers: tuple[str, ...] = ()
-    """accelerate trackers that also get the metrics: tensorboard, wandb, mlflow …"""
+    """accelerate trackers that also get the metrics (tensorboard, wandb, mlflow …); files go to BANK/tracking."""
