@@ -24,7 +24,12 @@ _PUBLIC = {
     "ZeroShot": "methods",
     "System": "methods",
     "FewShot": "methods",
+    "PromptTuning": "methods",
+    "PTuning": "methods",
+    "IA3": "methods",
     "LoRA": "methods",
+    "Adapter": "methods",
+    "compose": "methods",
     "Full": "methods",
     "SFT": "objectives",
     "TrainSettings": "training",
@@ -47,12 +52,17 @@ if TYPE_CHECKING:
     from tunescope.errors import TunescopeError as TunescopeError
     from tunescope.evaluation import evaluate as evaluate
     from tunescope.inference import generate as generate
+    from tunescope.methods import IA3 as IA3
+    from tunescope.methods import Adapter as Adapter
     from tunescope.methods import Customized as Customized
     from tunescope.methods import FewShot as FewShot
     from tunescope.methods import Full as Full
     from tunescope.methods import LoRA as LoRA
+    from tunescope.methods import PromptTuning as PromptTuning
+    from tunescope.methods import PTuning as PTuning
     from tunescope.methods import System as System
     from tunescope.methods import ZeroShot as ZeroShot
+    from tunescope.methods import compose as compose
     from tunescope.objectives import SFT as SFT
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train

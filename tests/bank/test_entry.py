@@ -146,3 +146,11 @@ def test_verify_covers_every_kind_of_entry(tmp_path: Path) -> None:
     for i, method in enumerate([ZeroShot(), PromptTuning(virtual_tokens=4), Full()]):
         train(tiny_base(), method, data=ROWS, settings=SETTINGS, out=tmp_path / str(i))
         assert bank.verify(tmp_path / str(i), tiny_base()).max_error == 0.0
+
+
+def test_record_of_another_format_is_refused(tmp_path: Path) -> None:
+    train(tiny_base(), ZeroShot(), data=ROWS, out=tmp_path / "a")
+    path = tmp_path / "a" / "customization.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(BankError, match=r"another version of tunescope.*format"):
+        bank.read_record(tmp_path / "a")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ class DataRecord(Settings):
 class Record(Settings):
     """The certificate of a customization, kept as ``customization.json``."""
 
-    format: int = 1
+    format: Literal[1] = 1
     """Version of this layout."""
     tunescope: str
     """Version of tunescope that wrote it."""
