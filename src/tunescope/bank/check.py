@@ -18,7 +18,7 @@ def check_logits(customized: Customized) -> torch.Tensor:
     """Some logits of a fixed text after the virtual tokens, [tokens, entries] in float32."""
     vocabulary = customized.base.model.config.get_text_config().vocab_size
     text = [(37 * i + 11) % min(vocabulary, 256) for i in range(_TOKENS)]
-    virtual = [-1 - i for i in range(customized.template.virtual_tokens)]
+    virtual = customized.template.virtual_ids
     with torch.inference_mode(), customized.active() as base:
         ids = torch.tensor([virtual + text], device=base.device)
         logits = base.forward(ids, torch.ones_like(ids))[0, len(virtual) :]

@@ -18,6 +18,7 @@ from tunescope import storage
 from tunescope.bank.assemble import LoRAPart, assemble_lora, lora_parts
 from tunescope.base import Base, Sites
 from tunescope.base.device import dtype_name
+from tunescope.base.loading import in_dtype
 from tunescope.errors import BankError
 from tunescope.methods import Customization, Customized, LoRA
 from tunescope.methods.effects import LowRank, Scale
@@ -61,7 +62,7 @@ def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = N
     if folder.exists():
         raise BankError(f"{folder} exists already: give another folder.")
     dtype = dtype or customized.base.dtype
-    model = _cast(merged_model(customized.base, customized.customization), dtype)
+    model = in_dtype(merged_model(customized.base, customized.customization), dtype)
     model.generation_config.eos_token_id = list(customized.template.stop)
     errors = _measure(customized, model, dtype)
     with storage.atomic_folder(folder) as partial:
@@ -72,7 +73,7 @@ def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = N
 
 def merged_model(base: Base, customization: Customization) -> Any:
     """A float32 copy of the base's model with the effects in its weights; the base stays as it is."""
-    model = _cast(copy.deepcopy(base.model), torch.float32)
+    model = in_dtype(copy.deepcopy(base.model), torch.float32)
     sites = Sites(model)
     for key, effect in customization.effects.items():
         site = sites[key.rpartition(".")[0]]
@@ -181,13 +182,6 @@ def _with_low_rank(weight: torch.Tensor, effect: LowRank) -> torch.Tensor:
     if effect.magnitude is None:
         return changed
     return changed * (effect.magnitude.detach() / effect.direction_norm())[:, None]
-
-
-def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """Give the parameters another precision; buffers (rotary frequencies) keep their own."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
 
 
 def _measure(customized: Customized, model: Any, dtype: torch.dtype) -> tuple[float, float, float]:

@@ -42,7 +42,7 @@ class Base:
         device: torch.device | None = None,
     ) -> None:
         self.fingerprint: Fingerprint = fingerprint(model, tokenizer, folder)
-        self.model = _in_dtype(model.to(device or model.device), dtype or model.dtype).eval().requires_grad_(False)
+        self.model = in_dtype(model.to(device or model.device), dtype or model.dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.folder = folder
@@ -219,7 +219,7 @@ def load_tokenizer(name: str | Path) -> tuple[Any, int]:
     return tokenizer, getattr(config, "max_position_embeddings", 0) or UNLIMITED
 
 
-def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     """Change the parameters' precision and leave the buffers: rotary frequencies need all their float32 digits."""
     for parameter in model.parameters():
         if parameter.is_floating_point():

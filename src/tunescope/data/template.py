@@ -47,6 +47,11 @@ class Template(Settings):
     stop: tuple[int, ...] = ()
     """Token ids that end a completion; the first one is trained."""
 
+    @property
+    def virtual_ids(self) -> list[int]:
+        """The ids of the virtual tokens, in order: -1 - i is the i-th."""
+        return [-1 - i for i in range(self.virtual_tokens)]
+
     def check_marks(self) -> None:
         """Refuse a pattern whose marked places are not those that the virtual tokens are split over.
 
@@ -237,7 +242,7 @@ class Encoder:
     @property
     def _lead(self) -> list[int]:
         """The virtual tokens before the text."""
-        return [] if self.template.virtual_splits else [-1 - i for i in range(self.template.virtual_tokens)]
+        return [] if self.template.virtual_splits else self.template.virtual_ids
 
     @property
     def _limit(self) -> int:

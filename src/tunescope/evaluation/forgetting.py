@@ -167,12 +167,8 @@ def _sample(questions: Sequence[Question], everything: bool) -> list[Question]:
     return chosen[:_QUESTIONS]
 
 
-def _virtual(customized: Customized) -> list[int]:
-    return [-1 - i for i in range(customized.template.virtual_tokens)]
-
-
 def _general_loss(customized: Customized, probes: Probes) -> tuple[float, int]:
-    tokenizer, prefix = customized.base.tokenizer, _virtual(customized)
+    tokenizer, prefix = customized.base.tokenizer, customized.template.virtual_ids
     chunks: list[list[int]] = []
     for text in probes.texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -188,7 +184,7 @@ def _general_loss(customized: Customized, probes: Probes) -> tuple[float, int]:
 
 def _accuracy(customized: Customized, questions: Sequence[Question]) -> float:
     """By length-normalized log-likelihood of each choice's text after the question."""
-    tokenizer, prefix = customized.base.tokenizer, _virtual(customized)
+    tokenizer, prefix = customized.base.tokenizer, customized.template.virtual_ids
 
     def tokens(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
