@@ -48,3 +48,7 @@ class TrainingError(TunescopeError):
 
 class Interrupted(TunescopeError):
     """The user stopped the work; it was saved and can go on."""
+
+
+class EngineError(TunescopeError):
+    """A request that the engine cannot serve; the others go on."""

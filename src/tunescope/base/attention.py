@@ -101,6 +101,24 @@ def branch_mask(branch: torch.Tensor, position: torch.Tensor, past: int, window:
     return seen[:, None]
 
 
+def place_mask(place: torch.Tensor, seen: int, window: int | None = None) -> torch.Tensor:
+    """Which of the first ``seen`` places of its slot each token may see: its own, and those before it.
+
+    Args:
+        place: [batch, length] where each token stands in its slot; a slot has no padding, so this is its position too.
+        seen: how many places are looked at.
+        window: how many tokens back (itself included) a token sees, or None for all.
+
+    Returns:
+        [batch, 1, length, seen], True where the token may look.
+    """
+    keys = torch.arange(seen, device=place.device)
+    visible = keys <= place[:, :, None]
+    if window is not None:
+        visible &= place[:, :, None] - keys < window
+    return visible[:, None]
+
+
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """True -> 0, False -> the most negative number of ``dtype``: the form every attention of transformers accepts."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

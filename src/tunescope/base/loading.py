@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -100,10 +101,15 @@ class Base:
 
     def masks(self, branch: torch.Tensor, position: torch.Tensor, past: int = 0) -> Any:
         """The ``attention_mask`` argument for texts of a shared trunk and branches; see ``attention.branch_mask``."""
-        made = {
-            kind: attention.additive(attention.branch_mask(branch, position, past, window), self.dtype)
-            for kind, window in self.windows.items()
-        }
+        return self._by_kind(lambda window: attention.branch_mask(branch, position, past, window))
+
+    def place_masks(self, place: torch.Tensor, seen: int) -> Any:
+        """The ``attention_mask`` argument for tokens at places of slots; see ``attention.place_mask``."""
+        return self._by_kind(lambda window: attention.place_mask(place, seen, window))
+
+    def _by_kind(self, make: Callable[[int | None], torch.Tensor]) -> Any:
+        """A mask for each kind of attention layer; the mask itself where there is one kind."""
+        made = {kind: attention.additive(make(window), self.dtype) for kind, window in self.windows.items()}
         return made if len(made) > 1 else next(iter(made.values()))
 
     def forward(

@@ -24,7 +24,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
     app.command()(look)
     app.add_typer(_train_app(arguments), name="train")
     app.command("eval")(evaluate)
-    app.command()(generate)
+    _add_generate(app, arguments)
     _add_compare(app, arguments)
     app.add_typer(_bank_app(), name="bank")
     app.command()(doctor)
@@ -105,27 +105,6 @@ def evaluate(
     )
 
 
-def generate(
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="[BANK/NAME] PROMPT...", help="Prompts, after an entry of a bank if any.")
-    ],
-    base: options.OptionalBase = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate for a prompt.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the likeliest tokens that together have this probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, in order.")] = False,
-) -> None:
-    """Answer prompts by the base or by a customization of it."""
-    from tunescope.cli.measure import generate_texts
-    from tunescope.inference import Sampling
-
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    generate_texts(prompts, base, sampling, Output(as_json))
-
-
 def doctor(as_json: options.AsJson = False) -> None:
     """Say what this machine can do: processor, precision, memory, versions, cache."""
     from tunescope.cli.basics import examine
@@ -148,6 +127,19 @@ def _train_app(arguments: list[str]) -> typer.Typer:
         method = METHODS.load(name)
         app.command(name, help=(method.__doc__ or "").strip())(training_command(method))
     return app
+
+
+def _add_generate(app: typer.Typer, arguments: list[str]) -> None:
+    if arguments[:1] != ["generate"]:
+
+        def generate() -> None:
+            """Answer prompts by the base or its customizations, any mix of them in one batch."""
+
+        app.command()(generate)
+        return
+    from tunescope.cli.generating import generate_command
+
+    app.command("generate")(generate_command())
 
 
 def _add_compare(app: typer.Typer, arguments: list[str]) -> None:

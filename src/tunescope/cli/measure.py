@@ -1,4 +1,4 @@
-"""``eval`` and ``generate``."""
+"""``eval``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tunescope.data.splitting import split as split_rows
 from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
 from tunescope.evaluation import default_probes, evaluate, user_probes
-from tunescope.inference import Sampling, generate
 from tunescope.methods import Customization, Customized, ZeroShot
 from tunescope.training.run import rows_hash
 
@@ -88,42 +87,6 @@ def evaluate_entry(
     for name, found in (card.get("probes") or {}).items():
         shown[name] = f"{found['accuracy']:.3f} (base {found['base_accuracy']:.3f}, {found['rows']} questions)"
     output.result(card, lambda console: print_facts(console, shown))
-
-
-def generate_texts(prompts: list[str], base: str | None, sampling: Sampling, output: Output) -> None:
-    """Answer prompts; the first argument may name an entry."""
-    entry = Path(prompts[0]) if _names_entry(prompts[0]) else None
-    if entry is not None:
-        bank.read_record(entry)  # a name that only nearly is an entry's is no prompt
-        prompts = prompts[1:]
-    if not prompts:
-        raise TunescopeError(f"{entry} is an entry; give at least one prompt after it.")
-    if entry is None and base is None:
-        raise TunescopeError(f"{prompts[0]!r} is no entry of a bank: name one, or a base with --base.")
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt.strip():
-            raise TunescopeError(f"Prompt {number} is empty.")
-    customized = _customized(entry, base, None, "auto")
-    for prompt, answer in zip(prompts, generate(customized, prompts, sampling), strict=True):
-        values = {
-            "prompt": prompt,
-            "text": answer.text,
-            "tokens": len(answer.tokens),
-            "finished": answer.finished,
-            "customization": str(entry) if entry else None,
-        }
-        output.result(values, lambda console, text=answer.text: console.print(text, markup=False))  # type: ignore[misc]
-
-
-def _names_entry(text: str) -> bool:
-    """Whether a text is the path of an entry, or stands right in a folder of entries as an entry would."""
-    path = Path(text)
-    try:
-        if (path / bank.RECORD).is_file():
-            return True
-        return len(path.parts) > 1 and " " not in text and bool(bank.list_entries(path.parent))
-    except (OSError, ValueError):  # too long for a path, or with letters none can have
-        return False
 
 
 def _customized(entry: Path | None, base: str | None, pattern: str | None, style: str) -> Customized:

@@ -114,15 +114,32 @@ def check_bad(path: str | Path, bad: Sequence[BadRow], skip_bad: int) -> None:
     )
 
 
+def read_each(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The rows of a JSON-lines file one by one, with their lines; of a row that cannot be read, why.
+
+    For rows that have nothing to do with each other, where ``read`` wants a table.
+
+    Raises:
+        DataError: a file that cannot be read, or is no .jsonl file.
+    """
+    if path.suffix.lower() != ".jsonl":
+        raise DataError(f"{path}: expected a .jsonl file, with one JSON object a line.")
+    return iter(_jsonl(_content(path), path))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
 def _from_file(path: Path, skip_bad: int) -> Table:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: cannot tell the format from {path.suffix or 'a name without ending'!r}. "
                         f"Known: {', '.join(_READERS)}.")  # fmt: skip
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    content = _content(path)
     digest = hashlib.sha256(content).hexdigest()
     return _checked(reader(content, path), skip_bad, name=path.name, path=str(path), sha256=digest)
 

@@ -124,7 +124,7 @@ def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, 
 def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if isinstance(completion, list):  # TRL's conversational form
-        turns = _messages(completion, "completion")
+        turns = to_messages(completion, "completion")
         if isinstance(turns, str):
             return turns
         if len(turns) > 1 or turns[0]["role"] != "assistant":
@@ -138,7 +138,7 @@ def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
         if not prompt.strip():
             return "prompt is empty"
         return _row(({"role": "user", "content": prompt},), completion, line)
-    turns = _messages(prompt, "prompt", "text, or a list")
+    turns = to_messages(prompt, "prompt", "text, or a list")
     if isinstance(turns, str):
         return turns
     if turns[-1]["role"] != "user":
@@ -147,7 +147,7 @@ def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
 
 
 def _from_messages(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
-    turns = _messages(fields.get("messages"), "messages")
+    turns = to_messages(fields.get("messages"), "messages")
     if isinstance(turns, str):
         return turns
     if turns[-1]["role"] == "user":
@@ -161,7 +161,7 @@ def _row(messages: tuple[Message, ...], completion: str | None, line: int) -> Ro
     return Row(messages, completion if completion is None else completion.strip(IGNORED_SPACE), line)
 
 
-def _messages(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:
+def to_messages(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:
     """The messages, checked, or why they are not usable."""
     if not isinstance(value, list) or not value:
         return f"{column} is {_describe(value)}, expected {expected} of {{role, content}}"

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 
 import torch
 
-from tunescope.inference.generation import Decoder
-from tunescope.inference.prefix import SharedBeginning
+from tunescope.inference import Engine, Sampling
 from tunescope.methods import Customized
 
 _REPEATS, _NEW_TOKENS = 5, 16
+_NAME = "timed"
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians over repeats of one request alone, in milliseconds, with the prompt's length in tokens."""
+    """Medians over repeats of one request alone, in milliseconds, with the prompt's length in tokens.
+
+    The beginning that every prompt of a customization has (virtual tokens, a system text, shots) is computed by the
+    first request and kept, as in service; the repeats find it.
+    """
 
     ttft_ms: float
     ms_per_token: float
@@ -32,22 +36,25 @@ def measure_latency(customized: Customized, prompts: Sequence[list[int]]) -> Lat
     """
     prompt = sorted(prompts, key=len)[len(prompts) // 2]
     room = customized.base.context_length - _NEW_TOKENS
-    timed = [_time_one(customized, prompt[-room:]) for _ in range(_REPEATS + 1)][1:]
+    engine = Engine(customized.base)
+    engine.load(_NAME, customized)
+    timed = [_time_one(engine, prompt[-room:]) for _ in range(_REPEATS + 1)][1:]
     first = statistics.median(ttft for ttft, _ in timed)
     rest = statistics.median(per_token for _, per_token in timed)
     return Latency(first * 1e3, rest * 1e3, len(prompt))
 
 
-def _time_one(customized: Customized, prompt: list[int]) -> tuple[float, float]:
-    with torch.inference_mode(), customized.active() as base:
-        start = _now(base.device)
-        decoder = Decoder(base, [prompt], SharedBeginning.of(base, [prompt]))
-        token = decoder.step().argmax(-1)
-        first = _now(base.device)
-        for _ in range(_NEW_TOKENS - 1):
-            decoder.append(token)
-            token = decoder.step().argmax(-1)
-        end = _now(base.device)
+def _time_one(engine: Engine, prompt: list[int]) -> tuple[float, float]:
+    device = engine.base.device
+    start = _now(device)
+    sampling = Sampling(max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS)
+    ticket = engine.submit_ids(prompt, _NAME, sampling)
+    while not ticket.tokens:
+        engine.step()
+    first = _now(device)
+    while not ticket.done:
+        engine.step()
+    end = _now(device)
     return first - start, (end - first) / (_NEW_TOKENS - 1)
 
 

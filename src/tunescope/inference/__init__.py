@@ -1,6 +1,19 @@
-"""Running customizations: scoring given texts and generating new ones."""
+"""Running customizations: the engine that serves any of them in one batch, generation and scoring on it."""
 
-from tunescope.inference.generation import Generated, Sampling, generate, generate_ids
+from tunescope.inference.engine import Engine, Generated, Request, Ticket
+from tunescope.inference.generation import generate, generate_ids
+from tunescope.inference.sampling import Sampling
 from tunescope.inference.scoring import Item, Score, score
 
-__all__ = ["Generated", "Item", "Sampling", "Score", "generate", "generate_ids", "score"]
+__all__ = [
+    "Engine",
+    "Generated",
+    "Item",
+    "Request",
+    "Sampling",
+    "Score",
+    "Ticket",
+    "generate",
+    "generate_ids",
+    "score",
+]

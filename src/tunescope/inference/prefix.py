@@ -1,53 +1,71 @@
-"""What several prompts share at their beginning, computed once: system text, shots, virtual tokens, instruction."""
+"""Beginnings that many prompts share, computed once: system text, shots, virtual tokens, instructions.
+
+A causal model's keys and values of a beginning do not depend on what follows. They are kept by customization and
+tokens, up to a budget of bytes; what was used longest ago goes first.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from transformers import DynamicCache
-
-from tunescope.base import Base
+from tunescope.inference.row_effects import Compiled
+from tunescope.inference.slots import Kept, Slots
 
 # Below this a shared beginning is cheaper to compute again than to keep and copy.
-_WORTH_SHARING = 16
+WORTH_SHARING = 16
 
 
-@dataclass(frozen=True)
-class SharedBeginning:
-    """The first ``tokens`` tokens of every prompt, and their keys and values (None where nothing is shared)."""
+class PrefixCache:
+    """Kept beginnings.
 
-    tokens: int
-    _base: Base
-    _cache: DynamicCache | None
+    Args:
+        budget: bytes they may take together.
 
-    @classmethod
-    def of(cls, base: Base, prompts: Sequence[list[int]]) -> SharedBeginning:
-        """What ``prompts`` share, computed by ``base`` as it is customized now.
+    Attributes:
+        hits: tokens that did not have to be computed.
+    """
 
-        Nothing is shared by fewer than two prompts, where it would not pay, or where attention slides and its cache
-        would drop the beginning. The last token of each prompt is left to be computed: it gives the first logits.
-        """
-        tokens = _common(prompts) if len(prompts) > 1 and not any(base.windows.values()) else 0
-        if tokens < _WORTH_SHARING:
-            return cls(0, base, None)
-        cache = DynamicCache(config=base.model.config)
-        ids = torch.tensor([prompts[0][:tokens]], device=base.device)
-        base.forward(ids, torch.ones_like(ids), keep=torch.zeros_like(ids, dtype=torch.bool), cache=cache)
-        return cls(tokens, base, cache)
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.nbytes = 0
+        self.hits = 0
+        self._kept: OrderedDict[tuple[Compiled | None, tuple[int, ...]], Kept] = OrderedDict()
 
-    def cache(self, rows: int) -> DynamicCache:
-        """A new cache in which each of ``rows`` rows has the beginning behind it."""
-        copy = DynamicCache(config=self._base.model.config)
-        for i, layer in enumerate(self._cache.layers if self._cache is not None else ()):
-            copy.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), i)
-        return copy
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, owner: Compiled | None, tokens: Sequence[int]) -> Kept | None:
+        """The longest kept beginning of ``tokens`` that leaves at least its last token to be computed."""
+        lengths = sorted({len(key[1]) for key in self._kept if key[0] is owner and len(key[1]) < len(tokens)})
+        best = next((key for n in reversed(lengths) if (key := (owner, tuple(tokens[:n]))) in self._kept), None)
+        if best is None:
+            return None
+        self._kept.move_to_end(best)
+        self.hits += len(best[1])
+        return self._kept[best]
+
+    def has(self, owner: Compiled | None, tokens: Sequence[int]) -> bool:
+        """Whether exactly this beginning is kept."""
+        return (owner, tuple(tokens)) in self._kept
+
+    def add(self, owner: Compiled | None, tokens: Sequence[int], slots: Slots, slot: int) -> None:
+        """Keep the beginning ``tokens`` of the row in ``slot``, unless it is larger than the whole budget."""
+        kept = slots.keep(slot, len(tokens))
+        if kept.nbytes > self.budget:
+            return
+        self._kept[owner, tuple(tokens)] = kept
+        self.nbytes += kept.nbytes
+        while self.nbytes > self.budget:
+            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def forget(self, owner: Compiled) -> None:
+        """Drop what belongs to a customization that is no longer served."""
+        for key in [key for key in self._kept if key[0] is owner]:
+            self.nbytes -= self._kept.pop(key).nbytes
 
 
-def _common(prompts: Sequence[list[int]]) -> int:
-    first, last = min(prompts), max(prompts)  # in order of tokens: all others lie between these two
-    common = 0
-    while common < min(len(first), len(last)) and first[common] == last[common]:
-        common += 1
-    return min(common, min(map(len, prompts)) - 1)
+def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts share at their beginning."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)

@@ -2,7 +2,7 @@
 
 The candidates of a prompt stand behind it in one packed sequence: each sees the prompt and itself, and no other, so the
 prompt is computed once however many candidates there are. What all prompts share at their beginning (a system text,
-shots, virtual tokens) is computed once for all of them.
+shots, virtual tokens, an instruction) is computed once for all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tunescope.base import Base
-from tunescope.inference.prefix import SharedBeginning
+from tunescope.inference.passes import Passes
+from tunescope.inference.prefix import WORTH_SHARING, common_beginning
+from tunescope.inference.row_effects import Compiled
+from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
 
 # Tokens computed in one forward pass. More fills the cores no better and needs memory for the logits.
@@ -38,6 +40,7 @@ class Score:
     tokens: int
 
 
+@torch.inference_mode()
 def score(
     customized: Customized, items: Sequence[Item], *, on_item: Callable[[int], None] = lambda count: None
 ) -> list[list[Score]]:
@@ -49,14 +52,28 @@ def score(
         on_item: told how many items each pass finished.
     """
     results: list[list[Score]] = [[] for _ in items]
-    with torch.inference_mode(), customized.active() as base:
-        beginning = SharedBeginning.of(base, [item.prompt for item in items])
-        for indices in _passes(items, beginning.tokens):
-            scored = _score_pass(base, [items[i] for i in indices], beginning)
-            for i, scores in zip(indices, scored, strict=True):
-                results[i] = scores
-            on_item(len(indices))
+    shared = _shared([item.prompt for item in items])
+    groups = list(_passes(items, shared))
+    passes = Passes(customized.base, max(map(len, groups), default=1))
+    effects = customized.customization.effects
+    compiled = Compiled.of(customized.customization, customized.base) if effects else None
+    passes.slots.reserve(shared + max((_packed_length(item, shared) for item in items), default=0))
+    beginning = _compute_beginning(passes, compiled, items[0].prompt[:shared]) if shared else None
+    for indices in groups:
+        scored = _score_pass(passes, compiled, [items[i] for i in indices], beginning)
+        for i, scores in zip(indices, scored, strict=True):
+            results[i] = scores
+        on_item(len(indices))
     return results
+
+
+def _shared(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with, where sharing them pays; the last token of each is not among them."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # in order of tokens: all others lie between these two
+    tokens = min(common_beginning(first, last), min(map(len, prompts)) - 1)
+    return tokens if tokens >= WORTH_SHARING else 0
 
 
 def _packed_length(item: Item, shared: int) -> int:
@@ -72,8 +89,17 @@ def _passes(items: Sequence[Item], shared: int) -> Iterator[list[int]]:
         order = order[fits:]
 
 
-def _score_pass(base: Base, items: list[Item], beginning: SharedBeginning) -> list[list[Score]]:
-    shared = beginning.tokens
+def _compute_beginning(passes: Passes, compiled: Compiled | None, tokens: list[int]) -> Kept:
+    ids = torch.tensor([tokens], device=passes.base.device)
+    places = torch.arange(len(tokens), device=ids.device)[None]
+    passes.logits([compiled], [0], ids, places, places, torch.zeros_like(ids, dtype=torch.bool))
+    return passes.slots.keep(0, len(tokens))
+
+
+def _score_pass(
+    passes: Passes, compiled: Compiled | None, items: list[Item], beginning: Kept | None
+) -> list[list[Score]]:
+    shared = 0 if beginning is None else beginning.tokens
     length = max(_packed_length(item, shared) for item in items)
     ids = torch.zeros(len(items), length, dtype=torch.long)
     branch = torch.full_like(ids, -1)
@@ -100,14 +126,15 @@ def _score_pass(base: Base, items: list[Item], beginning: SharedBeginning) -> li
             predicted_by += [last_of_prompt, *range(kept, kept + own)]
             targets += candidate
             kept, end = kept + own, end + own
-    device = base.device
-    mask = base.masks(branch.to(device), position.to(device), past=shared)
-    logits = base.forward(
-        ids.to(device),
-        mask,
-        position_ids=position.to(device),
-        keep=keep.to(device),
-        cache=beginning.cache(len(items)) if shared else None,
+    slots = list(range(len(items)))
+    if beginning is not None:
+        for slot in slots:
+            passes.slots.restore(slot, beginning)
+    device = passes.base.device
+    mask = passes.base.masks(branch.to(device), position.to(device), past=shared)
+    places = torch.arange(shared, shared + length, device=device).expand(len(items), length)
+    logits = passes.logits(
+        [compiled] * len(items), slots, ids.to(device), position.to(device), places, keep.to(device), mask
     )
     logprobs = iter(_logprobs(logits, torch.tensor(predicted_by), torch.tensor(targets)).tolist())
     return [

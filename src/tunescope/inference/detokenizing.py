@@ -1,0 +1,67 @@
+"""Tokens to text as they come: whole letters only, and nothing that may yet turn out to be a stop text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# A letter that is not complete yet decodes to this.
+_INCOMPLETE = "\ufffd"
+
+
+class Detokenizer:
+    """The text of one row.
+
+    Args:
+        tokenizer: of the base.
+        stop: texts that end it.
+
+    Attributes:
+        text: what is certain so far. It never ends in half a letter, nor in the beginning of a stop text.
+        stopped: whether a stop text came; ``text`` ends before it.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._tokens: list[int] = []
+        self._done = self._context = 0  # tokens that are in _whole; the first token that is decoded with new ones
+        self._whole = ""
+        self.text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> None:
+        """The next token."""
+        self._tokens.append(token)
+        # Decoded with some tokens before: whether a space stands between two words depends on both.
+        before = self._decode(self._tokens[self._context : self._done])
+        after = self._decode(self._tokens[self._context :])
+        if len(after) > len(before) and not after.endswith(_INCOMPLETE):
+            self._take(after[len(before) :])
+            self._context, self._done = self._done, len(self._tokens)
+
+    def close(self) -> None:
+        """No token follows: what was held back is text after all."""
+        if self.stopped:
+            return
+        before = self._decode(self._tokens[self._context : self._done])
+        self._take(self._decode(self._tokens[self._context :])[len(before) :])
+        if not self.stopped:
+            self.text = self._whole
+
+    def _take(self, more: str) -> None:
+        searched = max(len(self._whole) - max(map(len, self._stop), default=0), 0)
+        self._whole += more
+        places = [place for stop in self._stop if (place := self._whole.find(stop, searched)) >= 0]
+        if places:
+            self.text, self.stopped = self._whole[: min(places)], True
+            return
+        held = max((_overlap(self._whole, stop) for stop in self._stop), default=0)
+        self.text = self._whole[: len(self._whole) - held]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest beginning of ``stop`` that ``text`` ends in."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

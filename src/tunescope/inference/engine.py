@@ -1,0 +1,370 @@
+"""Serving many customizations from one frozen base: requests in, texts out.
+
+    engine = Engine(base)
+    engine.load("spam", Path("bank/spam"))
+    engine.generate([Request("Win a prize!", "spam"), Request("Why is the sky blue?")])
+
+Whoever waits for an answer drives the engine: there is no thread in the background. Threads take turns at the steps, an
+event loop has one task that makes them; each step serves everyone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunescope.base import Base
+from tunescope.data.rows import Message
+from tunescope.errors import EngineError
+from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.residents import Resident, Residents
+from tunescope.inference.sampling import Sampling
+from tunescope.inference.scheduler import Job, Scheduler
+from tunescope.methods import Customized
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        prompt: a text, or chat messages that end in the user's.
+        customization: name of a loaded one; None is the base under its plain template.
+        sampling: how the answer is chosen.
+    """
+
+    prompt: str | Sequence[Message]
+    customization: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer.
+
+    Attributes:
+        text: without the stop token or stop text.
+        tokens: ids, the stop token included when there was one.
+        finished: whether it ended of itself and not by the limit.
+        reason: ``stop``, ``length``, ``choice``, ``cancelled`` or ``error``.
+        prompt_tokens: length of the prompt, virtual tokens included.
+        cached_tokens: how many of these had been computed before.
+        logprobs: of each token in nats, where asked for.
+        choice_logprobs: log-probability of each choice as a whole, in nats, where choices were given.
+        others: the request's further samples, where it asked for several.
+        error: why there is no answer, where there is none.
+    """
+
+    text: str
+    tokens: list[int]
+    finished: bool
+    reason: str = "stop"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    logprobs: list[float] | None = None
+    choice_logprobs: dict[str, float] | None = None
+    others: tuple[Generated, ...] = ()
+    error: str | None = None
+
+
+class Ticket:
+    """A request under way.
+
+    Attributes:
+        request: what was asked.
+    """
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self._jobs = jobs
+
+    @property
+    def done(self) -> bool:
+        """Whether all of its samples have ended."""
+        return all(job.done for job in self._jobs)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the first sample has so far."""
+        return len(self._jobs[0].written)
+
+    @property
+    def text(self) -> str:
+        """What the first sample says so far."""
+        return self._jobs[0].text.text
+
+    def cancel(self) -> None:
+        """End it at the next step; what was written stays."""
+        for job in self._jobs:
+            job.cancelled = True
+
+    def result(self) -> Generated:
+        """The answer, once ``done``.
+
+        Raises:
+            EngineError: a step failed under it.
+        """
+        first, *others = [_generated(job) for job in self._jobs]
+        return first if not others else Generated(**{**vars(first), "others": tuple(others)})
+
+
+class Engine:
+    """Any row, any customization, in one batch that rows join and leave.
+
+    Args:
+        base: frozen; every customization is for it.
+        slots: most rows at once.
+        max_waiting: requests that may wait; one more is refused.
+        prefix_mb: memory for beginnings that prompts share, in 1e6 bytes.
+        customizations_mb: memory for customizations, in 1e6 bytes. What was used longest ago and came from a folder is
+            read again when it is needed.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        slots: int = 16,
+        max_waiting: int = 1024,
+        prefix_mb: float = 512,
+        customizations_mb: float = 2048,
+    ) -> None:
+        for name, value in (("slots", slots), ("max_waiting", max_waiting)):
+            if value < 1:
+                raise EngineError(f"{name} must be at least 1, got {value}.")
+        self.base = base
+        self.max_waiting = max_waiting
+        self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6))
+        self._residents = Residents(base, int(customizations_mb * 1e6), self.scheduler.forget)
+        self._lock = threading.RLock()
+        self._driver: asyncio.Task[None] | None = None
+        self._stepped = asyncio.Event()
+
+    # Customizations.
+
+    @property
+    def names(self) -> list[str]:
+        """The customizations that can be asked for."""
+        return self._residents.names
+
+    @property
+    def customizations_mb(self) -> float:
+        """Memory that the loaded customizations take, in 1e6 bytes."""
+        return self._residents.nbytes / 1e6
+
+    def load(self, name: str, source: Customized | Path) -> None:
+        """Serve a customization under a name, at once and as a whole; one of that name is replaced.
+
+        Rows under way end with the customization they began with.
+
+        Args:
+            name: what requests say.
+            source: one in memory, or an entry of a bank.
+
+        Raises:
+            EngineError: it has weights of its own (full fine-tuning), or was made on another base object.
+            BankError: an entry that is damaged or belongs to another base.
+        """
+        resident = self._residents.prepare(name, source)
+        with self._lock:
+            self._residents.put(resident)
+
+    def unload(self, name: str) -> None:
+        """Serve it no longer; rows under way end as they began.
+
+        Raises:
+            UnknownNameError: none of that name.
+        """
+        with self._lock:
+            self._residents.drop(name)
+
+    # Requests.
+
+    def submit(self, request: Request) -> Ticket:
+        """Put a request into the queue.
+
+        Raises:
+            EngineError: an unknown customization, a prompt without room for the answer, a full queue.
+        """
+        with self._lock:
+            resident = self._residents.get(request.customization)
+            return self._enqueue(resident.prompt_ids(request.prompt), resident, request.sampling)
+
+    def submit_ids(self, tokens: Sequence[int], customization: str | None, sampling: Sampling) -> Ticket:
+        """``submit`` for a prompt that is tokens already. Negative ids are virtual tokens."""
+        with self._lock:
+            return self._enqueue(list(tokens), self._residents.get(customization), sampling)
+
+    def step(self) -> bool:
+        """A step for everyone under way; returns whether anything is left to do."""
+        with self._lock:
+            return self.scheduler.step()
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_done: Callable[[int, Generated], None] = lambda index, generated: None,
+    ) -> list[Generated]:
+        """Answer requests, in order. One that cannot be served has its ``error`` set; the others go on.
+
+        Args:
+            requests: any number: they wait outside the queue until it has room.
+            on_done: told of each answer by its index, as it comes.
+        """
+        return self._answer_all([lambda r=request: self.submit(r) for request in requests], on_done)  # type: ignore[misc]
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        customization: str | None,
+        sampling: Sampling,
+        *,
+        on_done: Callable[[int, Generated], None] = lambda index, generated: None,
+    ) -> list[Generated]:
+        """``generate`` for prompts that are tokens already."""
+        submits = [lambda p=prompt: self.submit_ids(p, customization, sampling) for prompt in prompts]
+        return self._answer_all(submits, on_done)
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """The answer in pieces, as they come. Leaving the loop cancels the request."""
+        ticket, sent = self.submit(request), 0
+        try:
+            while True:
+                done, text = ticket.done, ticket.text
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
+                if done:
+                    ticket.result()
+                    return
+                if not ticket.done:
+                    self.step()
+        finally:
+            ticket.cancel()
+
+    async def answer(self, request: Request) -> Generated:
+        """``generate`` of one request, for event loops. Cancelling the task cancels the request."""
+        ticket = await asyncio.to_thread(self.submit, request)
+        try:
+            while not ticket.done:
+                await self._next_step()
+            return ticket.result()
+        finally:
+            ticket.cancel()
+
+    async def astream(self, request: Request) -> AsyncIterator[str]:
+        """``stream`` for event loops."""
+        ticket, sent = await asyncio.to_thread(self.submit, request), 0
+        try:
+            while True:
+                done, text = ticket.done, ticket.text
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
+                if done:
+                    ticket.result()
+                    return
+                await self._next_step()
+        finally:
+            ticket.cancel()
+
+    def _enqueue(self, tokens: list[int], resident: Resident, sampling: Sampling) -> Ticket:
+        if len(self.scheduler.waiting) + sampling.n > self.max_waiting:
+            raise EngineError(
+                f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
+                "later."
+            )
+        choices = [resident.completion_ids(text) for text in sampling.choices]
+        room = sum(map(len, choices)) if choices else sampling.max_new_tokens
+        context = self.base.context_length
+        if not tokens:
+            raise EngineError("The prompt has no tokens.")
+        if len(tokens) + room > context:
+            raise EngineError(
+                f"The prompt has {len(tokens)} tokens: with {room} new ones it exceeds the base's context of "
+                f"{context}. Shorten it or ask for fewer new tokens (max_new_tokens)."
+            )
+        jobs = [
+            Job(
+                tokens,
+                resident.effects,
+                sampling,
+                sample,
+                frozenset((*resident.template.stop, *sampling.stop_tokens)),
+                Detokenizer(self.base.tokenizer, sampling.stop),
+                choices,
+                resident.beginning,
+            )
+            for sample in range(sampling.n)
+        ]
+        for job in jobs:
+            self.scheduler.add(job)
+        return Ticket(jobs)
+
+    def _answer_all(
+        self, submits: Sequence[Callable[[], Ticket]], on_done: Callable[[int, Generated], None]
+    ) -> list[Generated]:
+        answers: dict[int, Generated] = {}
+        tickets: dict[int, Ticket] = {}
+
+        def finish(index: int, answer: Generated) -> None:
+            answers[index] = answer
+            on_done(index, answer)
+
+        ahead = 4 * self.scheduler.passes.slots.rows
+        following = 0
+        try:
+            while len(answers) < len(submits):
+                while following < len(submits) and len(tickets) < min(ahead, self.max_waiting):
+                    try:
+                        tickets[following] = submits[following]()
+                    except EngineError as error:
+                        finish(following, _refused(str(error)))
+                    following += 1
+                for index in [index for index, ticket in tickets.items() if ticket.done]:
+                    finish(index, tickets.pop(index).result())
+                if tickets:
+                    self.step()
+        finally:
+            for ticket in tickets.values():
+                ticket.cancel()
+        return [answers[index] for index in range(len(submits))]
+
+    async def _next_step(self) -> None:
+        """Wait for a step to be made, by the one task that makes them."""
+        if self._driver is None or self._driver.done():
+            self._stepped = asyncio.Event()
+            self._driver = asyncio.create_task(self._drive())
+        await self._stepped.wait()
+
+    async def _drive(self) -> None:
+        busy = True
+        while busy:
+            try:
+                busy = await asyncio.to_thread(self.step)
+            except Exception:
+                busy = False  # the scheduler told every job why
+            stepped, self._stepped = self._stepped, asyncio.Event()
+            stepped.set()
+
+
+def _generated(job: Job) -> Generated:
+    if job.error is not None:
+        raise EngineError(f"The engine failed while it computed this answer: {job.error}") from job.error
+    return Generated(
+        text=job.text.text,
+        tokens=job.written,
+        finished=job.reason in ("stop", "choice"),
+        reason=job.reason or "",
+        prompt_tokens=len(job.tokens),
+        cached_tokens=job.cached,
+        logprobs=job.logprobs if job.sampling.logprobs else None,
+        choice_logprobs=dict(zip(job.sampling.choices, job.choice_logprobs, strict=True)) if job.choices else None,
+    )
+
+
+def _refused(why: str) -> Generated:
+    return Generated(text="", tokens=[], finished=False, reason="error", error=why)

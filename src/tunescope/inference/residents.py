@@ -1,0 +1,164 @@
+"""The customizations that an engine can serve: compiled and in memory, or on disk where memory ran out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunescope import bank
+from tunescope.base import Base
+from tunescope.data.rows import Message
+from tunescope.data.template import Encoder, Template, default_template
+from tunescope.errors import DataError, EngineError, UnknownNameError
+from tunescope.inference.prefix import common_beginning
+from tunescope.inference.row_effects import Compiled
+from tunescope.methods import Customized
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A customization that can be asked for.
+
+    Attributes:
+        name: what requests say; None is the base.
+        template: what stands around a request's text.
+        encoder: makes its prompts.
+        beginning: how many tokens all its prompts begin with.
+        effects: compiled; None where it has none (the base, prompting), and while it is only on disk.
+        on_disk: whether its effects must be read again before it is used.
+        path: where from; None for one that was made in memory, which stays there.
+    """
+
+    name: str | None
+    template: Template
+    encoder: Encoder
+    beginning: int
+    effects: Compiled | None
+    on_disk: bool = False
+    path: Path | None = None
+
+    def prompt_ids(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Tokens of a request's prompt.
+
+        Raises:
+            EngineError: an empty prompt, or one that its template refuses.
+        """
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if not messages or messages[-1].get("role") != "user" or not messages[-1].get("content", "").strip():
+            raise EngineError("The prompt is empty, or does not end in a user's turn.")
+        try:
+            return self.encoder.prompt_ids(messages)
+        except DataError as error:
+            raise EngineError(str(error)) from error
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Tokens of an answer, its stop token last."""
+        return self.encoder.completion_text([{"role": "user", "content": "a"}], text)
+
+
+class Residents:
+    """Customizations by name.
+
+    Args:
+        base: all are for it.
+        budget: bytes for their tensors. Only those that came from a folder can be given up to keep it.
+        forget: told of effects that are dropped.
+    """
+
+    def __init__(self, base: Base, budget: int, forget: Callable[[Compiled], None]) -> None:
+        self._base, self._budget, self._forget = base, budget, forget
+        plain = default_template(base.tokenizer)
+        self._plain = Resident(None, plain, *_encoding(base, plain), None)
+        self._by_name: OrderedDict[str, Resident] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        """All that can be asked for, in memory or not."""
+        return sorted(self._by_name)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of those in memory."""
+        return sum(resident.effects.nbytes for resident in self._by_name.values() if resident.effects is not None)
+
+    def prepare(self, name: str, source: Customized | Path) -> Resident:
+        """Read and compile; nothing is served yet."""
+        if isinstance(source, Path):
+            return self._made(name, bank.load(source, self._base), source)
+        return self._made(name, source, None)
+
+    def put(self, resident: Resident) -> None:
+        """Serve from now on."""
+        assert resident.name is not None
+        self._dismiss(self._by_name.pop(resident.name, None))
+        self._by_name[resident.name] = resident
+        self._keep_budget(resident.name)
+
+    def drop(self, name: str) -> None:
+        """Serve no longer."""
+        if name not in self._by_name:
+            raise UnknownNameError("customization", name, self._by_name)
+        self._dismiss(self._by_name.pop(name))
+
+    def get(self, name: str | None) -> Resident:
+        """The one of that name, in memory; None is the base under its plain template.
+
+        Raises:
+            EngineError: none of that name, or one that cannot be read again.
+        """
+        if name is None:
+            return self._plain
+        if name not in self._by_name:
+            raise EngineError(str(UnknownNameError("customization", name, self._by_name)))
+        resident = self._by_name[name]
+        if resident.on_disk:
+            assert resident.path is not None
+            resident = self._by_name[name] = self.prepare(name, resident.path)
+        self._by_name.move_to_end(name)
+        self._keep_budget(name)
+        return resident
+
+    def _keep_budget(self, used: str) -> None:
+        over = self.nbytes - self._budget
+        for name, resident in list(self._by_name.items()):
+            if over <= 0:
+                return
+            if resident.effects is not None and resident.path is not None and name != used:
+                over -= resident.effects.nbytes
+                self._dismiss(resident)
+                # The place in the order stays: a name that was asked for is asked for again.
+                self._by_name[name] = replace(resident, effects=None, on_disk=True)
+
+    def _dismiss(self, resident: Resident | None) -> None:
+        if resident is not None and resident.effects is not None:
+            self._forget(resident.effects)
+
+    def _made(self, name: str, customized: Customized, path: Path | None) -> Resident:
+        if customized.moves_base and customized.base is not self._base:
+            raise EngineError(
+                f"{name}: a {customized.method.name} customization has weights of its own and cannot share this base's "
+                "rows. Serve it by itself: Engine(customized.base)."
+            )
+        owner = customized.base if customized.moves_base else customized.origin
+        if differing := owner.fingerprint.differences(self._base.fingerprint):
+            raise EngineError(
+                f"{name} was made for {customized.origin.name}, which has another {' and '.join(differing)} than "
+                f"{self._base.name}."
+            )
+        effects = customized.customization.effects
+        try:
+            compiled = Compiled.of(customized.customization, self._base) if effects else None
+        except EngineError as error:
+            raise EngineError(f"{name}: {error}") from error
+        template = customized.template
+        return Resident(name, template, *_encoding(self._base, template), compiled, path=path)
+
+
+def _encoding(base: Base, template: Template) -> tuple[Encoder, int]:
+    encoder = Encoder(base.tokenizer, template, base.context_length)
+    if template.virtual_splits:  # a prompt without the marked places would be refused
+        return encoder, 0
+    first, second = (encoder.prompt_ids([{"role": "user", "content": text}]) for text in ("0", "~"))
+    return encoder, common_beginning(first, second)

@@ -1,0 +1,120 @@
+"""Choosing tokens against the formulas, and the sampling settings' contradictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunescope.errors import TunescopeError
+from tunescope.inference import Sampling
+from tunescope.inference.sampling import Draw, choose
+
+LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12)
+
+
+def drawn(logits: list[float], sampling: Sampling, count: int = 4000) -> torch.Tensor:
+    """How often each token is chosen."""
+    draws = [Draw(sampling, sample) for sample in range(count)]
+    tokens, _ = choose(torch.tensor(logits).repeat(count, 1), draws)
+    return torch.bincount(tokens, minlength=len(logits)) / count
+
+
+def expected(logits: list[float], sampling: Sampling) -> list[float]:
+    """The distribution, token by token."""
+    p = torch.softmax(torch.tensor(logits, dtype=torch.float64) / sampling.temperature, 0).tolist()
+    order = sorted(range(len(p)), key=lambda i: -p[i])[: sampling.top_k]
+    total, before, kept = sum(p[i] for i in order), 0.0, []
+    for i in order:
+        if before < sampling.top_p * (total if sampling.top_k else 1):
+            kept.append(i)
+        before += p[i]
+    kept = [i for i in kept if p[i] >= sampling.min_p * max(p)]
+    left = sum(p[i] for i in kept)
+    return [p[i] / left if i in kept else 0.0 for i in range(len(p))]
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [{}, {"top_p": 0.8}, {"top_k": 2}, {"min_p": 0.3}, {"top_k": 3, "top_p": 0.7}, {"top_p": 0.95, "min_p": 0.25}],
+)
+def test_frequencies_follow_the_distribution(cuts: dict[str, Any]) -> None:
+    logits = [2.0, 1.0, 0.0, -1.0, 0.5]
+    sampling = Sampling(temperature=2.0, **cuts)
+    assert drawn(logits, sampling).tolist() == pytest.approx(expected(logits, sampling), abs=0.03)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=LOGITS,
+    temperature=st.floats(0.1, 3),
+    top_k=st.none() | st.integers(1, 15),
+    top_p=st.floats(0.05, 1),
+    min_p=st.floats(0, 0.9),
+)
+def test_nothing_outside_the_cuts_is_drawn(
+    logits: list[float], temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> None:
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    p = torch.softmax(torch.tensor(logits) / temperature, 0)
+    found = drawn(logits, sampling, 40)
+    wanted = torch.tensor(expected(logits, sampling))
+    # Tokens as likely as the last one that stays may stay too: there is no order among equals.
+    least = p[wanted > 0].min()
+    assert not found[p < least * 0.999].any()
+
+
+def test_top_p_over_a_vocabulary_larger_than_what_is_sorted_first() -> None:
+    logits = torch.zeros(1, 5000)
+    logits[0, 4999] = 1.0
+    draws = [Draw(Sampling(temperature=1, top_p=0.9), sample) for sample in range(50)]
+    tokens, _ = choose(logits.repeat(50, 1), draws)
+    assert tokens.max() > 2000  # the 1024 tokens that are sorted first hold a fifth of it
+
+
+def test_rows_have_settings_of_their_own() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0]] * 4)
+    rows = [
+        Draw(Sampling()),
+        Draw(Sampling(temperature=1, top_k=1)),
+        Draw(Sampling(repetition_penalty=10.0), seen={1}),
+        Draw(Sampling(min_new_tokens=2), stop=frozenset({1})),
+    ]
+    tokens, logprobs = choose(logits, rows)
+    assert tokens.tolist() == [1, 1, 2, 2] and logprobs is None
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0]])
+    _, logprobs = choose(logits.clone(), [Draw(Sampling(logprobs=True, repetition_penalty=10.0), seen={1})])
+    assert logprobs is not None and logprobs.item() == pytest.approx(logits.log_softmax(-1)[0, 2].item())
+
+
+def test_repetition_penalty_equals_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.tensor([[1.0, -2.0, 3.0, -0.5]])
+    wanted = RepetitionPenaltyLogitsProcessor(7.0)(torch.tensor([[1, 2]]), logits.clone()).argmax(-1)
+    tokens, _ = choose(logits, [Draw(Sampling(repetition_penalty=7.0), seen={1, 2})])
+    assert tokens.tolist() == wanted.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"top_p": 0.5}, "top_p has no meaning at temperature 0"),
+        ({"top_k": 5}, "top_k has no meaning at temperature 0"),
+        ({"n": 2}, "n has no meaning at temperature 0"),
+        ({"stop": ("",)}, "no letters"),
+        ({"choices": ("a", "a")}, "must be texts that all differ"),
+        ({"choices": ("a", "b"), "stop": ("x",)}, "answered as a whole"),
+        ({"min_new_tokens": 200}, "more than max_new_tokens 128"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_contradictions_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TunescopeError, match=said):
+        Sampling(**given)
