@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -29,8 +29,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in found.items() if isinstance(v, torch.Tensor)})
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "rows"}
+        return replace(self, **tensors)
 
     @property
     def real(self) -> torch.Tensor:
@@ -81,7 +81,6 @@ class PairBatch(Batch):
         position: [batch, length], the position of each token in its own text.
         targets: [tokens] the completions' tokens, all chosen ones before all rejected ones.
         predictors: [tokens] flat position after which each target comes; the prompt's last one serves both completions.
-        owner: [tokens] the completion each target belongs to, as an index into the flattened [2, pairs].
         last: [2, pairs] flat position of each completion's last token.
         lengths: [2, pairs] tokens of each completion.
         margins: [pairs] how much better the chosen one is; nan where nobody said.
@@ -92,7 +91,6 @@ class PairBatch(Batch):
     position: torch.Tensor
     targets: torch.Tensor
     predictors: torch.Tensor
-    owner: torch.Tensor
     last: torch.Tensor
     lengths: torch.Tensor
     margins: torch.Tensor
@@ -154,7 +152,6 @@ def collate_pairs(examples: Sequence[EncodedPair]) -> PairBatch:
         position=position,
         targets=torch.tensor(targets[0] + targets[1]),
         predictors=torch.tensor(predictors[0] + predictors[1]),
-        owner=torch.arange(2 * count).repeat_interleave(lengths.flatten()),
         last=last,
         lengths=lengths,
         margins=torch.tensor([math.nan if e.margin is None else e.margin for e in examples]),

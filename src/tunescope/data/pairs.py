@@ -9,7 +9,6 @@ from ``reward_chosen, reward_rejected``.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,14 +126,14 @@ def _texts(given: Any, chosen: Any, rejected: Any, named: str) -> tuple[tuple[Me
     whole = [answer[:-1] for answer in answers]
     if whole[0] != whole[1]:
         return "chosen and rejected are conversations that differ before their last message"
-    messages: tuple[Message, ...] | str = whole[0]
+    messages = whole[0]
     if given is not None:
-        messages = _prompt(given, named)
-        if isinstance(messages, str):
-            return messages
-        if whole[0] and whole[0][-len(messages) :] != messages:
+        prompt = _prompt(given, named)
+        if isinstance(prompt, str):
+            return prompt
+        if messages and messages[-len(prompt) :] != prompt:
             return f"{named} is not what the conversations in chosen and rejected begin with"
-        messages = whole[0] or messages
+        messages = messages or prompt
     if not messages:
         return "prompt is missing, and chosen and rejected have no common beginning"
     if messages[-1]["role"] != "user":
@@ -148,11 +147,14 @@ def _split_texts(chosen: str, rejected: str) -> tuple[tuple[Message, ...], str, 
     Back to there, because the completions are tokenized apart from the prompt: one that began in the middle of a word
     would be no text that a model writes.
     """
-    common = os.path.commonprefix([chosen, rejected])
-    end = max((i for i, letter in enumerate(common, start=1) if letter.isspace()), default=0)
-    if not common[:end].strip():
+    end = 0
+    for i, (one, other) in enumerate(zip(chosen, rejected, strict=False), start=1):
+        if one != other:
+            break
+        end = i if one.isspace() else end
+    if not chosen[:end].strip():
         return "there is no prompt column, and chosen and rejected share no beginning that could be the prompt"
-    return ({"role": "user", "content": common[:end].rstrip(IGNORED_SPACE)},), chosen[end:], rejected[end:]
+    return ({"role": "user", "content": chosen[:end].rstrip(IGNORED_SPACE)},), chosen[end:], rejected[end:]
 
 
 def _prompt(value: Any, column: str) -> tuple[Message, ...] | str:
@@ -181,7 +183,7 @@ def _turns(value: Any, column: str, expected: str) -> tuple[Message, ...] | str:
     return messages_of(value, column, expected)
 
 
-def _margin(fields: Mapping[str, Any]) -> float | None | str:
+def _margin(fields: Mapping[str, Any]) -> float | str | None:
     """How much better the chosen completion is, None where no column says, or why the column is not usable."""
     values = {}
     for column in ("margin", "reward_chosen", "reward_rejected"):
