@@ -32,6 +32,9 @@ _PUBLIC = {
     "compose": "methods",
     "Full": "methods",
     "SFT": "objectives",
+    "DPO": "objectives",
+    "Reward": "objectives",
+    "reward_scores": "objectives",
     "TrainSettings": "training",
     "train": "training",
     "load": "bank",
@@ -63,7 +66,10 @@ if TYPE_CHECKING:
     from tunescope.methods import System as System
     from tunescope.methods import ZeroShot as ZeroShot
     from tunescope.methods import compose as compose
+    from tunescope.objectives import DPO as DPO
     from tunescope.objectives import SFT as SFT
+    from tunescope.objectives import Reward as Reward
+    from tunescope.objectives import reward_scores as reward_scores
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train
 

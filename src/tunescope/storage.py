@@ -33,10 +33,13 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("tunescope", appauthor=False))
 
 
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes as 64 hexadecimal digits, read piecewise."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(*paths: str | Path) -> str:
+    """SHA-256 of a file's bytes, or of several one after the other, as 64 hexadecimal digits; read piecewise."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:

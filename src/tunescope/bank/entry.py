@@ -1,7 +1,8 @@
 """A customization at rest: a folder with its tensors and its record. Loading one that does not fit is an error.
 
 Effects are kept in ``customization.safetensors``. After full fine-tuning the folder is a transformers model folder that
-``AutoModelForCausalLM.from_pretrained`` opens. Nothing is ever pickled.
+``AutoModelForCausalLM.from_pretrained`` opens; what an objective added (a reward model's head) lies beside it. Nothing
+is ever pickled.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -17,8 +19,10 @@ from tunescope.bank.check import save_check
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
-from tunescope.methods import Customization, Customized, at_rest
+from tunescope.methods import Customized, at_rest
+from tunescope.methods.effects import Effect
 from tunescope.methods.registry import METHODS
+from tunescope.objectives.registry import OBJECTIVES
 
 RECORD, TENSORS, MODEL, CHECK = (
     "customization.json",
@@ -38,16 +42,13 @@ def save(customized: Customized, folder: Path, record: Record, *, extra: dict[st
         extra: further text files by name, for example ``metrics.jsonl``.
     """
     with storage.atomic_folder(folder) as partial:
-        tensor_file = None
         if customized.moves_base:
             customized.base.model.save_pretrained(partial)
             customized.base.tokenizer.save_pretrained(partial)
-            tensor_file = partial / MODEL
-        elif tensors := customized.customization.tensors():
-            tensor_file = partial / TENSORS
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, tensor_file)
-        if tensor_file is not None and tensor_file.is_file():
-            record = record.model_copy(update={"tensors_sha256": storage.sha256_file(tensor_file)})
+        if tensors := customized.customization.tensors():
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+        if files := [partial / name for name in (MODEL, TENSORS) if (partial / name).is_file()]:
+            record = record.model_copy(update={"tensors_sha256": storage.sha256_file(*files)})
         save_check(customized, partial / CHECK)
         for name, text in (extra or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
@@ -106,29 +107,39 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
             "base it was made for, or train it again on this one."
         )
     method = METHODS.load(record.method).parse(record.method_settings)
-    if method.trains == "base":
-        _check_tensors(folder / MODEL, record)
-        moved = load_base(folder, dtype="float32" if str(origin.dtype) == "torch.float32" else "bfloat16")
-        return Customized(moved, Customization(method, record.template, {}), origin)
-    customized = at_rest(origin, method, record.template, record.labels)
-    if record.tensors_sha256 is not None:
-        _check_tensors(folder / TENSORS, record)
+    customized = at_rest(origin, method, record.template, record.labels, _added(record, origin))
+    needed = customized.customization.tensors()
+    if needed and record.tensors_sha256 is None:
+        raise BankError(f"{folder} has no tensors, but {record.method} needs some: the entry is damaged.")
+    _check_tensors(
+        [folder / name for name, there in ((MODEL, customized.moves_base), (TENSORS, bool(needed))) if there], record
+    )
+    if needed:
         try:
             customized.customization.load_tensors(load_file(folder / TENSORS, device=str(origin.device)))
         except (SafetensorError, BankError) as error:
             raise BankError(f"{folder / TENSORS}: {error}") from error
-    elif customized.customization.tensors():
-        raise BankError(f"{folder} has no tensors, but {record.method} needs some: the entry is damaged.")
+    if customized.moves_base:
+        customized.base = load_base(folder, dtype="float32" if str(origin.dtype) == "torch.float32" else "bfloat16")
     return customized
 
 
-def _check_tensors(path: Path, record: Record) -> None:
-    if not path.is_file():
-        raise BankError(f"{path} is missing: the entry is damaged. Train it again.")
-    if record.tensors_sha256 is not None and storage.sha256_file(path) != record.tensors_sha256:
+def _added(record: Record, base: Base) -> dict[str, Effect]:
+    """The effects that the objective brought."""
+    if record.objective is None:
+        return {}
+    return OBJECTIVES.load(record.objective).parse(record.objective_settings).effects(base, torch.Generator())
+
+
+def _check_tensors(files: list[Path], record: Record) -> None:
+    for path in files:
+        if not path.is_file():
+            raise BankError(f"{path} is missing: the entry is damaged. Train it again.")
+    if files and record.tensors_sha256 is not None and storage.sha256_file(*files) != record.tensors_sha256:
+        names = " and ".join(map(str, files))
         raise BankError(
-            f"{path} is not the file that was saved (its SHA-256 differs from the record's): it is corrupt or was "
-            "changed. Copy it again or train it again."
+            f"{names} {'are' if len(files) > 1 else 'is'} not what was saved (the SHA-256 differs from the record's): "
+            "corrupt or changed. Copy it again or train it again."
         )
 
 

@@ -150,7 +150,18 @@ def combine(
     return assemble_lora(base, parts, template), worst
 
 
+def refuse_heads(customized: Customized, where: str) -> None:
+    """Refuse what would lose a part that an objective added: a reward model without its head gives no rewards.
+
+    Raises:
+        BankError: naming the part.
+    """
+    if heads := customized.customization.heads:
+        raise BankError(f"This entry has a {heads[0]} head, which {where} has no place for. Serve it as it is.")
+
+
 def _check_mergeable(customized: Customized) -> None:
+    refuse_heads(customized, "a merged language model")
     if customized.moves_base:
         raise BankError("Full fine-tuning is a model already: its folder in the bank can be used as a base.")
     effects = customized.customization.effects
@@ -167,6 +178,7 @@ def _check_combinable(loras: Sequence[Customized], weights: Sequence[float]) -> 
         raise BankError(f"Give two or more LoRAs and a weight for each: {len(loras)} LoRAs, {len(weights)} weights.")
     first = loras[0]
     for lora in loras:
+        refuse_heads(lora, "a sum of LoRAs")
         if not isinstance(lora.method, LoRA) or lora.method.dora:
             name = "DoRA" if isinstance(lora.method, LoRA) else lora.method.name
             raise BankError(f"Only LoRAs without DoRA can be combined: their changes add up. {name} is not one.")

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunescope import storage
 from tunescope.bank.assemble import LoRAPart, assemble_ia3, assemble_lora, lora_parts
+from tunescope.bank.merge import refuse_heads
 from tunescope.base import Base, Site
 from tunescope.base.sites import LINEAR_SITES
 from tunescope.base.sources import BUILT_IN
@@ -61,6 +62,7 @@ def export_peft(customized: Customized, folder: Path) -> Path:
     Raises:
         BankError: a method that PEFT's format has no place for, with the reason.
     """
+    refuse_heads(customized, "PEFT's format as it is written here")
     method = customized.method
     if isinstance(method, LoRA):
         config, tensors = _lora_to_peft(customized, method)

@@ -44,6 +44,8 @@ class Record(Settings):
     """The method's settings."""
     objective: str | None
     """What it was trained for; none for prompting."""
+    objective_settings: dict[str, Any] = Field(default_factory=dict)
+    """The objective's settings."""
     train_settings: dict[str, Any] | None = None
     """The training loop's settings; none for prompting."""
     dtype: str | None = None

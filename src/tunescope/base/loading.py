@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from tunescope.base import attention, sources
+from tunescope.base import attention, head, sources
 from tunescope.base.device import default_device, dtype_name, resolve_dtype
 from tunescope.base.fingerprint import Fingerprint, fingerprint
 from tunescope.base.sites import Sites
@@ -154,6 +154,38 @@ class Base:
             if handle is not None:
                 handle.remove()
         return output.logits
+
+    def hidden(
+        self, input_ids: torch.Tensor, attention_mask: Any, *, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the vocabulary head reads: the last layer's output after the final norm.
+
+        Args:
+            input_ids: [batch, length].
+            attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns.
+            position_ids: [batch, length]; by default counted from the first real token.
+
+        Returns:
+            [batch, length, hidden].
+        """
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        layers = self.model.base_model
+        return layers(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Log-probability of ``targets`` [rows] after ``hidden`` [rows, hidden], in nats, as [rows] in float32.
+
+        The logits are computed a few rows at a time, in the backward pass too.
+        """
+        moves = any(p.requires_grad for p in self.model.get_output_embeddings().parameters())
+        return head.logprobs(self._head, moves, hidden, targets)
+
+    @cached_property
+    def _head(self) -> head.Logits:
+        return head.head_of(self.model)
 
     def copy_to_move(self) -> Base:
         """A second copy of the model whose weights may move; this one stays as it is."""

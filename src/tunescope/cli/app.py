@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tunescope.cli import options
 from tunescope.cli.output import Output
+from tunescope.errors import TunescopeError
 
 
 def build_app(arguments: list[str]) -> typer.Typer:
@@ -82,9 +83,16 @@ def evaluate(
         int | None, typer.Option(min=2, help="Most tokens of a row; by default as it was trained.")
     ] = None,
     skip_bad: options.SkipBad = 0,
+    plot: Annotated[
+        Path | None, typer.Option(help="HTML file to draw the calibration in, of an entry measured on pairs.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost."""
+    """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost.
+
+    An entry trained on pairs (dpo, reward) is measured on pairs: accuracy, margin, calibration. A reward model scores
+    rows of prompt and completion.
+    """
     from tunescope.cli.measure import evaluate_entry
 
     evaluate_entry(
@@ -101,6 +109,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         max_length=max_length,
         skip_bad=skip_bad,
+        plot=plot,
         output=Output(as_json),
     )
 
@@ -123,9 +132,10 @@ def _train_app(arguments: list[str]) -> typer.Typer:
     if len(arguments) > 1 and not arguments[1].startswith("-"):
         METHODS.load(arguments[1])  # an unknown name is answered with the nearest ones
         names = list(dict.fromkeys([*names, arguments[1]]))  # a composition (prompt-tuning+lora) is none of the listed
+    objective = _objective(arguments)
     for name in names:
         method = METHODS.load(name)
-        app.command(name, help=(method.__doc__ or "").strip())(training_command(method))
+        app.command(name, help=(method.__doc__ or "").strip())(training_command(method, objective))
     return app
 
 
@@ -140,6 +150,31 @@ def _add_generate(app: typer.Typer, arguments: list[str]) -> None:
     from tunescope.cli.generating import generate_command
 
     app.command("generate")(generate_command())
+
+
+def _objective(arguments: list[str]) -> Any:
+    """The objective's class that ``--objective`` names: the flags that a training has depend on it.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+        TunescopeError: a flag of another objective.
+    """
+    from tunescope.objectives.registry import OBJECTIVES
+
+    chosen = "sft"
+    for argument, value in zip(arguments, [*arguments[1:], chosen], strict=True):
+        if argument.partition("=")[0] == "--objective":
+            chosen = argument.partition("=")[2] or value
+    found = OBJECTIVES.load(chosen)
+    given = {argument.partition("=")[0] for argument in arguments}
+    for name in OBJECTIVES.names():
+        for field in OBJECTIVES.load(name).model_fields:
+            flag = "--" + field.replace("_", "-")
+            if flag in given and field not in found.model_fields:
+                raise TunescopeError(
+                    f"{flag} belongs to --objective {name}, and this is {chosen}: leave one of them out."
+                )
+    return found
 
 
 def _add_compare(app: typer.Typer, arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import tunescope
 from tunescope import bank
-from tunescope.bank.merge import Combination
+from tunescope.bank.merge import Combination, refuse_heads
 from tunescope.base import load_base
 from tunescope.base.device import dtype_name
 from tunescope.cli.output import Output, print_facts
@@ -98,6 +98,7 @@ def export_entry(entry: Path, to: str, out: Path, base: str | None, output: Outp
     if to == "peft":
         bank.export_peft(customized, out)
     elif customized.moves_base:
+        refuse_heads(customized, "a language model's folder")
         shutil.copytree(
             entry, out, ignore=shutil.ignore_patterns("customization.json", "check.safetensors", "metrics*")
         )

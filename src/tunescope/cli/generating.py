@@ -15,7 +15,7 @@ from tunescope.cli import options
 from tunescope.cli.flags import with_settings
 from tunescope.cli.output import Output
 from tunescope.data.reading import read_each
-from tunescope.data.rows import to_messages
+from tunescope.data.rows import messages_of
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
 from tunescope.inference import Engine, Generated, Request, Sampling
 
@@ -175,7 +175,7 @@ def _request(row: dict[str, Any] | str, defaults: Sampling, entries: list[str]) 
     if (prompt is None) == (messages is None):
         return _refusal("The row needs prompt (a text) or messages (a list of {role, content}), and one of them.")
     if messages is not None:
-        turns = to_messages(messages, "messages")
+        turns = messages_of(messages, "messages")
         if isinstance(turns, str):
             return _refusal(f"{turns}.")
         prompt = turns

@@ -7,7 +7,9 @@ from pathlib import Path
 from tunescope import bank
 from tunescope.base import load_base
 from tunescope.cli.output import Output, print_facts
+from tunescope.cli.preferences import evaluate_pairs, score_texts
 from tunescope.data.catalog import CATALOG
+from tunescope.data.pairs import is_pairs
 from tunescope.data.reading import read
 from tunescope.data.rows import label_set, to_rows
 from tunescope.data.splitting import split as split_rows
@@ -33,6 +35,7 @@ def evaluate_entry(
     max_new_tokens: int,
     max_length: int | None,
     skip_bad: int,
+    plot: Path | None,
     output: Output,
 ) -> None:
     """Measure an entry, keep the measurements in its record, and print them."""
@@ -47,6 +50,19 @@ def evaluate_entry(
     if split is None and data in CATALOG and "test" in CATALOG[data].members:
         split = "test"
     table = read(data, split=split, skip_bad=skip_bad)
+    if max_length is None and record and record.train_settings:
+        max_length = record.train_settings.get("max_length")
+    if plot is not None and not is_pairs(table):
+        raise TunescopeError(f"--plot draws how calibrated preferences are, and {table.path} holds no pairs.")
+    if entry is not None and record is not None and (is_pairs(table) or record.objective == "reward"):
+        left = skip_bad - len(table.skipped)
+        if is_pairs(table):
+            evaluate_pairs(
+                entry, base, table, max_rows=max_rows, max_length=max_length, skip_bad=left, plot=plot, output=output
+            )
+        else:
+            score_texts(entry, base, table, max_length=max_length, skip_bad=left, output=output)
+        return
     pattern = template or (record.template.pattern if record else None) or table.default_template
     if record and record.template.pattern and pattern != record.template.pattern:
         raise TunescopeError(
@@ -64,8 +80,6 @@ def evaluate_entry(
         names = [row.completion or "" for row in rows] if labels else None
         rows = [rows[i] for i in split_rows(len(rows), names, max_rows, 0)[1]]
     probes = user_probes(probe) if probe is not None else default_probes(everything=all_probes)
-    if max_length is None and record and record.train_settings:
-        max_length = record.train_settings.get("max_length")
     with output.progress.status("measuring") as status:
         card = evaluate(
             customized,

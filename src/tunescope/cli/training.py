@@ -16,24 +16,30 @@ from tunescope.cli.progress import TrainingProgress
 from tunescope.data.reading import read
 from tunescope.errors import TunescopeError
 from tunescope.methods import Method
+from tunescope.objectives import Objective
 from tunescope.objectives.registry import OBJECTIVES
 from tunescope.training import TrainSettings, train
 
 Out = Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")]
 ObjectiveName = Annotated[
-    str, typer.Option("--objective", help=f"What to train it for: {', '.join(OBJECTIVES.names())}.")
+    str,
+    typer.Option(
+        "--objective",
+        help=f"What to train it for: {', '.join(OBJECTIVES.names())}. With it --help shows the objective's own flags.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an entry of that name.")]
 
 
-def training_command(method_class: type[Method]) -> Callable[..., None]:
-    """The command that trains one method."""
+def training_command(method_class: type[Method], objective_class: type[Objective]) -> Callable[..., None]:
+    """The command that trains one method for one objective."""
 
     def run(
         base: options.BaseName,
         data: options.Data,
         out: Out,
         method: Any,
+        goal: Any,
         settings: Any,
         objective: ObjectiveName = "sft",
         split: options.Split = None,
@@ -45,8 +51,8 @@ def training_command(method_class: type[Method]) -> Callable[..., None]:
         overwrite: Overwrite = False,
         as_json: options.AsJson = False,
     ) -> None:
+        # What --objective names is known before the flags are made (see app): here it is ``goal``.
         output = Output(as_json)
-        goal = OBJECTIVES.load(objective)()
         refuse_existing(out, overwrite)
         table = read(data, split=split, skip_bad=skip_bad)
         if table.skipped:
@@ -70,7 +76,7 @@ def training_command(method_class: type[Method]) -> Callable[..., None]:
         summary = trained.summary()
         output.result(summary, lambda console: print_facts(console, summary))
 
-    return with_settings(run, {"method": method_class, "settings": TrainSettings})
+    return with_settings(run, {"method": method_class, "goal": objective_class, "settings": TrainSettings})
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:

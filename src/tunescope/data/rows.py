@@ -41,6 +41,11 @@ class Row:
         """The last message's text: what a person would call the input."""
         return self.messages[-1]["content"]
 
+    @property
+    def content(self) -> list[Any]:
+        """What the row says, wherever it stands."""
+        return [self.messages, self.completion]
+
 
 def pattern_fields(pattern: str) -> tuple[list[str], str]:
     """The input fields of a pattern and its completion field, the last one.
@@ -112,7 +117,7 @@ def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, 
     asked = target in fields and (need or fields[target] is not None)
     for name in [*inputs, *([target] if asked else [])]:
         if not _is_scalar(fields[name]):
-            return f"{name} is {_describe(fields[name])}, expected text"
+            return f"{name} is {describe(fields[name])}, expected text"
     if not any(str(fields[name]).strip() for name in inputs):
         return f"{' and '.join(inputs)} {'is' if len(inputs) == 1 else 'are'} empty"
     if asked and not str(fields[target]).strip():
@@ -124,21 +129,21 @@ def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, 
 def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if isinstance(completion, list):  # TRL's conversational form
-        turns = to_messages(completion, "completion")
+        turns = messages_of(completion, "completion")
         if isinstance(turns, str):
             return turns
         if len(turns) > 1 or turns[0]["role"] != "assistant":
             return "completion is a list, but not of one message by the assistant"
         completion = turns[0]["content"]
     if not isinstance(completion, str) and (need or completion is not None):
-        return f"completion is {_describe(completion)}, expected text"
+        return f"completion is {describe(completion)}, expected text"
     if isinstance(completion, str) and not completion.strip():
         return "completion is empty"
     if isinstance(prompt, str):
         if not prompt.strip():
             return "prompt is empty"
         return _row(({"role": "user", "content": prompt},), completion, line)
-    turns = to_messages(prompt, "prompt", "text, or a list")
+    turns = messages_of(prompt, "prompt", "text, or a list")
     if isinstance(turns, str):
         return turns
     if turns[-1]["role"] != "user":
@@ -147,7 +152,7 @@ def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
 
 
 def _from_messages(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
-    turns = to_messages(fields.get("messages"), "messages")
+    turns = messages_of(fields.get("messages"), "messages")
     if isinstance(turns, str):
         return turns
     if turns[-1]["role"] == "user":
@@ -161,10 +166,10 @@ def _row(messages: tuple[Message, ...], completion: str | None, line: int) -> Ro
     return Row(messages, completion if completion is None else completion.strip(IGNORED_SPACE), line)
 
 
-def to_messages(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:
-    """The messages, checked, or why they are not usable."""
+def messages_of(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:
+    """The messages of a column's value, checked, or why they are not usable."""
     if not isinstance(value, list) or not value:
-        return f"{column} is {_describe(value)}, expected {expected} of {{role, content}}"
+        return f"{column} is {describe(value)}, expected {expected} of {{role, content}}"
     begun = False
     for i, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
@@ -186,7 +191,8 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """A value in a few words, for the reason why a row is bad."""
     return "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 

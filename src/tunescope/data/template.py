@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tunescope.data.pairs import Pair
 from tunescope.data.rows import IGNORED_SPACE, Message, Row
 from tunescope.errors import DataError, UnknownNameError
 from tunescope.settings import Settings
@@ -101,6 +102,32 @@ class Encoded:
         return len(self.prompt) + len(self.completion)
 
 
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair as tokens.
+
+    Attributes:
+        prompt: token ids before the completions, the same for both. A negative id -1 - i is the i-th virtual token.
+        chosen: token ids of the preferred completion, the stop token last.
+        rejected: token ids of the other one, the stop token last.
+        dropped: how many prompt tokens were cut to fit.
+        number: the pair's line in its file.
+        margin: how much better the chosen one is; None where nobody said.
+        reference: log-probabilities of chosen and rejected under the reference, in nats, once they are known.
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    dropped: int = 0
+    number: int = 0
+    margin: float | None = None
+    reference: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
 def default_template(tokenizer: Any, *, pattern: str | None = None, style: str = "auto") -> Template:
     """Chat style for tokenizers that have a chat template, plain text for the others.
 
@@ -147,35 +174,46 @@ class Encoder:
         context: the most tokens a text may have in the base.
         max_length: the most tokens of a row's own prompt and completion. What the template adds (system text, shots,
             virtual tokens) comes on top, so that a row is cut alike under every template.
+        cut: what a prompt that is too long loses of its own text: the middle (its beginning says what the text is
+            about, its end asks the question), or the start.
     """
 
     tokenizer: Any
     template: Template
     context: int
     max_length: int | None = None
+    cut: Literal["middle", "start"] = "middle"
     truncated: int = 0
     dropped_rows: list[int] = field(default_factory=list)
 
     def encode(self, row: Row) -> Encoded | None:
         """The row's tokens; None, and counted, where nothing of its prompt's text would be left beside the completion.
 
-        A prompt that is too long loses the middle of its own text's tokens (its beginning says what the text is about,
-        its end asks the question); the template around it, its shots and the completion are never cut.
+        A prompt that is too long loses a part of its own text's tokens; the template around it, its shots and the
+        completion are never cut.
         """
         completion = self.completion(row) if row.completion is not None else []
         prompt, earlier = self._turns(row.messages)
-        added = len(prompt) - len(self._bare(row.messages)) if self._adds_text else 0
-        extra = self.template.virtual_tokens + added
-        room = min(self.context, (self.max_length or self.context) + extra) - len(completion)
-        dropped = len(prompt) - room
-        if dropped > 0:
-            shortened = self._shorten(row.messages, room)
-            if shortened is None:
-                self.dropped_rows.append(row.number)
-                return None
-            dropped = len(prompt) - len(shortened)
-            prompt, earlier, self.truncated = shortened, (), self.truncated + 1
-        return Encoded(prompt, completion, extra, max(dropped, 0), row.number, earlier)
+        extra = self._extra(row.messages, prompt)
+        fitting = self._fitted(row.messages, prompt, extra, len(completion))
+        if fitting is None:
+            self.dropped_rows.append(row.number)
+            return None
+        dropped = len(prompt) - len(fitting)
+        return Encoded(fitting, completion, extra, dropped, row.number, () if dropped else earlier)
+
+    def encode_pair(self, pair: Pair) -> EncodedPair | None:
+        """The pair's tokens, cut so that the longer completion fits; None, and counted, where none of the prompt's text
+        would be left beside it. Both completions keep the same prompt.
+        """
+        chosen, rejected = (self.completion_text(pair.messages, text) for text in (pair.chosen, pair.rejected))
+        prompt = self.prompt_ids(pair.messages)
+        longest = max(len(chosen), len(rejected))
+        fitting = self._fitted(pair.messages, prompt, self._extra(pair.messages, prompt), longest)
+        if fitting is None:
+            self.dropped_rows.append(pair.number)
+            return None
+        return EncodedPair(fitting, chosen, rejected, len(prompt) - len(fitting), pair.number, pair.margin)
 
     def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
         """Every row that fits, in order."""
@@ -186,7 +224,7 @@ class Encoder:
         said = []
         if self.truncated:
             prompts = "1 prompt was" if self.truncated == 1 else f"{self.truncated} prompts were"
-            said.append(f"{prompts} cut to fit {self._limit} tokens (the middle of the text).")
+            said.append(f"{prompts} cut to fit {self._limit} tokens (the {self.cut} of the text).")
         if self.dropped_rows:
             lines = ", ".join(map(str, self.dropped_rows[:10])) + (" …" if len(self.dropped_rows) > 10 else "")
             rows = "1 row was" if len(self.dropped_rows) == 1 else f"{len(self.dropped_rows)} rows were"
@@ -214,6 +252,20 @@ class Encoder:
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as text."""
         return self._render(self._framed(messages))
+
+    def _extra(self, messages: Sequence[Message], prompt: Sequence[int]) -> int:
+        """How many of the prompt's tokens are the template's system text, shots and virtual tokens."""
+        added = len(prompt) - len(self._bare(messages)) if self.template.shots or self.template.system else 0
+        return self.template.virtual_tokens + added
+
+    def _fitted(self, messages: Sequence[Message], prompt: list[int], extra: int, completion: int) -> list[int] | None:
+        """The prompt, cut and counted where it is too long beside ``completion`` tokens; None if it cannot be cut."""
+        room = min(self.context, (self.max_length or self.context) + extra) - completion
+        if len(prompt) <= room:
+            return prompt
+        shortened = self._shorten(messages, room)
+        self.truncated += shortened is not None
+        return shortened
 
     def _turns(self, messages: Sequence[Message]) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """The prompt's tokens, and where the assistant's earlier turns (with their stop tokens) lie in them.
@@ -247,10 +299,6 @@ class Encoder:
     @property
     def _limit(self) -> int:
         return min(self.context, self.max_length or self.context)
-
-    @property
-    def _adds_text(self) -> bool:
-        return bool(self.template.shots or self.template.system)
 
     def _bare(self, messages: Sequence[Message]) -> list[int]:
         return self._lead + self._tokens(self._render(list(messages)), beginning=True)
@@ -317,7 +365,7 @@ class Encoder:
         return ids
 
     def _shorten(self, messages: Sequence[Message], room: int) -> list[int] | None:
-        """The prompt with the middle of its last message's text left out, at most ``room`` tokens; None if impossible.
+        """The prompt with a part of its last message's text left out, at most ``room`` tokens; None if impossible.
 
         Of a text with marked places the longest piece between two of them is cut.
         """
@@ -327,7 +375,8 @@ class Encoder:
         keep = len(ids) - (len(self.prompt_ids(messages)) - room)
         while keep > 0:
             # Two thirds from the beginning, one third from the end: the question usually stands at the end.
-            first, last = keep - keep // 3, keep // 3
+            last = keep // 3 if self.cut == "middle" else keep
+            first = keep - last
             # A letter of several tokens may be cut through: what is left of it is no text.
             begin = self.tokenizer.decode(ids[:first]).rstrip("\ufffd")
             end = self.tokenizer.decode(ids[len(ids) - last :]).lstrip("\ufffd") if last else ""

@@ -38,6 +38,11 @@ class Customization(nn.Module):
             self._put(key, effect)
         self.trainable_parameters = sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def heads(self) -> list[str]:
+        """The kinds of effects that an objective brought and asks; without the objective they have no use."""
+        return [effect.kind for effect in self.effects.values() if effect.where == "head"]
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors that make the customization, by name: site, effect, tensor (``3.q.low_rank.A``)."""
         return {
@@ -82,6 +87,8 @@ class Customization(nn.Module):
         handles = []
         try:
             for key, effect in self.effects.items():
+                if effect.where == "head":
+                    continue
                 if isinstance(effect, Prefix):
                     handles += effect.attach(base.embedding)
                     continue
@@ -120,12 +127,24 @@ class Customized:
     @property
     def trainable_parameters(self) -> int:
         """How many numbers training moves."""
-        return self.base.parameters if self.moves_base else self.customization.trainable_parameters
+        moved = self.base.parameters if self.moves_base else 0
+        return moved + self.customization.trainable_parameters
 
     @property
     def moves_base(self) -> bool:
         """Whether the base's own weights are trained."""
         return self.method.trains == "base"
+
+    def rate_of(self, parameter: str) -> float:
+        """The multiple of the learning rate that a parameter gets: the method's, or an effect's own beside it.
+
+        Args:
+            parameter: its name in the customization (``3_q_low_rank.B``), or in the base that moves.
+        """
+        for key, effect in self.customization.effects.items():
+            if effect.learning_rate is not None and parameter.startswith(key.replace(".", "_") + "."):
+                return effect.learning_rate / self.method.learning_rate
+        return self.method.rate_of(parameter)
 
     def finish(self) -> None:
         """End of training: nothing moves any more."""
@@ -146,6 +165,7 @@ def customize(
     rows: Sequence[Row] = (),
     labels: Sequence[str] | None = None,
     seed: int = 0,
+    added: Mapping[str, Effect] | None = None,
 ) -> Customized:
     """A customization at its start: its effects at their identity, its prompt drawn.
 
@@ -156,26 +176,35 @@ def customize(
         rows: training rows, for methods that show some.
         labels: of a classification task.
         seed: of everything drawn.
+        added: effects that the objective brings, whatever the method.
     """
     generator = torch.Generator().manual_seed(seed)
     template = method.prompt(template, rows, labels, seed)
     template.check_marks()
-    effects = method.effects(base, generator, labels)
+    effects = {**method.effects(base, generator, labels), **(added or {})}
     customization = Customization(method, template, effects).to(base.device)
     running = base.copy_to_move() if method.trains == "base" else base
     return Customized(running, customization, base)
 
 
-def at_rest(base: Base, method: Method, template: Template, labels: Sequence[str] | None = None) -> Customized:
+def at_rest(
+    base: Base,
+    method: Method,
+    template: Template,
+    labels: Sequence[str] | None = None,
+    added: Mapping[str, Effect] | None = None,
+) -> Customized:
     """A finished customization whose tensors are still to be loaded, with ``load_tensors``.
 
     Args:
         base: frozen.
-        method: settings of the method; not ``full``, whose tensors are a model of their own.
+        method: settings of the method; the moved base of ``full`` is loaded apart.
         template: as it was trained.
         labels: of the task, as they were when training began.
+        added: effects that the objective brought.
     """
-    customization = Customization(method, template, method.effects(base, torch.Generator(), labels)).to(base.device)
+    effects = {**method.effects(base, torch.Generator(), labels), **(added or {})}
+    customization = Customization(method, template, effects).to(base.device)
     customization.finish()
     return Customized(base, customization, base)
 

@@ -37,11 +37,14 @@ class Effect(nn.Module):
 
     Attributes:
         kind: its name in artifacts.
-        where: the side of the module it acts on, ``output`` or ``input``.
+        where: the side of the module it acts on, ``output`` or ``input``; or ``head`` for an effect that changes
+            nothing of what the model computes, and that an objective asks beside the vocabulary head.
+        learning_rate: of its own; None for the method's.
     """
 
     kind: ClassVar[str]
     where: str = "output"
+    learning_rate: ClassVar[float | None] = None
 
     def finished(self) -> Effect:
         """What is kept when training ends; itself, unless training needs more than serving."""

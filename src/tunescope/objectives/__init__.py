@@ -1,6 +1,9 @@
 """WHAT it is trained for: one file an objective; losses are pure functions, tensors in and out."""
 
-from tunescope.objectives.objective import Objective
+from tunescope.objectives.dpo import DPO
+from tunescope.objectives.objective import Loss, Objective
+from tunescope.objectives.preference import PreferenceObjective
+from tunescope.objectives.reward import Reward, reward_scores
 from tunescope.objectives.sft import SFT
 
-__all__ = ["SFT", "Objective"]
+__all__ = ["DPO", "SFT", "Loss", "Objective", "PreferenceObjective", "Reward", "reward_scores"]

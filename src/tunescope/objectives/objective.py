@@ -1,41 +1,87 @@
-"""What an objective is: which examples it wants, and the loss it minimizes."""
+"""What an objective is: which rows it wants, and the loss it minimizes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import Batch
-from tunescope.data.rows import Row
+from tunescope.data.reading import Table
 from tunescope.data.template import Encoder
+from tunescope.methods import Customized
+from tunescope.methods.effects import Effect
 from tunescope.settings import Settings
 
 
-class Objective(Settings, ABC):
-    """What a customization is trained for. Orthogonal to the method: every trainable method works with each.
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch.
 
-    The loop cuts an optimizer step's examples into parts. It divides the sum of the parts' ``loss`` by the sum of their
+    Attributes:
+        total: scalar in float32, summed over what ``Objective.weight`` counts.
+        measured: what else was seen, each a scalar summed over the same; the loop reports the means.
+    """
+
+    total: torch.Tensor
+    measured: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Objective(Settings, ABC):
+    """What a customization is trained for. Orthogonal to the method: every trainable method works with each. Its fields
+    are its settings, and flags of ``tunescope train METHOD --objective NAME``.
+
+    The loop cuts an optimizer step's examples into parts. It divides the sum of the parts' losses by the sum of their
     ``weight``, so the step is the same however it was cut.
     """
 
     name: ClassVar[str]
+    """As written on the command line."""
+    unit: ClassVar[str] = "rows"
+    """What an example is called where speed is reported."""
+    cut: ClassVar[Literal["middle", "start"]] = "middle"
+    """What a prompt that is too long loses."""
 
     @abstractmethod
-    def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Any]:
+    def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Any]:
+        """The rows of a table, its columns understood.
+
+        Raises:
+            DataError: columns or rows that do not fit.
+        """
+
+    @abstractmethod
+    def examples(self, rows: Sequence[Any], encoder: Encoder) -> list[Any]:
         """The rows as this objective's examples, each with a length in tokens."""
+
+    def labels(self, rows: Sequence[Any]) -> tuple[str, ...] | None:
+        """The labels, where the rows are a classification task."""
+        return None
+
+    def notes(self, rows: Sequence[Any]) -> list[str]:
+        """What is worth knowing of the rows, in words."""
+        return []
+
+    def effects(self, base: Base, generator: torch.Generator) -> dict[str, Effect]:
+        """Effects that the objective itself brings and trains, whatever the method; keyed as a method's are."""
+        return {}
+
+    def prepare(self, customized: Customized, examples: Sequence[Any]) -> list[Any]:
+        """What is computed once before training, under the untouched base; returns the examples to train on."""
+        return list(examples)
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Examples as one batch of tensors."""
 
     @abstractmethod
-    def weight(self, batch: Batch) -> int:
+    def weight(self, batch: Any) -> int:
         """How much the batch counts in the mean: trained tokens, or pairs."""
 
     @abstractmethod
-    def loss(self, base: Base, batch: Batch) -> torch.Tensor:
-        """The loss summed over what ``weight`` counts, a scalar in float32."""
+    def compute_loss(self, customized: Customized, batch: Any) -> Loss:
+        """The loss of a batch; the customization's effects are acting."""

@@ -2,4 +2,12 @@
 
 from tunescope.registry import Registry
 
-OBJECTIVES = Registry("objective", "tunescope.objectives", {"sft": "tunescope.objectives.sft:SFT"})
+OBJECTIVES = Registry(
+    "objective",
+    "tunescope.objectives",
+    {
+        "sft": "tunescope.objectives.sft:SFT",
+        "dpo": "tunescope.objectives.dpo:DPO",
+        "reward": "tunescope.objectives.reward:Reward",
+    },
+)

@@ -5,27 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-from torch.nn import functional
-
-from tunescope.base import Base
-from tunescope.data.batching import Batch, collate
-from tunescope.data.rows import Row
+from tunescope.data.batching import TextBatch, collate
+from tunescope.data.reading import Table
+from tunescope.data.rows import Row, label_set, to_rows
 from tunescope.data.template import Encoded, Encoder
-from tunescope.objectives.objective import Objective
-
-
-def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Summed, not averaged: the mean belongs to whoever knows the count of the whole step.
-
-    Args:
-        logits: [tokens, vocabulary], any precision; computed in float32.
-        targets: [tokens].
-
-    Returns:
-        Scalar, float32, in nats.
-    """
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+from tunescope.methods import Customized
+from tunescope.objectives.objective import Loss, Objective
 
 
 class SFT(Objective):
@@ -33,19 +18,28 @@ class SFT(Objective):
 
     name: ClassVar[str] = "sft"
 
+    def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Row]:
+        """Prompts with completions."""
+        return to_rows(table, pattern, skip_bad=skip_bad)
+
+    def labels(self, rows: Sequence[Row]) -> tuple[str, ...] | None:
+        """Found in the completions."""
+        return label_set(rows)
+
     def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Encoded]:
         """Every row that fits."""
         return encoder.encode_all(rows)
 
-    def collate(self, examples: Sequence[Encoded]) -> Batch:
+    def collate(self, examples: Sequence[Encoded]) -> TextBatch:
         """Padded sequences."""
         return collate(examples)
 
-    def weight(self, batch: Batch) -> int:
+    def weight(self, batch: TextBatch) -> int:
         """Trained tokens."""
         return batch.targets.numel()
 
-    def loss(self, base: Base, batch: Batch) -> torch.Tensor:
-        """Cross-entropy of the trained tokens, summed; the vocabulary head computes their positions only."""
-        logits = base.forward(batch.input_ids, batch.attention_mask, keep=batch.keep)
-        return cross_entropy_sum(logits, batch.targets)
+    def compute_loss(self, customized: Customized, batch: TextBatch) -> Loss:
+        """Cross-entropy of the trained tokens in nats; the vocabulary head computes their positions only."""
+        base = customized.base
+        hidden = base.hidden(batch.input_ids, batch.attention_mask)
+        return Loss(-base.logprobs(hidden[batch.keep], batch.targets).sum())

@@ -7,7 +7,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ _CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step measured. ``loss`` is the mean before the step; ``seconds`` of the loop so far."""
+    """What one optimizer step measured. ``loss`` is the mean before the step; ``seconds`` of the loop so far;
+    ``measured`` what the objective reports beside its loss, as means over the step.
+    """
 
     step: int
     steps: int
@@ -38,14 +41,22 @@ class StepMetrics:
     tokens: int
     seconds: float
     tokens_per_s: float
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, float | int]:
+        """All of it by name, for files and trackers."""
+        values = asdict(self)
+        return {**values, **values.pop("measured")}
 
 
 @dataclass
 class TrainResult:
     """What a run did, summed over all its parts if it was interrupted.
 
-    ``seconds`` is of the loop; ``tokens`` are real ones, and ``pad_fraction`` the share of computed tokens that were
-    padding; ``loss`` is the mean of the last tenth of the steps.
+    ``seconds`` is of the loop, ``prepare_seconds`` of what the objective computed before it (next to nothing where it
+    was kept from an earlier run); ``tokens`` are real ones, and ``pad_fraction`` the share of computed tokens that were
+    padding; ``loss``, and whatever else the objective ``measured`` at each step, are means of the last tenth of the
+    steps. ``unit`` is what the objective calls a row.
     """
 
     steps: int = 0
@@ -54,21 +65,33 @@ class TrainResult:
     tokens: int = 0
     padded_tokens: int = 0
     peak_memory_mb: float = 0.0
+    unit: str = "rows"
+    prepare_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    measured: dict[str, list[float]] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float | int]:
         """The numbers that ``train --json`` prints."""
-        tail = self.losses[-max(len(self.losses) // 10, 1) :]
+        rate = round(self.rows / max(self.seconds, 1e-9), 3)
         return {
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
-            "rows_per_s": round(self.rows / max(self.seconds, 1e-9), 3),
+            "prepare_seconds": round(self.prepare_seconds, 3),
+            "rows_per_s": rate,
+            f"{self.unit}_per_s": rate,
             "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
             "pad_fraction": round(1 - self.tokens / self.padded_tokens, 4) if self.padded_tokens else 0.0,
             "peak_memory_mb": round(self.peak_memory_mb, 1),
-            "loss": round(sum(tail) / max(len(tail), 1), 5),
+            "loss": _tail_mean(self.losses),
+            **{name: _tail_mean(values) for name, values in self.measured.items()},
         }
+
+
+def _tail_mean(values: Sequence[float]) -> float:
+    """Mean of the last tenth."""
+    tail = values[-max(len(values) // 10, 1) :]
+    return round(sum(tail) / max(len(tail), 1), 5)
 
 
 def total_steps(settings: TrainSettings, rows: int) -> int:
@@ -146,7 +169,7 @@ class _Run:
         self.order = BatchOrder.of(examples, settings.batch_size, settings.seed)
         self.optimizer = Optimizer(customized, lr, settings.weight_decay)
         self.epoch: tuple[int, list[list[int]]] = (-1, [])
-        self.result = TrainResult()
+        self.result = TrainResult(unit=objective.unit)
         self.saved_at = time.monotonic()
         torch.manual_seed(settings.seed)
         memory.reset_peak()
@@ -164,17 +187,19 @@ class _Run:
         started = time.perf_counter()
         parts = self._parts(self._indices())
         weight = sum(self.objective.weight(part) for part in parts)
-        loss = 0.0
+        loss, measured = 0.0, Counter[str]()
         for part in parts:
-            part_loss = self.objective.loss(self.customized.base, part) / max(weight, 1)
+            found = self.objective.compute_loss(self.customized, part)
+            part_loss = found.total / max(weight, 1)
             part_loss.backward()
             loss += part_loss.item()
+            measured.update({name: value.item() / max(weight, 1) for name, value in found.measured.items()})
         norm = self.optimizer.gradient_norm(self.settings.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(self._not_finite(loss, parts))
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup)
         self.optimizer.step(factor)
-        return self._count(parts, loss, norm, self.optimizer.lr * factor, time.perf_counter() - started)
+        return self._count(parts, loss, measured, norm, self.optimizer.lr * factor, time.perf_counter() - started)
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last step."""
@@ -194,7 +219,9 @@ class _Run:
         device = self.customized.base.device
         return [self.objective.collate([self.examples[i] for i in cut]).to(device) for cut in cuts]
 
-    def _count(self, parts: list[Batch], loss: float, norm: float, lr: float, seconds: float) -> StepMetrics:
+    def _count(
+        self, parts: list[Batch], loss: float, measured: Mapping[str, float], norm: float, lr: float, seconds: float
+    ) -> StepMetrics:
         result = self.result
         result.steps += 1
         result.seconds += seconds
@@ -203,19 +230,21 @@ class _Run:
         result.tokens += tokens
         result.padded_tokens += sum(part.padded_tokens for part in parts)
         result.losses.append(loss)
+        for name, value in measured.items():
+            result.measured.setdefault(name, []).append(value)
         result.times.append(round(result.seconds, 4))
         every = self.settings.checkpoint_every
         due = self.step % every == 0 if every else time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS
         if due and self.step < self.steps:
             self.save()
         rate = result.tokens / max(result.seconds, 1e-9)
-        return StepMetrics(self.step, self.steps, loss, norm, lr, tokens, result.seconds, rate)
+        return StepMetrics(self.step, self.steps, loss, norm, lr, tokens, result.seconds, rate, dict(measured))
 
     def _not_finite(self, loss: float, parts: list[Batch]) -> str:
         """Which rows did it: those whose own loss is not finite, or all of the step's if it is the gradient."""
         bad = [row for part in parts for row in part.rows]
         if not math.isfinite(loss):
-            bad = [row for part in parts for row in self._rows_without_loss(part)] or bad
+            bad = self._rows_without_loss() or bad
         kept = self.folder / FILE
         what = "loss" if not math.isfinite(loss) else "gradient"
         where = f"the last good checkpoint is kept in {self.folder}" if kept.is_file() else "no checkpoint was due yet"
@@ -226,13 +255,12 @@ class _Run:
         )
 
     @torch.no_grad()
-    def _rows_without_loss(self, part: Batch) -> list[int]:
+    def _rows_without_loss(self) -> list[int]:
         found = []
-        targets = part.targets.split(part.keep.sum(1).tolist())
-        for i, row in enumerate(part.rows):
-            alone = Batch(part.input_ids[[i]], part.attention_mask[[i]], part.keep[[i]], targets[i], [row])
-            if not torch.isfinite(self.objective.loss(self.customized.base, alone)):
-                found.append(row)
+        for index in self._indices():  # those of the step, which is not counted yet
+            alone = self.objective.collate([self.examples[index]]).to(self.customized.base.device)
+            if not torch.isfinite(self.objective.compute_loss(self.customized, alone).total):
+                found += alone.rows
         return found
 
 
@@ -258,7 +286,7 @@ def _metrics_file(folder: Path, done: int) -> Iterator[Callable[[StepMetrics], N
         file.writelines(line + "\n" for line in kept)
 
         def record(metrics: StepMetrics) -> None:
-            file.write(json.dumps(asdict(metrics)) + "\n")
+            file.write(json.dumps(metrics.values()) + "\n")
             file.flush()
 
         yield record

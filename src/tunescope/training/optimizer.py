@@ -20,8 +20,9 @@ def trained_parameters(customized: Customized) -> dict[str, nn.Parameter]:
     """
     if customized.method.trains == "nothing":
         raise TrainingError(f"{customized.method.name} trains nothing, so there is nothing to optimize.")
-    module = customized.base.model if customized.moves_base else customized.customization
-    found = dict(module.named_parameters())
+    found = dict(customized.customization.named_parameters())
+    if customized.moves_base:
+        found |= dict(customized.base.model.named_parameters())
     if not found:
         raise TrainingError(f"{customized.method.name} has no parameter to train on this base: check its targets.")
     return found
@@ -57,7 +58,7 @@ class Optimizer:
         self.lr = lr
         groups: dict[float, list[nn.Parameter]] = {}
         for name, master in self.masters.items():
-            groups.setdefault(customized.method.rate_of(name), []).append(master)
+            groups.setdefault(customized.rate_of(name), []).append(master)
         self._adamw = torch.optim.AdamW(
             [{"params": masters, "ratio": ratio} for ratio, masters in groups.items()],
             lr=lr,

@@ -6,19 +6,23 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import tunescope
 from tunescope import bank, storage
 from tunescope.bank import BaseRecord, DataRecord, Record
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
+from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
-from tunescope.data.rows import Row, label_set, to_rows
+from tunescope.data.rows import Row
 from tunescope.data.template import Encoder, default_template
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method, customize
@@ -54,11 +58,11 @@ class Trained:
         return {**self.result.summary(), "path": str(self.path) if self.path else None}
 
 
-def rows_hash(rows: Sequence[Row]) -> str:
-    """SHA-256 over the rows' messages and completions, in order."""
+def rows_hash(rows: Sequence[Row] | Sequence[Pair]) -> str:
+    """SHA-256 over what the rows say, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.messages, row.completion], ensure_ascii=False).encode())
+        digest.update(json.dumps(row.content, ensure_ascii=False).encode())
     return digest.hexdigest()
 
 
@@ -66,7 +70,7 @@ def train(
     base: Base,
     method: Method,
     objective: Objective | None = None,
-    data: Table | Sequence[Row] = (),
+    data: Table | Sequence[Row] | Sequence[Pair] = (),
     *,
     settings: TrainSettings | None = None,
     out: str | Path | None = None,
@@ -87,7 +91,8 @@ def train(
         base: frozen; a method that moves weights moves those of a copy.
         method: what is trained, for example ``LoRA(rank=8)``.
         objective: what for; ``SFT()`` by default.
-        data: rows as read, or a table whose columns ``pattern`` (or a convention) explains.
+        data: rows or pairs, as the objective wants them, or a table whose columns ``pattern`` (or a convention)
+            explains.
         settings: of the loop.
         out: the bank entry to write; None keeps the result in memory only.
         pattern: see ``data.rows``; also kept in the template when ``data`` is rows already.
@@ -100,31 +105,40 @@ def train(
 
     Raises:
         DataError: rows that do not fit.
-        TrainingError: an unfinished run had other settings, or the run failed.
+        TrainingError: an objective that the method cannot take, an unfinished run with other settings, or a run that
+            failed.
     """
     settings, objective = settings or TrainSettings(), objective or SFT()
-    rows, pattern, name = _rows(data, pattern, skip_bad, name)
-    labels = tuple(labels) if labels is not None else label_set(rows)
+    learns = method.trains != "nothing"
+    if not learns and not isinstance(objective, SFT):
+        raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
+    rows, pattern, name = _rows(objective, data, pattern, skip_bad, name)
+    labels = tuple(labels) if labels is not None else objective.labels(rows)
     template = default_template(base.tokenizer, pattern=pattern, style=style)
-    customized = customize(base, method, template, rows, labels, settings.seed)
+    added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
+    customized = customize(base, method, template, rows, labels, settings.seed, added)
     record = Record(
         tunescope=tunescope.__version__,
         method=method.name,
         method_settings=method.model_dump(mode="json"),
-        objective=objective.name if method.trains != "nothing" else None,
-        train_settings=settings.model_dump(mode="json") if method.trains != "nothing" else None,
+        objective=objective.name if learns else None,
+        objective_settings=objective.model_dump(mode="json") if learns else {},
+        train_settings=settings.model_dump(mode="json") if learns else None,
         dtype=dtype_name(base.dtype),
         template=customized.template,
         base=BaseRecord(name=base.name, fingerprint=base.fingerprint),
         data=DataRecord(name=name, sha256=rows_hash(rows), rows=len(rows)) if rows else None,
         labels=labels,
     )
-    if method.trains == "nothing":
+    if not learns:
         path = bank.save(customized, Path(out), record) if out is not None else None
         return Trained(customized, record, TrainResult(), path)
-    encoder = Encoder(base.tokenizer, customized.template, base.context_length, settings.max_length)
+    encoder = Encoder(base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut)
     examples = objective.examples(rows, encoder)
     with _work_folder(out, record, restart) as work:
+        started = time.perf_counter()
+        examples = objective.prepare(customized, examples)
+        prepare_seconds = time.perf_counter() - started
         with tracked(settings.trackers, work, record) as track:
 
             def told(metrics: StepMetrics) -> None:
@@ -135,12 +149,13 @@ def train(
                 customized, objective, examples, settings, work, default_lr=method.learning_rate, on_step=told
             )
         customized.finish()
+        result.prepare_seconds = prepare_seconds
         record = record.model_copy(update={"training": result.summary()})
         path = None
         if out is not None:
             metrics = (work / METRICS).read_text(encoding="utf-8")
             path = bank.save(customized, Path(out), record, extra={METRICS: metrics})
-    return Trained(customized, record, result, path, encoder.notes())
+    return Trained(customized, record, result, path, [*objective.notes(rows), *encoder.notes()])
 
 
 def work_folder(out: Path) -> Path:
@@ -149,11 +164,15 @@ def work_folder(out: Path) -> Path:
 
 
 def _rows(
-    data: Table | Sequence[Row], pattern: str | None, skip_bad: int, name: str | None
-) -> tuple[list[Row], str | None, str]:
+    objective: Objective,
+    data: Table | Sequence[Row] | Sequence[Pair],
+    pattern: str | None,
+    skip_bad: int,
+    name: str | None,
+) -> tuple[list[Any], str | None, str]:
     if isinstance(data, Table):
         chosen = pattern or data.default_template
-        return to_rows(data, chosen, skip_bad=skip_bad), chosen, name or data.name
+        return objective.rows(data, chosen, skip_bad), chosen, name or data.name
     return list(data), pattern, name or "in memory"
 
 

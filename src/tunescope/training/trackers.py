@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from tunescope.bank import Record
@@ -34,9 +33,10 @@ def tracked(names: tuple[str, ...], folder: Path, record: Record) -> Iterator[Ca
             raise TrainingError(f"Tracker {name} needs its package: pip install {name}.")
     accelerator = Accelerator(log_with=list(names), project_dir=str(folder.parent.parent / "tracking"))
     settings = {f"method.{key}": value for key, value in record.method_settings.items()}
+    settings |= {f"objective.{key}": value for key, value in record.objective_settings.items()}
     settings |= {f"train.{key}": value for key, value in (record.train_settings or {}).items()}
     accelerator.init_trackers(record.method, config={key: str(value) for key, value in settings.items()})
     try:
-        yield lambda metrics: accelerator.log(asdict(metrics), step=metrics.step)
+        yield lambda metrics: accelerator.log(metrics.values(), step=metrics.step)
     finally:
         accelerator.end_training()

@@ -1,0 +1,113 @@
+"""The vocabulary head on its own: log-probabilities of chosen tokens at chosen positions, a few rows at a time.
+
+A row of logits is as wide as the vocabulary (50,000 to 250,000 numbers), so the logits of all completions of a batch
+are the largest tensors of training by far. Here no more than ``ROWS`` of them exist at once, forward and backward.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# 256 rows of a 50,000-token vocabulary are 50 MB in float32.
+ROWS = 256
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+def head_of(model: Any) -> Logits:
+    """The part of a model after its last layer: hidden states [rows, hidden] to logits [rows, vocabulary].
+
+    It is the model's own forward pass with the layers taken out, so that whatever the architecture does to its logits
+    (soft caps, scales) is done by the model itself. Parameters are shared.
+    """
+    shell = copy.copy(model)
+    shell._modules = {**model._modules, model.base_model_prefix: _NoLayers()}
+    return lambda hidden: shell(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+
+def logprobs(head: Logits, moves: bool, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each row's target.
+
+    Args:
+        head: what ``head_of`` returns.
+        moves: whether the head's own weights want gradients.
+        hidden: [rows, hidden].
+        targets: [rows] token ids.
+
+    Returns:
+        [rows] in nats, float32.
+    """
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or moves):
+        return _chunked(lambda h, t: _picked(head, h, t), hidden, targets)
+    if moves:
+        # The head's own gradient needs to know how much each row counts, which is known in the backward pass only.
+        return _chunked(lambda h, t: checkpoint(_picked, head, h, t, use_reentrant=False), hidden, targets)
+    return _FrozenHead.apply(head, hidden, targets)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Each row has one output, so its gradient is a known vector times a number that the backward pass brings: the
+    vectors are computed while the row's logits are there, and nothing of the vocabulary's width is kept or repeated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, head: Logits, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        slopes = torch.empty_like(hidden)
+
+        def one(rows: torch.Tensor, wanted: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                leaf = rows.detach().requires_grad_()
+                found = _picked(head, leaf, wanted)
+                slope.copy_(torch.autograd.grad(found.sum(), leaf)[0])
+            return found.detach()
+
+        found = _chunked(one, hidden, targets, slopes)
+        ctx.save_for_backward(slopes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return None, (slopes * grads[0][:, None]).to(slopes.dtype), None
+
+
+def _picked(head: Logits, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = head(hidden).float()
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def _chunked(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    chunks = zip(*(tensor.split(ROWS) for tensor in tensors), strict=True)
+    return torch.cat([function(*chunk) for chunk in chunks])
+
+
+class _NoLayers(nn.Module):
+    """Stands where a model has its layers and gives back what it is given."""
+
+    @property
+    def decoder(self) -> _NoLayers:
+        """OPT asks for its decoder."""
+        return self
+
+    def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_kwargs: Any) -> _Passed:
+        """The embeddings as the last hidden state."""
+        return _Passed(inputs_embeds)
+
+
+class _Passed:
+    """The output of no layers; what else an architecture asks it for is None."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, _index: int) -> torch.Tensor:
+        return self.last_hidden_state
+
+    def __getattr__(self, _name: str) -> None:
+        return None

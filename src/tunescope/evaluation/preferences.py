@@ -1,0 +1,153 @@
+"""How well a customization that was trained on pairs tells better from worse on pairs it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunescope import memory, storage
+from tunescope.data.pairs import Pair
+from tunescope.data.template import Encoder
+from tunescope.errors import DataError
+from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval
+from tunescope.methods import Customized
+from tunescope.objectives import PreferenceObjective
+
+# Pairs computed in one forward pass.
+_BATCH = 8
+_BINS = 10
+
+Card = dict[str, Any]
+
+
+def evaluate_preferences(
+    customized: Customized,
+    objective: PreferenceObjective,
+    pairs: Sequence[Pair],
+    *,
+    max_length: int | None = None,
+    on_pairs: Callable[[int], None] = lambda count: None,
+) -> Card:
+    """Measure how often the chosen completion has the higher reward, and whether the rewards' distances mean something.
+
+    Args:
+        customized: what to measure.
+        objective: what it was trained for, which says what a reward is.
+        pairs: unseen ones.
+        max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
+        on_pairs: told how many pairs each pass finished.
+
+    Returns:
+        ``metric, rows, score, score_low, score_high`` (accuracy with its 95% Wilson interval; a tie is wrong),
+        ``margin, margin_low, margin_high`` (mean difference of the rewards with its 95% bootstrap interval),
+        ``reward_chosen, reward_rejected`` (means), ``calibration_error, reliability`` (see ``reliability``),
+        ``trainable_parameters, peak_memory_mb, notes``.
+
+    Raises:
+        DataError: no pair fits.
+    """
+    memory.reset_peak()
+    base = customized.base
+    encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
+    examples = [encoded for pair in pairs if (encoded := encoder.encode_pair(pair)) is not None]
+    if not examples:
+        raise DataError("No pair fits: every one was dropped. Shorten the completions or raise --max-length.")
+    examples = objective.prepare(customized, examples)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]), reverse=True)
+    rewards = torch.empty(2, len(examples))
+    with torch.inference_mode(), customized.active():
+        for begin in range(0, len(order), _BATCH):
+            indices = order[begin : begin + _BATCH]
+            batch = objective.collate([examples[i] for i in indices]).to(base.device)
+            rewards[:, indices] = objective.rewards(customized, batch).float().cpu()
+            on_pairs(len(indices))
+    chosen, rejected = rewards.double().numpy()
+    margins = chosen - rejected
+    right = int((margins > 0).sum())
+    accuracy, margin = wilson_interval(right, len(margins)), bootstrap_interval(margins)
+    error, bins = reliability(margins)
+    return {
+        "metric": "preference accuracy",
+        "rows": len(margins),
+        "score": right / len(margins),
+        "score_low": accuracy.low,
+        "score_high": accuracy.high,
+        "margin": float(margins.mean()),
+        "margin_low": margin.low,
+        "margin_high": margin.high,
+        "reward_chosen": float(chosen.mean()),
+        "reward_rejected": float(rejected.mean()),
+        "calibration_error": error,
+        "reliability": bins,
+        "trainable_parameters": customized.trainable_parameters,
+        "peak_memory_mb": round(memory.peak_mb(), 1),
+        "notes": [*objective.notes(pairs), *encoder.notes()],
+    }
+
+
+def reliability(margins: np.ndarray) -> tuple[float, list[dict[str, float]]]:
+    """Whether completions preferred with a probability p are preferred in a share p of the pairs.
+
+    A reward model says with confidence σ(|margin|), at least 1/2, which completion is better, and is right where the
+    margin is positive. The pairs are sorted into ten bins of confidence; the expected calibration error is the mean
+    distance of a bin's accuracy from its mean confidence, each bin counting by its pairs (Guo et al. 2017,
+    arXiv:1706.04599, eq. 3).
+
+    Args:
+        margins: [pairs] reward of the chosen completion minus that of the rejected one.
+
+    Returns:
+        the expected calibration error, and for each bin that has pairs ``low, high, pairs, confidence, accuracy``.
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    edges = np.linspace(0.5, 1, _BINS + 1)
+    bin_of = np.clip(np.digitize(confidence, edges) - 1, 0, _BINS - 1)
+    bins, error = [], 0.0
+    for i in range(_BINS):
+        inside = bin_of == i
+        if not inside.any():
+            continue
+        mean, share = float(confidence[inside].mean()), float((margins[inside] > 0).mean())
+        bins.append(
+            {
+                "low": round(float(edges[i]), 2),
+                "high": round(float(edges[i + 1]), 2),
+                "pairs": int(inside.sum()),
+                "confidence": mean,
+                "accuracy": share,
+            }
+        )
+        error += float(inside.mean()) * abs(share - mean)
+    return error, bins
+
+
+def plot_reliability(card: Card, path: Path) -> None:
+    """Write the reliability of a card as an HTML page that needs nothing else: accuracy against confidence."""
+    import plotly.graph_objects as go
+
+    bins = card["reliability"]
+    intervals = [wilson_interval(b["accuracy"] * b["pairs"], b["pairs"]) for b in bins]
+    figure = go.Figure()
+    figure.add_scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", line={"dash": "dash", "color": "gray"}, name="calibrated")
+    figure.add_scatter(
+        x=[b["confidence"] for b in bins],
+        y=[b["accuracy"] for b in bins],
+        error_y={
+            "array": [i.high - b["accuracy"] for i, b in zip(intervals, bins, strict=True)],
+            "arrayminus": [b["accuracy"] - i.low for i, b in zip(intervals, bins, strict=True)],
+        },
+        text=[f"{b['pairs']} pairs" for b in bins],
+        mode="lines+markers",
+        name="measured, with 95% intervals",
+    )
+    figure.update_layout(
+        title=f"Calibration: expected error {card['calibration_error']:.3f} over {card['rows']} pairs",
+        xaxis_title="confidence σ(|difference of the rewards|)",
+        yaxis_title="share of pairs in which the preferred completion is the chosen one",
+        template="plotly_white",
+    )
+    storage.atomic_write(path, figure.to_html(include_plotlyjs=True))

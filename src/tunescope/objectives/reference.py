@@ -1,0 +1,78 @@
+"""Log-probabilities under the reference: the untouched base. They never change, so they are computed once and kept.
+
+They lie in the cache folder under a sum over everything they depend on: the base's weights, the precision and kind of
+device, and the token ids of the pairs (which hold the data, the template and every cut).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from tunescope import storage
+from tunescope.base import Base
+from tunescope.base.device import dtype_name
+from tunescope.data.batching import collate_pairs
+from tunescope.data.template import EncodedPair
+from tunescope.objectives.preference import completion_logprobs
+
+# Tokens computed in one forward pass, padding counted.
+_PASS_TOKENS = 2048
+
+
+def with_reference(base: Base, examples: Sequence[EncodedPair]) -> list[EncodedPair]:
+    """The pairs with their log-probabilities under ``base``, on which no effects must be acting.
+
+    Virtual tokens are left out of the prompts, since they belong to the customization; the method's own text is not.
+    """
+    plain = [replace(example, prompt=[token for token in example.prompt if token >= 0]) for example in examples]
+    path = _place(base, plain)
+    found = _kept(path, len(plain))
+    if found is None:
+        found = _computed(base, plain)
+        storage.atomic_write(path, save({"logprobs": found}))
+    return [
+        replace(example, reference=(chosen, rejected))
+        for example, (chosen, rejected) in zip(examples, found.T.tolist(), strict=True)
+    ]
+
+
+def _place(base: Base, examples: Sequence[EncodedPair]) -> Path:
+    digest = hashlib.sha256(f"{base.fingerprint.weights}|{dtype_name(base.dtype)}|{base.device.type}".encode())
+    for example in examples:
+        digest.update(json.dumps([example.prompt, example.chosen, example.rejected]).encode())
+    return storage.cache_folder() / "references" / f"{digest.hexdigest()}.safetensors"
+
+
+def _kept(path: Path, count: int) -> torch.Tensor | None:
+    """What was kept, [2, pairs]; None where nothing usable was, as after the cache was deleted."""
+    try:
+        found = load(path.read_bytes())["logprobs"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return found if found.shape == (2, count) else None
+
+
+@torch.no_grad()
+def _computed(base: Base, examples: Sequence[EncodedPair]) -> torch.Tensor:
+    found = torch.empty(2, len(examples))
+    for indices in _passes(examples):
+        batch = collate_pairs([examples[i] for i in indices]).to(base.device)
+        found[:, indices] = completion_logprobs(base, batch).cpu()
+    return found
+
+
+def _passes(examples: Sequence[EncodedPair]) -> Iterator[list[int]]:
+    """Indices of pairs of similar length, up to the tokens of one pass."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]), reverse=True)
+    while order:
+        fits = max(1, _PASS_TOKENS // len(examples[order[0]]))
+        yield order[:fits]
+        order = order[fits:]

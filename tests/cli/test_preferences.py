@@ -1,0 +1,113 @@
+"""``train --objective dpo|reward`` and ``eval`` of what they make, and their bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Ended, Place, jsonl
+
+Cli = Callable[..., Ended]
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": f"word {i}", "chosen": "yes" + "!" * (i % 3), "rejected": "no" + "." * (i % 4)} for i in range(12)
+]
+
+
+@pytest.fixture
+def train(cli: Cli, place: Place, tmp_path: Path) -> Callable[..., Ended]:
+    """Train LoRA on pairs into ``bank/x``."""
+
+    def run(*more: object, pairs: list[Any] = PAIRS, method: str = "lora") -> Ended:
+        data = jsonl(tmp_path / "pairs.jsonl", pairs)
+        return cli(
+            "train", method, "--base", place.base, "--data", data, "--max-steps", 6, "--lr", 0.01, "--dtype",
+            "float32", "--out", "bank/x", *more, "--json",
+        )  # fmt: skip
+
+    return run
+
+
+def test_dpo_from_training_to_calibration(train: Callable[..., Ended], cli: Cli, place: Place) -> None:
+    made = train("--objective", "dpo", "--beta", 0.5, "--loss", "sigmoid").json
+    assert made["pairs_per_s"] > 0
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "kl", "lengths/chosen"} <= set(
+        made
+    )
+    lines = Path("bank/x/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 6 and "rewards/margin" in json.loads(lines[0])
+    record = json.loads(Path("bank/x/customization.json").read_text(encoding="utf-8"))
+    assert record["objective"] == "dpo" and record["objective_settings"]["beta"] == 0.5
+    ended = cli("eval", "bank/x", "--base", place.base, "--data", "pairs.jsonl", "--plot", "plot.html", "--json")
+    assert ended.json["score"] > 0.5 and Path("plot.html").is_file()
+    assert "pairs it was trained on" in ended.err
+    record = json.loads(Path("bank/x/customization.json").read_text(encoding="utf-8"))
+    assert record["card"]["score"] == ended.json["score"]
+    shown = cli("eval", "bank/x", "--base", place.base, "--data", "pairs.jsonl").out
+    assert "preference accuracy" in shown and "calibration_error" in shown
+    assert cli("bank", "verify", "bank/x", "--base", place.base).code == 0
+    assert "score" in cli("eval", "bank/x", "--base", place.base, "--data", place.data, "--template",
+                          "{text} topic: {label}", "--probe", place.probe, "--json").json  # fmt: skip
+
+
+def test_a_reward_model_scores_texts(train: Callable[..., Ended], cli: Cli, place: Place, tmp_path: Path) -> None:
+    assert train("--objective", "reward", "--centering", 0.01).json["rewards/accuracy"] > 0.5
+    rows = jsonl(tmp_path / "texts.jsonl", [{"prompt": "word 3", "completion": text} for text in ("yes", "no")])
+    found = cli("eval", "bank/x", "--base", place.base, "--data", rows, "--json").json
+    assert [text["completion"] for text in found["texts"]] == ["yes", "no"]
+    assert found["texts"][0]["reward"] > found["texts"][1]["reward"]
+    assert "line 2: no" in cli("eval", "bank/x", "--base", place.base, "--data", rows).out
+
+
+def test_flags_are_those_of_the_objective(cli: Cli) -> None:
+    said = cli("train", "lora", "--objective", "dpo", "--help").out
+    assert all(flag in said for flag in ("--beta", "--loss", "--label-smoothing", "--nll-weight", "--length-normalize"))
+    assert "--centering" in cli("train", "lora", "--objective=reward", "--help").out
+    assert "--beta" not in cli("train", "lora", "--help").out
+
+
+TEXT = PAIRS[0]
+BAD: dict[str, tuple[tuple[object, ...], list[Any], str]] = {
+    "beta": (("--objective", "dpo", "--beta", 0), PAIRS, "--beta: Input should be greater than 0"),
+    "smoothing": (("--objective", "dpo", "--label-smoothing", 0.7), PAIRS, "--label-smoothing"),
+    "flag of another objective": (("--beta", 0.1), PAIRS, "--beta belongs to --objective dpo, and this is sft"),
+    "flag of the reward model": (("--objective", "dpo", "--centering", 1), PAIRS, "--centering belongs to --objective"),
+    "unknown objective": (("--objective", "dpoo"), PAIRS, "Did you mean dpo"),
+    "unknown loss": (("--objective", "dpo", "--loss", "sigmoidal"), PAIRS, "--loss"),
+    "gamma": (("--objective", "dpo", "--gamma", 1), PAIRS, "gamma belongs to the loss simpo"),
+    "equal": (("--objective", "dpo"), [{**TEXT, "rejected": TEXT["chosen"]}], "line 1: chosen and rejected are equal"),
+    "empty": (("--objective", "reward"), [{**TEXT, "chosen": ""}], "line 1: chosen is empty"),
+    "column": (("--objective", "dpo"), [{"prompt": "a", "chosen": "b"}], "rejected is missing"),
+    "template": (("--objective", "dpo", "--template", "{prompt} {chosen}"), PAIRS, "leave --template out"),
+    "margin": (("--objective", "dpo", "--loss", "rpo"), PAIRS, "--loss rpo needs a margin"),
+    "pairs for sft": ((), PAIRS, "expected prompt and completion"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str, train: Callable[..., Ended]) -> None:
+    arguments, pairs, said = BAD[name]
+    ended = train(*arguments, pairs=pairs)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in " ".join(ended.err.split()) and "Traceback" not in ended.err
+    assert not Path("bank/x").exists()
+
+
+def test_methods_without_training_take_no_objective(train: Callable[..., Ended]) -> None:
+    assert "zero-shot" in train("--objective", "dpo", method="zero-shot").err
+
+
+def test_eval_of_what_has_no_rewards(cli: Cli, place: Place, trained: dict[str, Ended], tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", data)
+    assert ended.code == 2 and "was trained for sft, not on pairs" in ended.err
+    ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", place.data, "--plot", "p.html")
+    assert ended.code == 2 and "--plot" in ended.err and not Path("p.html").exists()
+
+
+def test_a_reward_model_of_another_base(train: Callable[..., Ended], cli: Cli, place: Place) -> None:
+    assert train("--objective", "reward").code == 0
+    ended = cli("eval", "bank/x", "--base", place.other, "--data", "pairs.jsonl")
+    assert ended.code == 2 and "another weights" in ended.err

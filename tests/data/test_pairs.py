@@ -1,0 +1,190 @@
+"""Pairs: which columns are understood, which rows are refused, and how they are cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.tiny import tiny_tokenizer
+
+from tunescope.data.pairs import Pair, _split_texts, repeated, to_pairs
+from tunescope.data.reading import read
+from tunescope.data.template import Encoder, default_template
+from tunescope.errors import DataError
+
+USER = {"role": "user", "content": "What is it?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def pairs(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> list[Pair]:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return to_pairs(read(path, skip_bad=options.get("skip_bad", 0)), **options)
+
+
+UNDERSTOOD: dict[str, tuple[dict[str, Any], tuple[dict[str, str], ...]]] = {
+    "texts": ({"prompt": "What is it?", "chosen": " a cat ", "rejected": "a dog"}, (USER,)),
+    "messages": ({"prompt": [SYSTEM, USER], "chosen": [said("a cat")], "rejected": [said("a dog")]}, (SYSTEM, USER)),
+    "a message": ({"prompt": "What is it?", "chosen": said("a cat"), "rejected": said("a dog")}, (USER,)),
+    "whole conversations": ({"chosen": [USER, said("a cat")], "rejected": [USER, said("a dog")]}, (USER,)),
+    "prompt and whole conversations": (
+        {"prompt": "What is it?", "chosen": [SYSTEM, USER, said("a cat")], "rejected": [SYSTEM, USER, said("a dog")]},
+        (SYSTEM, USER),
+    ),
+    "whole texts": (
+        {"chosen": "Q: What? A: a cat", "rejected": "Q: What? A: a dog"},
+        ({"role": "user", "content": "Q: What? A: a"},),
+    ),
+    "llama-factory": (
+        {
+            "conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "What is it?"}],
+            "chosen": {"from": "gpt", "value": "a cat"},
+            "rejected": {"from": "gpt", "value": "a dog"},
+        },
+        (SYSTEM, USER),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+def test_understood(name: str, tmp_path: Path) -> None:
+    row, messages = UNDERSTOOD[name]
+    expected = ("cat", "dog") if name == "whole texts" else ("a cat", "a dog")
+    (found,) = pairs(tmp_path, row)
+    assert found == Pair(messages, *expected, 1)
+
+
+TEXT = {"prompt": "p", "chosen": "a", "rejected": "b"}
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "equal": ({**TEXT, "rejected": " a "}, "chosen and rejected are equal"),
+    "empty": ({**TEXT, "rejected": " "}, "rejected is empty"),
+    "empty message": ({**TEXT, "chosen": [said("")]}, "message 1 of chosen is empty"),
+    "null": ({**TEXT, "chosen": None}, "chosen is missing"),
+    "number": ({**TEXT, "chosen": 3}, "chosen is int '3'"),
+    "empty prompt": ({**TEXT, "prompt": ""}, "prompt is empty"),
+    "prompt of the assistant": ({**TEXT, "prompt": [USER, said("x")]}, "does not end in a user's turn"),
+    "chosen by the user": ({**TEXT, "chosen": [USER]}, "chosen does not end in an assistant's turn"),
+    "no common beginning": ({"chosen": "yes sir", "rejected": "no sir"}, "share no beginning"),
+    "only a beginning": ({"chosen": "yes sir ", "rejected": "yes sir no"}, "chosen is empty after the common"),
+    "conversations that part early": (
+        {"chosen": [USER, said("x")], "rejected": [{**USER, "content": "Hm?"}, said("y")]},
+        "differ before their last message",
+    ),
+    "conversations without a prompt": ({"chosen": [said("x")], "rejected": [said("y")]}, "no common beginning"),
+    "another prompt": (
+        {"prompt": "Who?", "chosen": [USER, said("x")], "rejected": [USER, said("y")]},
+        "prompt is not what the conversations",
+    ),
+    "unknown speaker": (
+        {**TEXT, "chosen": {"from": "tool", "value": "x"}},
+        "chosen has a turn from 'tool'",
+    ),
+    "margin text": ({**TEXT, "margin": "much"}, "margin is str 'much', expected a number"),
+    "margin null": ({**TEXT, "margin": None}, "margin is missing, expected a number"),
+    "margin truth": ({**TEXT, "margin": True}, "margin is bool"),
+    "margin negative": ({**TEXT, "margin": -1}, "margin is -1, expected 0 or more"),
+    "rewards exchanged": ({**TEXT, "reward_chosen": 1, "reward_rejected": 2}, "look exchanged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_named_with_their_reason(name: str, tmp_path: Path) -> None:
+    row, reason = BAD[name]
+    good = {key: value for key, value in row.items() if key in ("margin", "reward_chosen", "reward_rejected")}
+    good = {key: float(i == 1) for i, key in enumerate(sorted(good, reverse=True))}
+    whole = {"chosen": "one two", "rejected": "one three"} if "prompt" not in row else TEXT
+    with pytest.raises(DataError, match=r"1 bad row") as caught:
+        pairs(tmp_path, {**whole, **good}, row)
+    assert "line 2: " in str(caught.value) and reason in str(caught.value)
+    assert len(pairs(tmp_path, {**whole, **good}, row, skip_bad=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "rejected is missing; the columns are chosen, prompt"),
+        ({"prompt": "p", "completion": "a"}, "chosen and rejected are missing"),
+        ({**TEXT, "reward_chosen": 1.0}, "here stand reward_chosen"),
+        ({**TEXT, "margin": 1, "reward_chosen": 1, "reward_rejected": 0}, "here stand margin, reward_chosen"),
+    ],
+)
+def test_columns_that_make_no_pairs(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        pairs(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("columns", "margin"),
+    [({}, None), ({"margin": 0}, 0.0), ({"margin": "1.5"}, 1.5), ({"reward_chosen": 3, "reward_rejected": 1.5}, 1.5)],
+)
+def test_margins(columns: dict[str, Any], margin: float | None, tmp_path: Path) -> None:
+    assert pairs(tmp_path, {**TEXT, **columns})[0].margin == margin
+
+
+def test_repeated_pairs_are_kept_and_said(tmp_path: Path) -> None:
+    found = pairs(tmp_path, TEXT, {**TEXT, "chosen": "c"}, TEXT)
+    assert len(found) == 3
+    assert repeated(found) == ["1 pair repeats an earlier one word for word and counts again (line 3)."]
+    assert repeated(found[:2]) == []
+
+
+@given(
+    prompt=st.text("abc \n", min_size=1).filter(str.strip), chosen=st.text("abc ", max_size=9), rejected=st.text("xyz ")
+)
+def test_whole_texts_are_cut_between_words(prompt: str, chosen: str, rejected: str) -> None:
+    whole = (f"{prompt} {chosen}", f"{prompt} {rejected}")
+    messages, *completions = _split_texts(*whole)
+    text = messages[0]["content"]
+    for completion, expected in zip(completions, whole, strict=True):
+        assert expected.startswith(text) and expected.endswith(completion)
+        assert expected[len(text) : len(expected) - len(completion)].strip(" \t") == ""
+        begin = len(expected) - len(completion)
+        assert expected[begin - 1].isspace()
+
+
+def encoder(style: str = "chat", **limits: Any) -> Encoder:
+    tokenizer = tiny_tokenizer()
+    return Encoder(tokenizer, default_template(tokenizer, style=style), **{"context": 512, **limits}, cut="start")
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+def test_both_completions_end_in_the_stop_token_and_share_the_prompt(style: str) -> None:
+    made, pair = encoder(style), Pair((USER,), "a cat", "a dog or so", 7, 0.5)
+    found = made.encode_pair(pair)
+    assert found is not None
+    assert (found.number, found.margin, found.dropped) == (7, 0.5, 0)
+    assert found.prompt == made.prompt_ids(pair.messages)
+    assert found.chosen == made.completion_text(pair.messages, "a cat")
+    assert found.rejected == made.completion_text(pair.messages, "a dog or so")
+    assert found.chosen[-1] == found.rejected[-1] == made.template.stop[0]
+    assert len(found) == len(found.prompt) + len(found.chosen) + len(found.rejected)
+
+
+@given(length=st.integers(1, 200), chosen=st.integers(1, 60), rejected=st.integers(1, 60), limit=st.integers(60, 150))
+def test_a_long_prompt_loses_its_start_and_nothing_else(length: int, chosen: int, rejected: int, limit: int) -> None:
+    text = "".join(chr(97 + i % 26) for i in range(length))
+    made = encoder(max_length=limit)
+    pair = Pair(({"role": "user", "content": text},), "y" * chosen, "n" * rejected, 3)
+    found, whole = made.encode_pair(pair), made.prompt_ids(pair.messages)
+    longest = max(chosen, rejected) + 1
+    around = len(whole) - length
+    if around + longest >= limit:
+        assert found is None
+        assert made.dropped_rows == [3]
+        return
+    assert found is not None
+    assert len(found.prompt) == min(len(whole), limit - longest)
+    assert (len(found.chosen), len(found.rejected)) == (chosen + 1, rejected + 1)
+    kept = made.tokenizer.decode(found.prompt)
+    cut = len(whole) - len(found.prompt)
+    assert kept == made.tokenizer.decode(whole).replace(text, text[cut:])
+    assert (found.dropped, made.truncated) == (cut, int(cut > 0))
+    assert any("the start of the text" in note for note in made.notes()) == (cut > 0)

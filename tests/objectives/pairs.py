@@ -1,0 +1,34 @@
+"""Pairs for tests of objectives: separable ones as rows, and drawn ones as tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from tunescope.data.pairs import Pair
+from tunescope.data.template import EncodedPair
+
+PAIRS = [
+    Pair(({"role": "user", "content": f"word {i}"},), "yes" + "!" * (i % 3), "no" + "." * (i % 4), i + 1, 0.5 + i % 3)
+    for i in range(12)
+]
+
+
+def encoded_pairs(count: int = 4, virtual: int = 0, seed: int = 0) -> list[EncodedPair]:
+    """Pairs of drawn tokens, no two of a length, longer than a sliding window."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(length: int) -> list[int]:
+        return torch.randint(0, 256, (length,), generator=generator).tolist()
+
+    lead = [-1 - i for i in range(virtual)]
+    return [
+        EncodedPair(
+            [*lead, *some(14 + 5 * i)],
+            some(3 + 4 * i),
+            some(18 - 3 * i),
+            number=i + 1,
+            margin=0.5 * i,
+            reference=(-20.0 - i, -30.0 + 2 * i),
+        )
+        for i in range(count)
+    ]

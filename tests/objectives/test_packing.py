@@ -1,0 +1,104 @@
+"""A pair in one packed sequence against two sequences of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.objectives.pairs import encoded_pairs
+from tests.tiny import ARCHITECTURES, tiny_base
+
+from tunescope.base import Base
+from tunescope.data.batching import collate_pairs
+from tunescope.data.template import EncodedPair, Template
+from tunescope.methods import Customized, LoRA, Method, PromptTuning, customize
+from tunescope.objectives import DPO, PreferenceObjective, Reward
+from tunescope.objectives.preference import completion_logprobs
+from tunescope.objectives.reward import HEAD
+
+
+def apart(base: Base, example: EncodedPair) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The slow obvious version: log-probability and last hidden state of chosen and of rejected, one pass each."""
+    logprobs, hidden = [], []
+    for completion in (example.chosen, example.rejected):
+        ids = torch.tensor([example.prompt + completion])
+        logits = base.forward(ids, torch.ones_like(ids))[0].log_softmax(-1)
+        begin = len(example.prompt)
+        logprobs.append(sum(logits[begin - 1 + i, token] for i, token in enumerate(completion)))
+        hidden.append(base.hidden(ids, torch.ones_like(ids))[0, -1])
+    return logprobs, hidden
+
+
+def customized_on(arch: str, method: Method, objective: PreferenceObjective) -> Customized:
+    base = tiny_base(arch)
+    generator = torch.Generator().manual_seed(1)
+    made = customize(base, method, Template(style="plain"), seed=1, added=objective.effects(base, generator))
+    with torch.no_grad():
+        for parameter in made.customization.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+OBJECTIVES: list[PreferenceObjective] = [DPO(), DPO(loss="simpo", beta=1.5), Reward(loss="margin", centering=0.1)]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["dpo", "simpo", "reward"])
+@pytest.mark.parametrize("method", [LoRA(rank=2), PromptTuning(virtual_tokens=3)], ids=lambda m: m.name)
+def test_loss_and_gradients_equal_those_of_separate_sequences(
+    arch: str, objective: PreferenceObjective, method: Method
+) -> None:
+    customized = customized_on(arch, method, objective)
+    examples = encoded_pairs(virtual=customized.template.virtual_tokens)
+    parameters = dict(customized.customization.named_parameters())
+    found = []
+    for packed in (True, False):
+        customized.customization.zero_grad()
+        with customized.active() as base:
+            if packed:
+                loss = objective.compute_loss(customized, collate_pairs(examples)).total
+            else:
+                results = [apart(base, example) for example in examples]
+                batch = collate_pairs(examples)
+                logprobs = torch.stack([torch.stack(result[0]) for result in results], dim=1)
+                hidden = torch.stack([torch.stack(result[1]) for result in results], dim=1)
+                if isinstance(objective, DPO):
+                    scores = objective._scores(logprobs, batch)
+                    loss = objective._losses(scores, batch.margins).sum()
+                else:
+                    chosen, rejected = customized.customization.effects[HEAD](hidden)
+                    loss = -torch.nn.functional.logsigmoid(chosen - rejected - batch.margins).sum()
+                    loss = loss + 0.1 * (chosen + rejected).square().sum()
+            loss.backward()
+        found.append((loss.item(), {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}))
+    (loss, grads), (expected, expected_grads) = found
+    assert loss == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
+    assert grads.keys() == expected_grads.keys() and grads
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected_grads[name], atol=2e-5, rtol=1e-3)
+
+
+TOKENS = st.lists(st.integers(0, 255), min_size=1, max_size=30)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(TOKENS, TOKENS, TOKENS), min_size=1, max_size=4))
+def test_any_pairs(drawn: list[tuple[list[int], list[int], list[int]]]) -> None:
+    base = tiny_base()
+    examples = [EncodedPair(*tokens) for tokens in drawn]
+    with torch.no_grad():
+        found = completion_logprobs(base, collate_pairs(examples))
+        for i, example in enumerate(examples):
+            torch.testing.assert_close(found[:, i], torch.stack(apart(base, example)[0]), atol=1e-4, rtol=0)
+
+
+def test_the_prompt_is_computed_once() -> None:
+    base, seen = tiny_base(), []
+    handle = base.embedding.register_forward_pre_hook(lambda _m, args: seen.append(args[0].numel()))
+    example = encoded_pairs(1)[0]
+    try:
+        completion_logprobs(base, collate_pairs([example]))
+    finally:
+        handle.remove()
+    assert seen == [len(example.prompt) + len(example.chosen) + len(example.rejected)]
