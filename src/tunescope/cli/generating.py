@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -238,7 +239,7 @@ def _values(answer: Generated) -> dict[str, Any]:
     if answer.choice_logprobs is not None:
         values["choice_logprobs"] = answer.choice_logprobs
     if answer.others:
-        values["samples"] = [_values(each) for each in (answer, *answer.others)]
+        values["samples"] = [_values(replace(each, others=())) for each in (answer, *answer.others)]
     return values
 
 
