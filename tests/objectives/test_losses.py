@@ -60,8 +60,13 @@ def test_odds_of_a_certain_completion_are_finite() -> None:
 
 @given(d=st.floats(-8, 8), margin=st.floats(0, 8), beta=BETAS, scale=st.floats(0.1, 3))
 def test_rpo_is_a_distance(d: float, margin: float, beta: float, scale: float) -> None:
-    given_, implied = sigma(scale * margin), sigma(beta * d)
-    expected = given_ * math.log(given_ / implied) + (1 - given_) * math.log((1 - given_) / (1 - implied))
+    def log_sigma(x: float) -> float:
+        return -math.log1p(math.exp(-x))
+
+    given_, implied = scale * margin, beta * d
+    expected = sigma(given_) * (log_sigma(given_) - log_sigma(implied)) + sigma(-given_) * (
+        log_sigma(-given_) - log_sigma(-implied)
+    )
     found = losses.rpo_loss(tensor(d), tensor(margin), beta, scale).item()
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert found >= -1e-12
