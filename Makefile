@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/tunescope compare --base smollm2-135m --data reuters-r8 --budget 12m --max-length 192 \
-		--methods zero-shot,system,few-shot,prompt-tuning,lora,full --test-rows 200 --generate-rows 32 --out runs/demo
+	$(BIN)/tunescope compare --base smollm2-135m --data reuters-r8 --budget 13m --max-length 128 \
+		--test-rows 200 --generate-rows 24 --out runs/demo
 
 check: install
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ _KNOWLEDGE = ("openbookqa", "piqa", "commonsenseqa")
 # Tokens a chunk of general text has, and how many chunks the sample takes: the rise of a loss over the same
 # chunks is far more exact than either loss.
 _CHUNK, _CHUNKS = 256, 16
-_QUESTIONS = 120
+_QUESTIONS = 60
 
 
 @dataclass(frozen=True)
