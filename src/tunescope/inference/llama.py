@@ -13,7 +13,7 @@ path, effect by effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tunescope import memory
 from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
+from tunescope.inference.products import Product, packs, product
 from tunescope.inference.row_effects import Plan
 from tunescope.inference.runners import Pass, sites_of, with_virtual
 
@@ -40,9 +40,9 @@ class LlamaRunner:
     def __init__(self, base: Base) -> None:
         model = base.model.model
         self._base, self._model, self._config = base, model, base.model.config
-        pack = _packs(base)
+        pack = packs(base)
         self._layers = [_Layer(base, index, layer, pack) for index, layer in enumerate(model.layers)]
-        self._head = _product([base.model.lm_head], pack)
+        self._head = _side_by_side([base.model.lm_head], pack)
         self._kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * len(self._layers)
         self._cos = self._sin = torch.empty(0)
 
@@ -96,10 +96,10 @@ class _Layer:
         self._index, self._attention = index, attention
         self._norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._query_norm, self._key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self._qkv = _product([attention.q_proj, attention.k_proj, attention.v_proj], pack)
-        self._o = _product([attention.o_proj], pack)
-        self._gate_up = _product([mlp.gate_proj, mlp.up_proj], pack)
-        self._down = _product([mlp.down_proj], pack)
+        self._qkv = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj], pack)
+        self._o = _side_by_side([attention.o_proj], pack)
+        self._gate_up = _side_by_side([mlp.gate_proj, mlp.up_proj], pack)
+        self._down = _side_by_side([mlp.down_proj], pack)
         self._sites = [sites_of(base, index, names) for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))]
         self._blocks = sites_of(base, index, ("attention_out", "mlp_out"))
         self._width = attention.head_dim
@@ -160,14 +160,12 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def _linear(
-    product: Callable[[torch.Tensor], torch.Tensor], plan: Plan, sites: tuple[Any, ...], x: torch.Tensor
-) -> torch.Tensor:
+def _linear(multiply: Product, plan: Plan, sites: tuple[Any, ...], x: torch.Tensor) -> torch.Tensor:
     effect = plan.linear(sites)
     if effect is None:
-        return product(x)
+        return multiply(x)
     x = effect.before(x)
-    return effect.after(x, product(x))
+    return effect.after(x, multiply(x))
 
 
 def _block(plan: Plan, site: Any, x: torch.Tensor) -> torch.Tensor:
@@ -175,21 +173,9 @@ def _block(plan: Plan, site: Any, x: torch.Tensor) -> torch.Tensor:
     return x if effect is None else effect.after(x, x)
 
 
-def _packs(base: Base) -> bool:
-    """Whether to keep the weights a second time, in the order that bfloat16 matrix units read."""
-    if base.device.type != "cpu" or base.dtype != torch.bfloat16:
-        return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and memory.available_mb() * 1e6 > 4 * base.parameters
-
-
-def _product(modules: Sequence[nn.Linear], pack: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """x to the modules' outputs side by side."""
+def _side_by_side(modules: Sequence[nn.Linear], pack: bool) -> Product:
+    """x to the modules' outputs side by side; their weights are joined only where they are copied anyway."""
     if not pack:
-        if len(modules) == 1:
-            return modules[0].forward
         return lambda x: torch.cat([module(x) for module in modules], dim=-1)
-    weight = torch.cat([module.weight.detach() for module in modules])
     bias = None if modules[0].bias is None else torch.cat([module.bias.detach() for module in modules])
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda x: multiply(x, packed, bias, "none", [], "")
+    return product(torch.cat([module.weight.detach() for module in modules]), bias, pack)

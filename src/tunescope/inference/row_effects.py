@@ -25,6 +25,7 @@ from torch.nn import functional
 from tunescope.base import Base
 from tunescope.base.sites import Site
 from tunescope.errors import EngineError
+from tunescope.inference.products import Product, packs, product
 from tunescope.methods import Customization
 from tunescope.methods.effects import ACTIVATIONS, Bottleneck, LowRank, Prefix, Scale
 
@@ -157,12 +158,12 @@ def _at_rest(effect: LinearEffect, base: Base) -> LinearEffect:
 class StackedLinear:
     """A stack's effects at one or more linear maps that read the same input; their outputs stand side by side.
 
-    ``A`` [ranks, in], ``B`` [out, ranks] with the column's customization in ``owner``; ``scale`` and ``shift``
-    [customizations + 1, out], ``input_scale`` [customizations + 1, in].
+    ``reduce`` is the product with A [ranks, in], ``expand`` that with B [out, ranks]; ``owner`` is each rank's
+    customization. ``scale`` and ``shift`` [customizations + 1, out], ``input_scale`` [customizations + 1, in].
     """
 
-    A: torch.Tensor | None
-    B: torch.Tensor | None
+    reduce: Product | None
+    expand: Product | None
     owner: tuple[int, ...]
     scale: torch.Tensor | None
     shift: torch.Tensor | None
@@ -173,9 +174,8 @@ class StackedLinear:
 class StackedBottleneck:
     """A stack's adapters at one block: as ``StackedLinear``, with the columns of each activation together."""
 
-    down: torch.Tensor
-    down_bias: torch.Tensor
-    up: torch.Tensor
+    down: Product
+    up: Product
     up_bias: torch.Tensor
     owner: tuple[int, ...]
     activations: tuple[tuple[Callable[[torch.Tensor], torch.Tensor], int], ...]
@@ -187,7 +187,7 @@ class Stack:
     def __init__(self, members: Sequence[Compiled], base: Base) -> None:
         self.members = tuple(members)
         self._numbers = {member: number for number, member in enumerate(self.members, start=1)}
-        self._base = base
+        self._base, self._pack = base, packs(base)
         self._linear: dict[tuple[Site, ...], StackedLinear | None] = {}
         self._bottleneck: dict[Site, StackedBottleneck | None] = {}
         tables = [member.table for member in self.members if member.table is not None]
@@ -243,8 +243,8 @@ class Stack:
         if not found:
             return None
         return StackedLinear(
-            torch.cat(above) if above else None,
-            torch.cat(beside).T.contiguous() if beside else None,
+            product(torch.cat(above), None, self._pack) if above else None,
+            product(torch.cat(beside).T.contiguous(), None, self._pack) if beside else None,
             tuple(owner),
             vectors.get("scale"),
             vectors.get("shift"),
@@ -274,9 +274,12 @@ class Stack:
             for activation in order
         }
         return StackedBottleneck(
-            torch.cat([effect.down for _, effect in found]),
-            torch.cat([effect.down_bias for _, effect in found]),
-            torch.cat([effect.up for _, effect in found], dim=1).contiguous(),
+            product(
+                torch.cat([effect.down for _, effect in found]),
+                torch.cat([effect.down_bias for _, effect in found]),
+                self._pack,
+            ),
+            product(torch.cat([effect.up for _, effect in found], dim=1).contiguous(), None, self._pack),
             up_bias,
             tuple(number for number, effect in found for _ in range(len(effect.down))),
             tuple((activation, width) for activation, width in widths.items() if width),
@@ -287,8 +290,8 @@ class Stack:
 class LinearRows:
     """A ``StackedLinear`` for the rows of a batch: ``mask`` [rows, 1, ranks], the vectors [rows, 1, features]."""
 
-    A: torch.Tensor | None
-    B: torch.Tensor | None
+    reduce: Product | None
+    expand: Product | None
     mask: torch.Tensor | None
     scale: torch.Tensor | None
     shift: torch.Tensor | None
@@ -305,9 +308,8 @@ class LinearRows:
             output = (output * self.scale).to(dtype)
         if self.shift is not None:
             output = (output + self.shift).to(dtype)
-        if self.A is not None and self.B is not None and self.mask is not None:
-            low = functional.linear(given, self.A) * self.mask
-            output = output + functional.linear(low, self.B)
+        if self.reduce is not None and self.expand is not None and self.mask is not None:
+            output = output + self.expand(self.reduce(given) * self.mask)
         return output
 
 
@@ -322,11 +324,11 @@ class BottleneckRows:
     def after(self, _given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """What the block returns [rows, length, hidden], with the rows' adapters added."""
         stacked = self.stacked
-        low = functional.linear(output, stacked.down, stacked.down_bias)
+        low = stacked.down(output)
         parts = low.split([width for _, width in stacked.activations], dim=-1)
         active = [activation(part) for (activation, _), part in zip(stacked.activations, parts, strict=True)]
         low = (active[0] if len(active) == 1 else torch.cat(active, dim=-1)) * self.mask
-        return output + (functional.linear(low, stacked.up) + self.up_bias)
+        return output + (stacked.up(low) + self.up_bias)
 
 
 class Plan:
@@ -388,7 +390,7 @@ class Plan:
             if field.name in ("scale", "shift", "input_scale")
             for vector in (getattr(stacked, field.name),)
         }
-        low_rank = (None, None) if mask is None else (stacked.A, stacked.B)
+        low_rank = (None, None) if mask is None else (stacked.reduce, stacked.expand)
         return LinearRows(*low_rank, mask, **vectors)
 
     def _mask(self, owner: tuple[int, ...]) -> torch.Tensor | None:
