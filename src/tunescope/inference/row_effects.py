@@ -81,6 +81,8 @@ class Compiled:
         with torch.no_grad():
             for key, effect in customization.effects.items():
                 place = key.rpartition(".")[0]
+                if effect.where == "head":
+                    continue  # a reward head reads hidden states and changes none
                 match effect:
                     case Prefix():
                         table = effect.table().detach().to(base.device, base.dtype)

@@ -1,0 +1,78 @@
+"""The Llama family written out against the generic path, effect by effect and with every effect at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.inference.mix import METHODS, customized
+from tests.tiny import ARCHITECTURES, tiny_base
+
+from tunescope.base import Base
+from tunescope.inference.llama import LlamaRunner
+from tunescope.inference.passes import Passes
+from tunescope.inference.products import packs
+from tunescope.inference.row_effects import Compiled
+from tunescope.methods import IA3
+
+FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
+WITH_EFFECTS = [name for name, method in METHODS.items() if method.trains == "effects"]
+
+
+def logits(base: Base, effects: list[Compiled | None], *, generic: bool) -> torch.Tensor:
+    """Of a prompt of seven tokens and of a step after it, every position."""
+    passes = Passes(base, len(effects))
+    if generic:
+        passes._llama = None
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    with torch.inference_mode():
+        for begin, length in ((0, 7), (7, 1)):
+            ids = torch.randint(0, 250, (len(effects), length), generator=generator)
+            if not begin:  # a virtual token of those that have some
+                ids[:, 0] = torch.tensor([-1 if each is not None and each.table is not None else 5 for each in effects])
+            places = torch.arange(begin, begin + length).expand(len(effects), length)
+            keep = torch.ones_like(ids, dtype=torch.bool)
+            slots = list(range(len(effects)))
+            found.append(passes.logits(effects, slots, ids, places, places, keep).float())
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("arch", FAMILY)
+@pytest.mark.parametrize("names", [*([name] for name in WITH_EFFECTS), WITH_EFFECTS], ids=lambda names: "+".join(names))
+def test_both_paths_agree(arch: str, names: list[str]) -> None:
+    base = tiny_base(arch)
+    effects = [None, *(Compiled.of(customized(name, arch).customization, base) for name in names)]
+    assert torch.allclose(logits(base, effects, generic=False), logits(base, effects, generic=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", FAMILY)
+def test_weights_in_blocks_give_the_same_numbers(arch: str) -> None:
+    base = tiny_base(arch, dtype=torch.bfloat16)
+    if not packs(base):
+        pytest.skip("this processor multiplies no bfloat16 matrices")
+
+    def of(on: Base) -> list[Compiled | None]:
+        return [None, *(Compiled.of(customized(name, arch).customization, on) for name in WITH_EFFECTS)]
+
+    exact = logits(tiny_base(arch), of(tiny_base(arch)), generic=True)
+    ours, theirs = (logits(base, of(base), generic=generic) - exact for generic in (False, True))
+    assert ours.square().mean() < 1.5 * theirs.square().mean()  # both round to bfloat16, at other places
+
+
+def test_it_is_taken_where_it_fits() -> None:
+    assert [arch for arch in ARCHITECTURES if LlamaRunner.applies(tiny_base(arch))] == FAMILY
+
+
+def test_scales_of_one_joint_input_take_the_generic_path() -> None:
+    from tunescope.data.template import default_template
+    from tunescope.methods import customize
+
+    base = tiny_base("llama")
+    made = customize(
+        base, IA3(targets=("gate", "down"), feedforward=("gate", "down")), default_template(base.tokenizer)
+    )
+    with torch.no_grad():
+        for parameter in made.customization.parameters():
+            parameter.mul_(1.5)
+    effects = [None, Compiled.of(made.customization, base)]
+    assert torch.equal(logits(base, effects, generic=False), logits(base, effects, generic=True))
