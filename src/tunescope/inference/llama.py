@@ -75,7 +75,7 @@ class LlamaRunner:
         kept = x[work.keep]
         if not len(kept):  # a packed product wants at least one row
             return kept.new_empty(0, self._config.vocab_size)
-        return self._head(_norm(self._model.norm, kept))
+        return self._head(self._model.norm(kept))
 
     def _rotation(self, positions: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [rows, length, 1, head_dim] of the positions, the sine's first half negated for ``_rotate``."""
@@ -112,11 +112,11 @@ class _Layer:
     ) -> torch.Tensor:
         """[rows, length, hidden] to the same."""
         plan, (qkv, o, gate_up, down) = work.plan, self._sites
-        h = _norm(self._norm, x)
+        h = self._norm(x)
         h = _linear(self._qkv, plan, qkv, h)
         h = _linear(self._o, plan, o, self._mix(h, cos, sin, mask, work))
         x = x + _block(plan, self._blocks[0], h)
-        h = _linear(self._gate_up, plan, gate_up, _norm(self._mlp_norm, x))
+        h = _linear(self._gate_up, plan, gate_up, self._mlp_norm(x))
         gate, up = h.chunk(2, dim=-1)
         h = _linear(self._down, plan, down, functional.silu(gate) * up)
         return x + _block(plan, self._blocks[1], h)
@@ -130,7 +130,7 @@ class _Layer:
         rotated, values = lanes[:, :, : self._heads + self._groups], lanes[:, :, self._heads + self._groups :]
         if self._query_norm is not None and self._key_norm is not None:
             parts = rotated.split((self._heads, self._groups), dim=2)
-            normed = [_norm(norm, part) for norm, part in zip((self._query_norm, self._key_norm), parts, strict=True)]
+            normed = [norm(part) for norm, part in zip((self._query_norm, self._key_norm), parts, strict=True)]
             rotated = torch.cat(normed, dim=2)
         rotated = _rotate(rotated, cos, sin).transpose(1, 2)
         keys, values = work.access.exchange(self._index, rotated[:, self._heads :], values.transpose(1, 2))
@@ -149,10 +149,6 @@ class _Layer:
         scores = torch.bmm(folded, keys.flatten(0, 1).transpose(1, 2)).view(rows, -1, seen)
         weights = torch.softmax(scores + mask[:, 0], dim=-1).view(rows * self._groups, -1, seen)
         return torch.bmm(weights, values.flatten(0, 1)).view(rows, 1, -1)
-
-
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
