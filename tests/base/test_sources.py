@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tunescope.archives import fetch
 from tunescope.base import sources
 from tunescope.errors import BaseModelError, UnknownNameError
-from tunescope.wheels import fetch
 
 
 @pytest.fixture

