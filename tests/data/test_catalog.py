@@ -61,7 +61,7 @@ def test_openings_are_whole_sentences_of_each_passage() -> None:
     sentence = "This sentence has eight words, and not more."
     tale = " ".join([sentence] * 60)
     rows = catalog.openings(f"Content\nstring\nmeta\n{tale}\nToo short. A tale.\n{tale}\n")
-    asked = "Continue this story:\n\n" + " ".join([sentence] * 3)
+    asked = "Continue this story in one or two sentences:\n\n" + " ".join([sentence] * 3)
     assert rows == [{"prompt": asked, "tale": tale} for tale in (1, 1, 3, 3)]
 
 

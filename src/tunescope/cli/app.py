@@ -26,6 +26,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
     app.add_typer(_train_app(arguments), name="train")
     app.command("eval")(evaluate)
     _add_generate(app, arguments)
+    _add_pairs(app, arguments)
     _add_compare(app, arguments)
     app.add_typer(_bank_app(), name="bank")
     app.command()(doctor)
@@ -86,12 +87,16 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="HTML file to draw the calibration in, of an entry measured on pairs.")
     ] = None,
+    judge: options.OptionalJudge = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt to sample for --judge.")] = 4,
+    skip_unjudged: options.SkipUnjudged = 10,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost.
 
     An entry trained on pairs (dpo, reward) is measured on pairs: accuracy, margin, calibration. A reward model scores
-    rows of prompt and completion.
+    rows of prompt and completion. With --judge an entry's sampled completions of prompts are compared with its base's:
+    score, win rate, and how far they moved (KL).
     """
     from tunescope.cli.measure import evaluate_entry
 
@@ -110,6 +115,9 @@ def evaluate(
         max_length=max_length,
         skip_bad=skip_bad,
         plot=plot,
+        judge=judge,
+        n=n,
+        skip_unjudged=skip_unjudged,
         output=Output(as_json),
     )
 
@@ -175,6 +183,19 @@ def _objective(arguments: list[str]) -> Any:
                     f"{flag} belongs to --objective {name}, and this is {chosen}: leave one of them out."
                 )
     return found
+
+
+def _add_pairs(app: typer.Typer, arguments: list[str]) -> None:
+    if arguments[:1] != ["pairs"]:
+
+        def pairs() -> None:
+            """Make pairs of a model's own samples: the best and the worst of each prompt's, as a judge finds them."""
+
+        app.command()(pairs)
+        return
+    from tunescope.cli.judging import pairs_command
+
+    app.command("pairs")(pairs_command())
 
 
 def _add_compare(app: typer.Typer, arguments: list[str]) -> None:

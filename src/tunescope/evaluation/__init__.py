@@ -2,5 +2,6 @@
 
 from tunescope.evaluation.card import Card, evaluate
 from tunescope.evaluation.forgetting import Probes, default_probes, user_probes
+from tunescope.evaluation.judged import evaluate_judged
 
-__all__ = ["Card", "Probes", "default_probes", "evaluate", "user_probes"]
+__all__ = ["Card", "Probes", "default_probes", "evaluate", "evaluate_judged", "user_probes"]

@@ -1,0 +1,148 @@
+"""What a customization's own completions are worth to a judge, against those of the base, and how far they moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tunescope import memory
+from tunescope.data.rows import Row
+from tunescope.data.template import Encoder, Template
+from tunescope.errors import DataError
+from tunescope.evaluation.statistics import Difference, Interval, bootstrap_interval, paired_difference, wilson_interval
+from tunescope.inference import Item, score
+from tunescope.judging import Judge, Judged, Samples, Unjudged, judged_samples
+from tunescope.methods import Customization, Customized, ZeroShot
+
+Card = dict[str, Any]
+
+
+def evaluate_judged(
+    customized: Customized,
+    rows: Sequence[Row],
+    judge: Judge,
+    sampling: Samples,
+    *,
+    skip_unjudged: int = 10,
+    on_prompt: Callable[[str, int], None] = lambda whose, done: None,
+) -> Card:
+    """Sample completions of unseen prompts from a customization and from its base, judge both, and compare.
+
+    The base answers under the same chat style without the customization's texts and virtual tokens.
+
+    Args:
+        customized: what to measure.
+        rows: unseen prompts.
+        judge: of the completions.
+        sampling: the same for both.
+        skip_unjudged: how many samples the judge may fail on.
+        on_prompt: told whose completions of how many prompts are there.
+
+    Returns:
+        ``metric, rows, samples``; ``score, score_low, score_high`` (mean over the prompts of the mean score, with its
+        95% bootstrap interval); ``base_score, base_low, base_high``; ``difference, difference_low, difference_high``
+        (paired over the prompts); ``win_rate, win_rate_low, win_rate_high`` (probability that a completion of the
+        customization has a higher score than one of the base, ties half, from all pairs of a prompt's samples; the
+        Wilson interval takes a prompt for one trial, which is on the wide side); ``kl, kl_low, kl_high``
+        (KL(π ‖ base) in nats a completion: mean of log π(y|x) - log base(y|x) over the customization's own samples) and
+        ``kl_per_token``; ``tokens, base_tokens`` (mean length); ``peak_memory_mb``, ``notes``.
+
+    Raises:
+        DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
+    """
+    memory.reset_peak()
+    reference = _reference(customized)
+    failed = Unjudged(skip_unjudged)
+    own, base = (
+        _sampled(whose, name, rows, judge, sampling, failed, on_prompt)
+        for whose, name in ((customized, "customized"), (reference, "base"))
+    )
+    places = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
+    if not places:
+        raise DataError("No prompt has samples with a score on both sides, so nothing can be compared.")
+    means = np.array([_scores(own[i]).mean() for i in places])
+    base_means = np.array([_scores(base[i]).mean() for i in places])
+    wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in places])
+    moved, tokens = _divergence(customized, reference, rows, own)
+    difference = paired_difference(means, base_means)
+    intervals: dict[str, tuple[float, Interval | Difference]] = {
+        "score": (means.mean(), bootstrap_interval(means)),
+        "base": (base_means.mean(), bootstrap_interval(base_means)),
+        "difference": (difference.mean, difference),
+        "win_rate": (wins.mean(), wilson_interval(float(wins.sum()), len(wins))),
+        "kl": (moved.mean(), bootstrap_interval(moved)),
+    }
+    card: Card = {"metric": f"judge {judge.name}", "rows": len(places), "samples": sum(map(len, own))}
+    for name, (mean, interval) in intervals.items():
+        first = "base_score" if name == "base" else name
+        card |= {first: float(mean), f"{name}_low": interval.low, f"{name}_high": interval.high}
+    lengths = {"tokens": tokens, "base_tokens": _mean_tokens(base)}
+    card |= {"kl_per_token": card["kl"] / tokens, **lengths, "peak_memory_mb": round(memory.peak_mb(), 1)}
+    return card | {"notes": [*failed.notes(), *_tempered(sampling)]}
+
+
+def win_rate(scores: np.ndarray, others: np.ndarray) -> float:
+    """Probability that one of ``scores`` [n] is higher than one of ``others`` [m], ties counting half: the area under
+    the curve of Mann and Whitney 1947.
+    """
+    above, equal = scores[:, None] > others, scores[:, None] == others
+    return float((above + equal / 2).mean())
+
+
+def _reference(customized: Customized) -> Customized:
+    """The base as it answers without the customization."""
+    kept = customized.template
+    template = Template(style=kept.style, stop=kept.stop)
+    return Customized(customized.origin, Customization(ZeroShot(), template, {}), customized.origin)
+
+
+def _sampled(
+    whose: Customized,
+    name: str,
+    rows: Sequence[Row],
+    judge: Judge,
+    sampling: Samples,
+    failed: Unjudged,
+    on_prompt: Callable[[str, int], None],
+) -> list[list[Judged]]:
+    found: dict[int, list[Judged]] = {}
+
+    def keep(index: int, judged: list[Judged]) -> None:
+        failed.add(rows[index].number, judged)
+        found[index] = judged
+        on_prompt(name, len(found))
+
+    judged_samples(whose, rows, sampling, judge, keep)
+    return [found[index] for index in range(len(rows))]
+
+
+def _scores(judged: Sequence[Judged]) -> np.ndarray:
+    return np.array([each.score for each in judged if each.score is not None])
+
+
+def _mean_tokens(samples: Sequence[Sequence[Judged]]) -> float:
+    return float(np.mean([len(each.tokens) for judged in samples for each in judged]))
+
+
+def _divergence(
+    customized: Customized, reference: Customized, rows: Sequence[Row], own: Sequence[Sequence[Judged]]
+) -> tuple[np.ndarray, float]:
+    """[prompts] the mean of log π(y|x) - log base(y|x) over a prompt's samples in nats, and their mean length."""
+    completions = [[each.tokens for each in judged] for judged in own]
+    nats = []
+    for whose in (customized, reference):
+        encoder = Encoder(whose.base.tokenizer, whose.template, whose.base.context_length)
+        items = [Item(encoder.prompt_ids(row.messages), c) for row, c in zip(rows, completions, strict=True)]
+        nats.append([np.array([found.logprob for found in scores]) for scores in score(whose, items)])
+    moved = np.array([(a - b).mean() for a, b in zip(*nats, strict=True)])
+    return moved, _mean_tokens(own)
+
+
+def _tempered(sampling: Samples) -> list[str]:
+    """What is said where the samples are not the model's own distribution."""
+    plain = Samples(n=sampling.n, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed)
+    if sampling == plain:
+        return []
+    return ["kl is over samples that were not drawn from the model as it is (temperature 1, no cuts): take it roughly."]
