@@ -44,6 +44,7 @@ class LlamaRunner:
         self._layers = [_Layer(base, index, layer, pack) for index, layer in enumerate(model.layers)]
         self._head = _side_by_side([base.model.lm_head], pack)
         self._kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * len(self._layers)
+        self._groups = self._config.num_key_value_heads
         self._cos = self._sin = torch.empty(0)
 
     @staticmethod
@@ -69,9 +70,11 @@ class LlamaRunner:
         ids = work.plan.virtual(work.ids)
         x = with_virtual(ids, self._model.embed_tokens(ids.clamp(min=0)), work.plan.stack.table)
         cos, sin = self._rotation(work.positions, x)
+        masks = work.mask if isinstance(work.mask, dict) else dict.fromkeys(self._kinds, work.mask)
+        if work.ids.shape[1] == 1:  # one new token a row: see ``_mix_one``
+            masks = {kind: mask[:, 0].repeat_interleave(self._groups, dim=0) for kind, mask in masks.items()}
         for layer, kind in zip(self._layers, self._kinds, strict=True):
-            mask = work.mask[kind] if isinstance(work.mask, dict) else work.mask
-            x = layer.forward(x, cos, sin, mask, work)
+            x = layer.forward(x, cos, sin, masks[kind], work)
         kept = x[work.keep]
         if not len(kept):  # a packed product wants at least one row
             return kept.new_empty(0, self._config.vocab_size)
@@ -143,12 +146,14 @@ class _Layer:
     def _mix_one(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of one new token a row: one product for the heads that share keys and values."""
-        rows, seen = len(queries), keys.shape[2]
-        folded = queries.reshape(rows * self._groups, -1, self._width) * self._attention.scaling
-        scores = torch.bmm(folded, keys.flatten(0, 1).transpose(1, 2)).view(rows, -1, seen)
-        weights = torch.softmax(scores + mask[:, 0], dim=-1).view(rows * self._groups, -1, seen)
-        return torch.bmm(weights, values.flatten(0, 1)).view(rows, 1, -1)
+        """Attention of one new token a row: one product for the heads that share keys and values.
+
+        ``mask`` is [rows · groups, 1, places].
+        """
+        folded = queries.reshape(len(queries) * self._groups, -1, self._width)
+        keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+        scores = torch.baddbmm(mask, folded, keys, alpha=self._attention.scaling)
+        return torch.bmm(torch.softmax(scores, dim=-1), values).view(len(queries), 1, -1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,6 @@ from tunescope.inference.row_effects import Compiled, Plan, Stack
 from tunescope.inference.runners import HookedRunner, Pass
 from tunescope.inference.slots import Access, Slots
 
-# Places that a pass reads, in multiples of this.
-_SEEN = 32
-
 
 class Passes:
     """Forward passes over the slots of one base.
@@ -58,16 +55,16 @@ class Passes:
             slots: each row's slot.
             ids: [rows, length]; negative ids are virtual tokens of the row's customization.
             positions: [rows, length], for the position embedding.
-            places: [rows, length] where the tokens stand in their slots, which have room for them.
+            places: [rows, length] where the tokens stand in their slots; room is made for them.
             keep: [rows, length] boolean, the positions whose logits are wanted.
             mask: as ``Base.masks`` makes; by default each token sees its own place and those before it.
         """
         self.positions += ids.numel()
         self.count += 1
         seen = int(places.max()) + 1
+        self.slots.reserve(seen)
         if mask is None:
-            # Rounded up, so that products keep their shape for a while: a new one is prepared anew by the library.
-            seen = min(-(-seen // _SEEN) * _SEEN, self.slots.capacity)
+            seen = self.slots.worth_reading(seen)
             mask = self.base.place_masks(places, seen)
         plan = self._plan_for(effects)
         runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked

@@ -86,11 +86,6 @@ class Job:
         """Prompt tokens still to be computed."""
         return max(len(self.tokens) - self.placed, 0)
 
-    @property
-    def places(self) -> int:
-        """Places its slot needs."""
-        return len(self.tokens) + max(self.sampling.max_new_tokens, sum(map(len, self.choices)))
-
 
 class Scheduler:
     """Runs jobs on one base.
@@ -176,7 +171,6 @@ class Scheduler:
                 held.append(job)
                 continue
             slot = len(self._rows)
-            self._slots.reserve(job.places)
             kept = self.prefixes.find(job.effects, job.tokens)
             if kept is not None:
                 self._slots.restore(slot, kept)
@@ -217,6 +211,7 @@ class Scheduler:
             slot = self._writing
         self._relocate(len(self._rows) - 1, slot)
         self._rows.pop()
+        self._slots.release(max((row.placed for row in self._rows), default=0))
 
     def _relocate(self, source: int, target: int) -> None:
         if source != target:
@@ -240,7 +235,6 @@ class Scheduler:
         places = (begin + offsets).to(device)
         last = torch.tensor([count == job.left for job, count in zip(jobs, counts, strict=True)])
         keep = (offsets == torch.tensor(counts)[:, None] - 1) & last[:, None]
-        self._slots.reserve(int(places.max()) + 1)
         # Padding stands behind a row's tokens, where they cannot see it, and has the position of a real token.
         positions = torch.where(real.to(device), places, 0)
         effects = [job.effects for job in jobs]

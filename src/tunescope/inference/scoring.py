@@ -57,7 +57,6 @@ def score(
     passes = Passes(customized.base, max(map(len, groups), default=1))
     effects = customized.customization.effects
     compiled = Compiled.of(customized.customization, customized.base) if effects else None
-    passes.slots.reserve(shared + max((_packed_length(item, shared) for item in items), default=0))
     beginning = _compute_beginning(passes, compiled, items[0].prompt[:shared]) if shared else None
     for indices in groups:
         scored = _score_pass(passes, compiled, [items[i] for i in indices], beginning)

@@ -2,6 +2,10 @@
 
 A row's tokens stand in its slot from place 0 on, whatever their number: its prefix, then its text. Nothing is padded,
 so nothing can come between the two, and a row that grows moves no other.
+
+There are about as many places as the longest row needs, and no more: a product over all places of neighboring slots
+then reads memory without gaps, which the processor's library multiplies as it is; what has gaps it copies first, every
+time.
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ from typing import Any
 import torch
 from transformers import Cache
 
-# Places are reserved in multiples of this, and at least doubled when they run out.
-_PLACES = 256
+# Places come in multiples of this, so that products keep their shape for a while: a new one is prepared by the library.
+_PLACES = 32
+# When they run out, this share of them is added at least, so that long rows are not moved every few steps.
+_GROWTH = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,23 @@ class Slots:
 
     def reserve(self, places: int) -> None:
         """See to it that each slot has at least ``places`` places."""
-        if places <= self.capacity:
-            return
-        self.capacity = max(-(-places // _PLACES) * _PLACES, 2 * self.capacity)
+        if places > self.capacity:
+            self._resize(max(places, int(self.capacity * (1 + _GROWTH))))
+
+    def release(self, places: int) -> None:
+        """No row has more than ``places`` now: give back what is far more than that."""
+        if self.capacity >= 2 * _rounded(places):
+            self._resize(places)
+
+    def worth_reading(self, seen: int) -> int:
+        """How many places to read in order to see the first ``seen``: all of them, if these are not far more."""
+        return self.capacity if self.capacity <= 2 * seen else _rounded(seen)
+
+    def _resize(self, places: int) -> None:
+        self.capacity = _rounded(places)
         for i, layer in enumerate(self._layers):
             if layer is not None:
-                self._layers[i] = (self._grown(layer[0]), self._grown(layer[1]))
+                self._layers[i] = (self._resized(layer[0]), self._resized(layer[1]))
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first ``tokens`` places of one slot into another."""
@@ -79,6 +96,7 @@ class Slots:
 
     def restore(self, slot: int, kept: Kept) -> None:
         """Write a kept beginning into a slot."""
+        self.reserve(kept.tokens)
         for i, (keys, values) in enumerate(kept.layers):
             own = self._layer(i, keys[None], values[None])
             own[0][slot, :, : kept.tokens] = keys
@@ -95,10 +113,14 @@ class Slots:
         # Zeros, because a place that is masked still takes part in a product: what is there must be finite.
         return like.new_zeros(self.rows, like.shape[1], self.capacity, like.shape[3])
 
-    def _grown(self, tensor: torch.Tensor) -> torch.Tensor:
-        grown = self._new(tensor)
-        grown[:, :, : tensor.shape[2]] = tensor
-        return grown
+    def _resized(self, tensor: torch.Tensor) -> torch.Tensor:
+        made, kept = self._new(tensor), min(tensor.shape[2], self.capacity)
+        made[:, :, :kept] = tensor[:, :, :kept]
+        return made
+
+
+def _rounded(places: int) -> int:
+    return max(-(-places // _PLACES), 1) * _PLACES
 
 
 @dataclass
