@@ -126,7 +126,7 @@ class Engine:
         self,
         base: Base,
         *,
-        slots: int = 16,
+        slots: int = 32,
         max_waiting: int = 1024,
         prefix_mb: float = 512,
         customizations_mb: float = 2048,

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field, model_validator
+from torch.nn import functional
 
 from tunescope.settings import Settings
 
-# How many of the likeliest tokens are sorted first where top-p needs an order; all of them only where these do not do.
-_SORTED = 1024
+# Tokens that are looked at together before they are looked at one by one.
+_BLOCK = 256
 
 
 class Sampling(Settings):
@@ -117,11 +118,14 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
     """
     wanted = any(draw.sampling.logprobs for draw in draws)
     adjusted = _adjust(logits.clone() if wanted else logits, draws)
-    tokens = adjusted.max(-1).indices  # argmax of bfloat16 is four times as slow
     sampled = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    if sampled:
-        index = torch.tensor(sampled, device=logits.device)
-        tokens[index] = _sample(adjusted[index], [draws[row] for row in sampled])
+    if len(sampled) == len(draws):
+        tokens = _sample(adjusted, draws)
+    else:
+        tokens = adjusted.max(-1).indices  # argmax of bfloat16 is four times as slow
+        if sampled:
+            index = torch.tensor(sampled, device=logits.device)
+            tokens[index] = _sample(adjusted[index], [draws[row] for row in sampled])
     if not wanted:
         return tokens, None
     return tokens, torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
@@ -152,40 +156,59 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
     settings = [draw.sampling for draw in draws]
-    probabilities = torch.softmax(logits.float() / column([s.temperature for s in settings]), dim=-1)
-    least = probabilities.amax(-1, keepdim=True) * column([s.min_p for s in settings])
-    if any(s.top_k is not None or s.top_p < 1 for s in settings):
-        least = torch.maximum(least, _threshold(probabilities, settings))
-    kept = torch.where(probabilities >= least, probabilities, 0).double().cumsum(-1)
-    uniform = torch.tensor([draw.uniform() for draw in draws], dtype=torch.float64, device=logits.device)
-    drawn = torch.searchsorted(kept, (uniform * kept[:, -1])[:, None], right=True).squeeze(-1)
-    # A product that rounds up to the total would point behind the last token that can be drawn.
-    last = (kept >= kept[:, -1:]).to(torch.uint8).argmax(-1)
-    return torch.minimum(drawn, last)
+    probabilities = torch.softmax(logits / column([s.temperature for s in settings]), dim=-1)
+    cuts = any(s.top_k is not None or s.top_p < 1 for s in settings)
+    if cuts or any(s.min_p for s in settings):
+        least = probabilities.amax(-1, keepdim=True) * column([s.min_p for s in settings])
+        least = torch.maximum(least, _threshold(probabilities, settings)) if cuts else least
+        probabilities = torch.where(probabilities >= least, probabilities, 0)
+    kept = _blocks(probabilities)
+    uniform = torch.tensor([[draw.uniform()] for draw in draws], dtype=torch.float64, device=logits.device)
+    # A cumulative sum over all of a vocabulary takes milliseconds: first the block is drawn, then the token in it.
+    masses = kept.sum(-1).double()
+    block, rest = _inverted(masses, uniform * masses.sum(-1, keepdim=True))
+    inside = kept.gather(1, block[:, :, None].expand(-1, -1, kept.shape[-1])).squeeze(1).double()
+    token, _ = _inverted(inside, rest)
+    return (block * kept.shape[-1] + token).squeeze(-1)
+
+
+def _blocks(values: torch.Tensor) -> torch.Tensor:
+    """[rows, vocabulary] as [rows, blocks, tokens of a block], zeros behind the last token."""
+    return functional.pad(values, (0, -values.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+
+
+def _inverted(masses: torch.Tensor, sought: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the cumulative sum of ``masses`` [rows, n] first exceeds ``sought`` [rows, 1], and by how much ``sought``
+    exceeds the sum before. Only places that have mass are found, however the sums round.
+    """
+    together = masses.cumsum(-1)
+    last = (together < together[:, -1:]).sum(-1, keepdim=True)
+    place = torch.minimum(torch.searchsorted(together, sought, right=True), last)
+    before = together.gather(1, place) - masses.gather(1, place)
+    return place, (sought - before).clamp(min=0)
 
 
 def _threshold(probabilities: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
-    """[rows, 1] the least probability that top-k and top-p leave."""
-    vocabulary = probabilities.shape[-1]
-    most = max([s.top_k or 0 for s in settings])
-    ordered = probabilities.topk(min(max(_SORTED, most), vocabulary), dim=-1).values
-    if not _reaches(ordered, settings):
-        ordered = probabilities.sort(dim=-1, descending=True).values
+    """[rows, 1] the least probability that top-k and top-p leave.
+
+    Sorting a vocabulary takes milliseconds a row, so tokens that cannot be left are put aside first: those below the
+    k-th highest of the blocks' maxima, since as many tokens are at least as likely; for top-p those so unlikely that
+    all of them together would not reach what top-p cuts off.
+    """
+    highest = _blocks(probabilities).amax(-1).sort(dim=-1, descending=True).values
     found = []
     for row, s in enumerate(settings):
-        line = ordered[row, : s.top_k] if s.top_k is not None else ordered[row]
+        if s.top_k is None and s.top_p == 1:
+            found.append(probabilities.new_zeros(()))
+            continue
+        if s.top_k is None:
+            bound = (1 - s.top_p) / probabilities.shape[-1] / 2  # half, to be on the safe side of rounding
+        else:
+            bound = float(highest[row, s.top_k - 1]) if s.top_k <= highest.shape[-1] else 0.0
+        line = probabilities[row][probabilities[row] >= bound].sort(descending=True).values[: s.top_k]
         # A token stays while the likelier ones together have not reached top_p of what top_k left.
         total = line.sum() if s.top_k is not None else 1.0
         before = line.cumsum(-1) - line
         stays = int((before < s.top_p * total).sum()) if s.top_p < 1 else len(line)
-        keeps_all = s.top_k is None and s.top_p == 1
-        found.append(ordered.new_zeros(()) if keeps_all else line[max(stays, 1) - 1])
+        found.append(line[max(stays, 1) - 1])
     return torch.stack(found)[:, None]
-
-
-def _reaches(ordered: torch.Tensor, settings: Sequence[Sampling]) -> bool:
-    """Whether the sorted tokens are enough for every row's top-p."""
-    together = ordered.sum(-1).tolist()
-    return all(
-        s.top_p == 1 or s.top_k is not None or total >= s.top_p for s, total in zip(settings, together, strict=True)
-    )
