@@ -67,12 +67,35 @@ def test_nothing_outside_the_cuts_is_drawn(
     assert not found[p < least * 0.999].any()
 
 
-def test_top_p_over_a_vocabulary_larger_than_what_is_sorted_first() -> None:
+def test_top_p_of_many_that_are_equally_likely() -> None:
     logits = torch.zeros(1, 5000)
     logits[0, 4999] = 1.0
     draws = [Draw(Sampling(temperature=1, top_p=0.9), sample) for sample in range(50)]
     tokens, _ = choose(logits.repeat(50, 1), draws)
-    assert tokens.max() > 2000  # the 1024 tokens that are sorted first hold a fifth of it
+    assert tokens.max() > 2000
+
+
+@settings(max_examples=40)
+@given(
+    vocabulary=st.integers(200, 3000),
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.1, 2.0, 8.0]),
+    top_k=st.none() | st.integers(1, 600),
+    top_p=st.sampled_from([0.1, 0.9, 0.999, 1.0]),
+)
+def test_a_token_is_where_the_distribution_function_exceeds_the_drawn_number(
+    vocabulary: int, seed: int, spread: float, top_k: int | None, top_p: float
+) -> None:
+    """Over many blocks: of what the cuts leave, the drawn number lies between the sums before and with the token."""
+    logits = spread * torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(seed))
+    sampling = Sampling(temperature=1.0, top_k=top_k, top_p=top_p, seed=seed)
+    tokens, _ = choose(logits.clone(), [Draw(sampling, row) for row in range(4)])
+    for row, token in enumerate(tokens.tolist()):
+        left = torch.tensor(expected(logits[row].tolist(), sampling), dtype=torch.float64)
+        number = Draw(sampling, row).uniform()
+        together = left.cumsum(0)
+        assert left[token] > 0
+        assert together[token] - left[token] - 1e-5 <= number <= together[token] + 1e-5
 
 
 def test_rows_have_settings_of_their_own() -> None:
