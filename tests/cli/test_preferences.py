@@ -111,3 +111,15 @@ def test_a_reward_model_of_another_base(train: Callable[..., Ended], cli: Cli, p
     assert train("--objective", "reward").code == 0
     ended = cli("eval", "bank/x", "--base", place.other, "--data", "pairs.jsonl")
     assert ended.code == 2 and "another weights" in ended.err
+
+
+def test_look_shows_both_completions_of_a_pair(cli: Cli, place: Place, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "pairs.jsonl", [*PAIRS[:3], PAIRS[0]])
+    seen = cli("look", data, "--base", place.base, "--json").json
+    assert (seen["rows"], seen["task"]) == (4, "pairs")
+    pieces = seen["examples"][1]
+    assert ["trained", "yes!"] in pieces and pieces[-1][0] == "rejected" and pieces[-1][1].startswith("no.")
+    assert 0 < seen["trained_tokens"] < seen["tokens"]
+    assert "1 pair repeats" in cli("look", data, "--base", place.base).out
+    refused = cli("look", data, "--base", place.base, "--template", "{prompt} {chosen}")
+    assert refused.code == 2 and "leave --template out" in refused.err

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from tunescope.cli.output import Output
-from tunescope.data.reading import read
+from tunescope.data.pairs import is_pairs, repeated
+from tunescope.data.reading import Table, read
 from tunescope.data.rows import label_set, to_rows
-from tunescope.data.template import Encoded, Encoder, default_template
+from tunescope.data.template import Encoded, EncodedPair, Encoder, default_template
+from tunescope.objectives import DPO
 
 _WIDTH, _BINS = 50, 12
 _STYLES = {
     "template": "dim cyan",
     "prompt": "default",
     "trained": "bold black on green",
+    "rejected": "black on yellow",
     "stop": "bold white on red",
     "virtual": "magenta",
 }
@@ -40,17 +44,21 @@ def look_at(
 
     tokenizer, context = load_tokenizer(base)
     table = read(data, split=split, skip_bad=skip_bad)
+    left = max(skip_bad - len(table.skipped), 0)
     pattern = template or table.default_template
-    rows = to_rows(table, pattern, skip_bad=max(skip_bad - len(table.skipped), 0), need_completion=False)
-    encoder = Encoder(tokenizer, default_template(tokenizer, pattern=pattern, style=style), context, max_length)
-    encoded = encoder.encode_all(rows)
-    labels = label_set(rows)
+    made = default_template(tokenizer, pattern=pattern, style=style)
+    seen = (
+        _pairs(table, Encoder(tokenizer, made, context, max_length, DPO.cut), template, left)
+        if is_pairs(table)
+        else _rows(table, Encoder(tokenizer, made, context, max_length), pattern, left)
+    )
+    encoded, encoder = seen.encoded, seen.encoder
     lengths = [len(example) for example in encoded]
     examples = [_pieces(tokenizer, encoder, example) for example in encoded[:shown]]
     values: dict[str, Any] = {
-        "rows": len(rows),
-        "task": f"classification into {', '.join(labels)}" if labels else "text",
-        "trained_tokens": sum(len(e.completion) + sum(b - a for a, b in e.earlier) for e in encoded),
+        "rows": seen.rows,
+        "task": seen.task,
+        "trained_tokens": seen.trained,
         "tokens": sum(lengths),
         "shortest": min(lengths, default=0),
         "median": statistics.median(lengths or [0]),
@@ -80,14 +88,44 @@ def look_at(
             f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."
         )
         console.print(facts, markup=False)
-        for note in encoder.notes() or ["Nothing is cut and no row is dropped."]:
+        for note in [*seen.notes, *(encoder.notes() or ["Nothing is cut and no row is dropped."])]:
             console.print(note, markup=False)
 
     output.result(values, show)
 
 
-def _pieces(tokenizer: Any, encoder: Encoder, example: Encoded) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class _Seen:
+    """What training would see of a table."""
+
+    rows: int
+    task: str
+    encoded: Sequence[Encoded | EncodedPair]
+    encoder: Encoder
+    trained: int
+    notes: list[str]
+
+
+def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int) -> _Seen:
+    rows = to_rows(table, pattern, skip_bad=skip_bad, need_completion=False)
+    labels, encoded = label_set(rows), encoder.encode_all(rows)
+    trained = sum(len(e.completion) + sum(b - a for a, b in e.earlier) for e in encoded)
+    task = f"classification into {', '.join(labels)}" if labels else "text"
+    return _Seen(len(rows), task, encoded, encoder, trained, [])
+
+
+def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int) -> _Seen:
+    pairs = DPO().rows(table, pattern, skip_bad)
+    encoded = [found for pair in pairs if (found := encoder.encode_pair(pair)) is not None]
+    trained = sum(len(pair.chosen) + len(pair.rejected) for pair in encoded)
+    return _Seen(len(pairs), "pairs", encoded, encoder, trained, repeated(pairs))
+
+
+def _pieces(tokenizer: Any, encoder: Encoder, example: Encoded | EncodedPair) -> list[tuple[str, str]]:
     """The row as (kind, text): template around it, its own prompt, what is trained, and the stop token."""
+    if isinstance(example, EncodedPair):
+        chosen = Encoded(example.prompt, example.chosen)
+        return [*_pieces(tokenizer, encoder, chosen), ("rejected", tokenizer.decode(example.rejected))]
     virtual = sum(token < 0 for token in example.prompt)
     spans = [*example.earlier, (len(example.prompt), len(example.prompt) + len(example.completion))]
     tokens = example.prompt + example.completion
