@@ -30,7 +30,7 @@ def head_of(model: Any) -> Logits:
     """
     shell = copy.copy(model)
     shell._modules = {**model._modules, model.base_model_prefix: _NoLayers()}
-    return lambda hidden: shell(inputs_embeds=hidden[None], use_cache=False).logits[0]
+    return lambda hidden: shell(inputs_embeds=hidden[None], use_cache=False).logits.squeeze(0)
 
 
 def logprobs(head: Logits, moves: bool, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,7 @@ def _picked_fast(logits: torch.Tensor, targets: torch.Tensor, gradient: torch.Te
         if gradient is not None:
             gradient[begin : begin + rows].copy_(shares.div_(-total))
     if gradient is not None:
-        gradient.scatter_add_(1, targets[:, None], torch.ones_like(picked, dtype=gradient.dtype))
+        gradient[torch.arange(len(logits), device=logits.device), targets] += 1
     return (picked - torch.cat(normalizers))[:, 0]
 
 
