@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.tiny import ARCHITECTURES, VOCABULARY, tiny_base, tiny_model
+from torch import nn
 
 from tunescope.base import attention
+from tunescope.base.attention import additive, grouped_attention
 
 LENGTH = 30  # longer than the tiny models' sliding window
 
@@ -81,14 +85,71 @@ def test_kept_positions_are_those_of_all(arch: str) -> None:
         )
 
 
-def test_long_texts_take_the_fused_kernel_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, ids = tiny_base("llama"), _ids(2, 20)
-    mask = torch.ones_like(ids)
-    mask[1, 12:] = 0
-    with torch.no_grad():
-        plain = base.forward(ids, mask)
-        monkeypatch.setattr(attention, "_LARGEST_SCORES", 10)
-        torch.testing.assert_close(base.forward(ids, mask)[mask.bool()], plain[mask.bool()], atol=2e-5, rtol=1e-5)
+def _eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+    weights = torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + mask, dim=-1)
+    return (weights @ value).transpose(1, 2)
+
+
+@given(
+    rows=st.integers(1, 4),
+    groups=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    length=st.integers(1, 24),
+    past=st.integers(0, 9),
+    queries=st.integers(1, 12),
+    scores=st.integers(1, 4000),
+    seed=st.integers(0, 2**16),
+)
+def test_attention_by_blocks_equals_eager_attention(
+    rows: int, groups: int, heads: int, length: int, past: int, queries: int, scores: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = [(rows, groups * heads, length, 8), *[(rows, groups, past + length, 8)] * 2]
+    tensors = [torch.randn(shape, generator=draw, requires_grad=True) for shape in shapes]
+    seen = torch.rand(rows, 1, length, past + length, generator=draw) < torch.rand((), generator=draw)
+    seen |= torch.eye(length, past + length, dtype=torch.bool).roll(past, dims=1)  # each token sees itself
+    mask = additive(seen, torch.float32)
+    towards = torch.randn(rows, length, groups * heads, 8, generator=draw)
+    expected = _eager(*tensors, mask)
+    expected_grads = torch.autograd.grad(expected, tensors, towards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_QUERIES", queries)
+        patch.setattr(attention, "_SCORES", scores)
+        found, _ = grouped_attention(nn.Module(), *tensors, mask)
+        grads = torch.autograd.grad(found, tensors, towards)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_leave_out_keys_that_nobody_sees() -> None:
+    query, lower = torch.zeros(1, 3, 600, 8), torch.ones(600, 600, dtype=torch.bool).tril()
+    blocks = attention._blocks(query, additive(lower[None, None], torch.float32))
+    assert [(block.of_queries[2], block.of_keys[2]) for block in blocks] == [
+        (slice(0, 256), slice(0, 256)),
+        (slice(256, 512), slice(0, 512)),
+        (slice(512, 768), slice(0, 600)),
+    ]
+    assert sum(block.scores for block in blocks) < 0.7 * 3 * 600 * 600
+
+
+def test_attention_keeps_no_scores_for_the_backward_pass() -> None:
+    """What is kept is linear in the length."""
+
+    def kept(length: int) -> int:
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        query, key = (torch.randn(1, heads, length, 8, requires_grad=True) for heads in (4, 2))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            grouped_attention(nn.Module(), query, key, key, torch.zeros(1).expand(1, 1, length, length))
+        return sum(sizes)
+
+    assert 0 < kept(600) < 2.1 * kept(300)
 
 
 def test_gradients_equal_those_of_eager() -> None:

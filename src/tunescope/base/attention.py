@@ -1,23 +1,25 @@
 """Attention for processors, and masks for texts that share their beginning.
 
-On a CPU plain grouped matrix products and a softmax beat torch's fused attention for short texts, above all in its
-backward pass; grouped-query heads are folded into the query length instead of repeating keys and values.
+On a CPU plain grouped matrix products and a softmax beat torch's fused attention, above all in the backward pass, as
+long as the scores stay in the cache: they are computed for a block of queries at a time, in memory that every block
+uses again, and once more in the backward pass instead of being kept. Grouped-query heads are folded into the query
+length instead of repeating keys and values.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 NAME = "tunescope_grouped"
 
-# Above this many score entries a head and row, the fused kernel's lower memory traffic wins (measured on 2 cores).
-_LARGEST_SCORES = 1024 * 1024
+# Queries of a block, and scores of a block with all its rows and heads: 4 MB in bfloat16 (measured on 2 cores).
+_QUERIES = 256
+_SCORES = 2 * 1024 * 1024
 
 
 def grouped_attention(
@@ -37,29 +39,113 @@ def grouped_attention(
     Args:
         query: [batch, heads, length, head_dim].
         key, value: [batch, key_value_heads, key_length, head_dim].
-        attention_mask: added to the scores, broadcastable to [batch, heads, length, key_length].
+        attention_mask: added to the scores, broadcastable to [batch, 1, length, key_length].
 
     Returns:
         [batch, length, heads, head_dim], and None in place of the attention weights.
     """
     batch, heads, length, width = query.shape
-    groups, key_length = key.shape[1], key.shape[2]
-    scaling = width**-0.5 if scaling is None else scaling
-    if length * key_length > _LARGEST_SCORES and softcap is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
-        )
-    folded = query.reshape(batch, groups, heads // groups * length, width)
-    scores = torch.matmul(folded * scaling, key.transpose(2, 3))
+    query = query * (width**-0.5 if scaling is None else scaling)
+    value = value.to(query.dtype)
+    if attention_mask is None:
+        attention_mask = query.new_zeros(1, 1, length, key.shape[2])
+    mask = attention_mask[..., : key.shape[2]].expand(batch, 1, length, -1)
+    if softcap is None and not (dropout and module.training):
+        return _BlockAttention.apply(query, key, value, mask), None
+    groups = key.shape[1]
+    scores = torch.matmul(query.reshape(batch, groups, -1, width), key.transpose(2, 3)).view(batch, heads, length, -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        per_head = scores.view(batch, groups, heads // groups, length, key_length)
-        scores = (per_head + attention_mask[:, :, None, :, :key_length]).view_as(scores)
-    weights = torch.softmax(scores, dim=-1)
-    weights = nn.functional.dropout(weights, dropout, training=module.training and dropout > 0)
-    mixed = torch.matmul(weights, value.to(weights.dtype)).view(batch, heads, length, width)
-    return mixed.transpose(1, 2), None
+    weights = nn.functional.dropout(torch.softmax(scores + mask, dim=-1), dropout, module.training)
+    mixed = torch.matmul(weights.view(batch, groups, -1, key.shape[2]), value)
+    return mixed.view(batch, heads, length, width).transpose(1, 2), None
+
+
+class _BlockAttention(torch.autograd.Function):
+    """softmax(q kᵀ + mask) v [batch, length, heads, head_dim], a block of queries at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        batch, heads, length, width = query.shape
+        mixed = query.new_empty(batch, length, heads, width)
+        blocks = _blocks(query, mask)
+        room = query.new_empty(max(block.scores for block in blocks))
+        for block in blocks:
+            weights = _weights(block, query, key, mask, room)
+            _store(mixed.transpose(1, 2)[block.of_queries], torch.bmm(weights, value[block.of_keys].flatten(0, 1)))
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.blocks = blocks
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        query, key, value, mask = ctx.saved_tensors
+        towards = grads[0].transpose(1, 2)
+        of_query = torch.empty_like(query)
+        # Several blocks add to the same keys: in float32, so that their number does not matter.
+        of_key, of_value = (torch.zeros_like(each, dtype=torch.float32) for each in (key, value))
+        room = query.new_empty(2, max(block.scores for block in ctx.blocks))
+        for block in ctx.blocks:
+            weights = _weights(block, query, key, mask, room[0])
+            wanted = _folded(towards[block.of_queries], key.shape[1])
+            slopes = room[1, : block.scores].view_as(weights)
+            torch.bmm(wanted, value[block.of_keys].flatten(0, 1).transpose(1, 2), out=slopes)
+            torch._softmax_backward_data(slopes, weights, -1, weights.dtype, grad_input=slopes)
+            _store(of_query[block.of_queries], torch.bmm(slopes, key[block.of_keys].flatten(0, 1)))
+            own = _folded(query[block.of_queries], key.shape[1])
+            of_key[block.of_keys] += torch.bmm(slopes.transpose(1, 2), own).view_as(key[block.of_keys])
+            of_value[block.of_keys] += torch.bmm(weights.transpose(1, 2), wanted).view_as(value[block.of_keys])
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None
+
+
+class _Block(NamedTuple):
+    """Some rows' queries, and the keys between the first and the last that any of them sees."""
+
+    of_queries: tuple[slice, slice, slice]
+    of_keys: tuple[slice, slice, slice]
+    scores: int
+
+
+def _blocks(query: torch.Tensor, mask: torch.Tensor) -> list[_Block]:
+    batch, heads, length, _ = query.shape
+    queries, keys = min(length, _QUERIES), mask.shape[-1]
+    rows = max(_SCORES // (heads * queries * keys), 1)
+    hidden = torch.finfo(mask.dtype).min
+    blocks = []
+    for row in range(0, batch, rows):
+        for begin in range(0, length, queries):
+            own, some = slice(row, row + rows), slice(begin, begin + queries)
+            part = mask[own, 0, some]
+            seen = (part.flatten(0, 1).amax(0) > hidden).nonzero()
+            near = slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, keys)
+            scores = part.shape[0] * heads * part.shape[1] * (near.stop - near.start)
+            blocks.append(_Block((own, slice(None), some), (own, slice(None), near), scores))
+    return blocks
+
+
+def _weights(
+    block: _Block, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, room: torch.Tensor
+) -> torch.Tensor:
+    """What a block's queries give its keys, [rows · groups, heads a group · queries, keys], written into ``room``."""
+    groups, keys = key.shape[1], key[block.of_keys].flatten(0, 1)
+    queries = _folded(query[block.of_queries], groups)
+    weights = room[: block.scores].view(len(keys), queries.shape[1], keys.shape[1])
+    torch.bmm(queries, keys.transpose(1, 2), out=weights)
+    near = mask[block.of_queries][..., block.of_keys[2]]
+    weights.view(len(near), -1, *near.shape[2:]).add_(near)
+    return torch.softmax(weights, dim=-1, out=weights)
+
+
+def _folded(lanes: torch.Tensor, groups: int) -> torch.Tensor:
+    """[rows, heads, queries, head_dim] to [rows · groups, heads a group · queries, head_dim]."""
+    return lanes.reshape(lanes.shape[0] * groups, -1, lanes.shape[3])
+
+
+def _store(target: torch.Tensor, folded: torch.Tensor) -> None:
+    """Copy what ``_folded`` gives back to where it came from."""
+    target.copy_(folded.view(target.shape))
 
 
 def register() -> str:
