@@ -3,7 +3,9 @@
     python benchmarks/engine.py --base smollm2-135m [--rows 16] [--new-tokens 48] [--repeats 5]
 
 Every figure is a median over repeats that alternate between the sides, so that a machine that slows down slows both.
-Tokens are those generated; the time is of whole calls, prompts included. Needs peft (the ``oracles`` extra).
+Tokens are those generated; the time is of whole calls, prompts included. The milliseconds to the first token are of
+single requests: without shots, and with 16 shots whose keys and values are kept, or are not. Needs peft (the
+``oracles`` extra).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +23,10 @@ import torch
 from tunescope.base import Base, load_base
 from tunescope.base.device import processor_name
 from tunescope.data.reading import read
-from tunescope.data.rows import to_rows
+from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import default_template
-from tunescope.inference import Engine, Sampling
-from tunescope.methods import IA3, Adapter, Customized, LoRA, Method, PromptTuning, System, customize
+from tunescope.inference import Engine, Request, Sampling
+from tunescope.methods import IA3, Adapter, Customized, FewShot, LoRA, Method, PromptTuning, System, ZeroShot, customize
 
 
 def moved(base: Base, method: Method, seed: int) -> Customized:
@@ -108,6 +111,34 @@ def theirs(base: Base, prompts: list[list[int]], new_tokens: int, adapters: int)
     return run
 
 
+def first_tokens(base: Base, words: int, requests: int) -> dict[str, float]:
+    """Milliseconds to the first token, without shots and with 16, where prompts and shots are stories' first words."""
+
+    def rows(split: str) -> list[Row]:
+        every = [row for row in to_rows(read("reuters-r8", split=split)) if len(row.prompt.split()) >= words]
+        cut = [{"role": "user", "content": " ".join(row.prompt.split()[:words])} for row in every]
+        return [replace(row, messages=(message,)) for row, message in zip(every, cut, strict=True)]
+
+    template, shots, shown = default_template(base.tokenizer), FewShot(shots=16), rows("train")
+    made = {
+        "zero_shot": customize(base, ZeroShot(), template),
+        "16_shots_kept": customize(base, shots, template, shown),
+        "16_shots_computed": customize(base, shots, template, shown),
+    }
+    engines = {name: Engine(base, prefix_mb=0 if name == "16_shots_computed" else 512) for name in made}
+    for name, customized in made.items():
+        engines[name].load(name, customized)
+    found: dict[str, list[float]] = {name: [] for name in made}
+    for row in rows("test")[: requests + 1]:
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            answer = engine.generate([Request(row.prompt, name, Sampling(max_new_tokens=1))])[0]
+            found[name].append(time.perf_counter() - start)
+            assert not answer.error, answer.error
+    milliseconds = {name: round(1e3 * statistics.median(each[1:]), 1) for name, each in found.items()}
+    return {**milliseconds, "kept_ratio": round(milliseconds["16_shots_kept"] / milliseconds["zero_shot"], 2)}
+
+
 def main() -> None:
     """Print one JSON object: tokens a second of each side, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,6 +177,7 @@ def main() -> None:
         "prompt_tokens": sum(map(len, prompts)),
         **{f"{name}_tokens_per_s": round(value, 1) for name, value in rate.items()},
         "five_methods_cost": round(rate["base"] / rate["five_methods"], 3),
+        "first_token_ms": {f"{words}_words": first_tokens(base, words, 15) for words in (16, 32, 64)},
     }
     if not args.skip_rivals:
         result["base_ratio"] = round(rate["base"] / rate["transformers_base"], 2)

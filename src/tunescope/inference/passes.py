@@ -62,7 +62,7 @@ class Passes:
         self.positions += ids.numel()
         self.count += 1
         seen = int(places.max()) + 1
-        self.slots.reserve(seen)
+        self.slots.reserve(max(slots) + 1, seen)
         if mask is None:
             seen = self.slots.worth_reading(seen)
             mask = self.base.place_masks(places, seen)

@@ -211,7 +211,9 @@ class Scheduler:
             slot = self._writing
         self._relocate(len(self._rows) - 1, slot)
         self._rows.pop()
-        self._slots.release(max((row.placed for row in self._rows), default=0))
+        # The memory of the last row stays: the next one to come is often like it.
+        left = self._rows or [job]
+        self._slots.release(len(left), max(row.placed for row in left))
 
     def _relocate(self, source: int, target: int) -> None:
         if source != target:

@@ -127,6 +127,7 @@ def _score_pass(
             kept, end = kept + own, end + own
     slots = list(range(len(items)))
     if beginning is not None:
+        passes.slots.reserve(len(slots), shared + length)
         for slot in slots:
             passes.slots.restore(slot, beginning)
     device = passes.base.device

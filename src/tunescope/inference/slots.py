@@ -1,11 +1,11 @@
-"""Keys and values of the rows under way, in memory that is set aside once: a slot a row, a place a token.
+"""Keys and values of the rows under way: a slot a row, a place a token.
 
 A row's tokens stand in its slot from place 0 on, whatever their number: its prefix, then its text. Nothing is padded,
 so nothing can come between the two, and a row that grows moves no other.
 
 There are about as many places as the longest row needs, and no more: a product over all places of neighboring slots
 then reads memory without gaps, which the processor's library multiplies as it is; what has gaps it copies first, every
-time.
+time. Of slots too there are about as many as rows need: one long row does not reserve its length for all.
 """
 
 from __future__ import annotations
@@ -39,42 +39,56 @@ class Slots:
     """The key-value memory of an engine.
 
     Args:
-        rows: how many slots there are.
+        rows: the most slots there can be.
         layers: transformer layers of the base. Heads and their width are seen at the first write of each layer.
+
+    Attributes:
+        height: slots that have memory now.
+        capacity: places of each of them.
     """
 
     def __init__(self, rows: int, layers: int) -> None:
         self.rows = rows
-        self.capacity = _PLACES
+        self.height, self.capacity = 1, _PLACES
         self._layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
 
     @property
     def nbytes(self) -> int:
-        """Memory reserved. Places that were never written are not yet taken from the system on most of them."""
+        """Memory they take."""
         return sum(t.numel() * t.element_size() for layer in self._layers if layer for t in layer)
 
-    def reserve(self, places: int) -> None:
-        """See to it that each slot has at least ``places`` places."""
-        if places > self.capacity:
-            self._resize(max(places, int(self.capacity * (1 + _GROWTH))))
+    def reserve(self, rows: int, places: int) -> None:
+        """See to it that the first ``rows`` slots have at least ``places`` places each."""
+        height, capacity = self.height, self.capacity
+        if rows > height:
+            height = min(max(rows, 2 * height), self.rows)
+        if places > capacity:
+            capacity = _rounded(max(places, int(capacity * (1 + _GROWTH))))
+        self._resize(height, capacity)
 
-    def release(self, places: int) -> None:
-        """No row has more than ``places`` now: give back what is far more than that."""
-        if self.capacity >= 2 * _rounded(places):
-            self._resize(places)
+    def release(self, rows: int, places: int) -> None:
+        """No slot beyond the first ``rows`` is in use, and none has more than ``places`` tokens now: give back what is
+        far more than that."""
+        height = rows if self.height >= 4 * rows else self.height
+        capacity = _rounded(places) if self.capacity >= 2 * _rounded(places) else self.capacity
+        self._resize(height, capacity)
 
     def worth_reading(self, seen: int) -> int:
         """How many places to read in order to see the first ``seen``: all of them, if these are not far more."""
         return self.capacity if self.capacity <= 2 * seen else _rounded(seen)
 
-    def _resize(self, places: int) -> None:
-        self.capacity = _rounded(places)
+    def _resize(self, height: int, capacity: int) -> None:
+        if (height, capacity) == (self.height, self.capacity):
+            return
+        self.height, self.capacity = height, capacity
         for i, layer in enumerate(self._layers):
             if layer is not None:
                 self._layers[i] = (self._resized(layer[0]), self._resized(layer[1]))
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first ``tokens`` places of one slot into another."""
+        if not tokens:  # a row that waits for its first pass may have no memory yet
+            return
         for layer in self._layers:
             for tensor in layer or ():
                 tensor[target, :, :tokens] = tensor[source, :, :tokens]
@@ -96,7 +110,7 @@ class Slots:
 
     def restore(self, slot: int, kept: Kept) -> None:
         """Write a kept beginning into a slot."""
-        self.reserve(kept.tokens)
+        self.reserve(slot + 1, kept.tokens)
         for i, (keys, values) in enumerate(kept.layers):
             own = self._layer(i, keys[None], values[None])
             own[0][slot, :, : kept.tokens] = keys
@@ -111,11 +125,12 @@ class Slots:
 
     def _new(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros, because a place that is masked still takes part in a product: what is there must be finite.
-        return like.new_zeros(self.rows, like.shape[1], self.capacity, like.shape[3])
+        return like.new_zeros(self.height, like.shape[1], self.capacity, like.shape[3])
 
     def _resized(self, tensor: torch.Tensor) -> torch.Tensor:
-        made, kept = self._new(tensor), min(tensor.shape[2], self.capacity)
-        made[:, :, :kept] = tensor[:, :, :kept]
+        made = self._new(tensor)
+        rows, places = (min(old, new) for old, new in ((len(tensor), self.height), (tensor.shape[2], self.capacity)))
+        made[:rows, :, :places] = tensor[:rows, :, :places]
         return made
 
 
