@@ -124,14 +124,35 @@ def test_attention_by_blocks_equals_eager_attention(
 
 
 def test_blocks_leave_out_keys_that_nobody_sees() -> None:
-    query, lower = torch.zeros(1, 3, 600, 8), torch.ones(600, 600, dtype=torch.bool).tril()
-    blocks = attention._blocks(query, additive(lower[None, None], torch.float32))
-    assert [(block.of_queries[2], block.of_keys[2]) for block in blocks] == [
-        (slice(0, 256), slice(0, 256)),
-        (slice(256, 512), slice(0, 512)),
-        (slice(512, 768), slice(0, 600)),
+    mask = additive(torch.ones(600, 600, dtype=torch.bool).tril()[None, None], torch.float32)
+    blocks = attention._blocks(mask, mask, 3)
+    assert [(block.of_queries[2], block.of_keys[2], block.masked) for block in blocks] == [
+        (slice(0, 256), slice(0, 256), 1),
+        (slice(256, 512), slice(0, 512), 257),
+        (slice(512, 768), slice(0, 600), 513),
     ]
     assert sum(block.scores for block in blocks) < 0.7 * 3 * 600 * 600
+
+
+def test_a_mask_is_looked_at_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[torch.Size] = []
+    cut = attention._cut
+
+    def counted(mask: torch.Tensor, heads: int) -> list[attention._Block]:
+        cuts.append(mask.shape)
+        return cut(mask, heads)
+
+    monkeypatch.setattr(attention, "_cut", counted)
+    query, key, other = (torch.randn(1, heads, 5, 8) for heads in (4, 2, 1))
+    mask = torch.zeros(1, 1, 5, 5)
+    for _layer in range(3):
+        grouped_attention(nn.Module(), query, key, key, mask)
+    assert cuts == [mask.shape]
+    grouped_attention(nn.Module(), query[..., :3, :], other, other, mask[..., :3, :])
+    assert len(cuts) == 2
+    known = len(attention._known)
+    del mask
+    assert len(attention._known) == known - 1
 
 
 def test_attention_keeps_no_scores_for_the_backward_pass() -> None:

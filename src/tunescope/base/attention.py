@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -51,7 +52,7 @@ def grouped_attention(
         attention_mask = query.new_zeros(1, 1, length, key.shape[2])
     mask = attention_mask[..., : key.shape[2]].expand(batch, 1, length, -1)
     if softcap is None and not (dropout and module.training):
-        return _BlockAttention.apply(query, key, value, mask), None
+        return _BlockAttention.apply(query, key, value, mask, _blocks(attention_mask, mask, heads)), None
     groups = key.shape[1]
     scores = torch.matmul(query.reshape(batch, groups, -1, width), key.transpose(2, 3)).view(batch, heads, length, -1)
     if softcap is not None:
@@ -66,11 +67,15 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        blocks: list[_Block],
     ) -> torch.Tensor:
         batch, heads, length, width = query.shape
         mixed = query.new_empty(batch, length, heads, width)
-        blocks = _blocks(query, mask)
         room = query.new_empty(max(block.scores for block in blocks))
         for block in blocks:
             weights = _weights(block, query, key, mask, room)
@@ -80,7 +85,7 @@ class _BlockAttention(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         query, key, value, mask = ctx.saved_tensors
         towards = grads[0].transpose(1, 2)
         of_query = torch.empty_like(query)
@@ -97,20 +102,35 @@ class _BlockAttention(torch.autograd.Function):
             own = _folded(query[block.of_queries], key.shape[1])
             of_key[block.of_keys] += torch.bmm(slopes.transpose(1, 2), own).view_as(key[block.of_keys])
             of_value[block.of_keys] += torch.bmm(weights.transpose(1, 2), wanted).view_as(value[block.of_keys])
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
 class _Block(NamedTuple):
-    """Some rows' queries, and the keys between the first and the last that any of them sees."""
+    """Some rows' queries, and the keys between the first and the last that any of them sees; the mask is 0 for those
+    before ``masked``."""
 
     of_queries: tuple[slice, slice, slice]
     of_keys: tuple[slice, slice, slice]
     scores: int
+    masked: int
 
 
-def _blocks(query: torch.Tensor, mask: torch.Tensor) -> list[_Block]:
-    batch, heads, length, _ = query.shape
-    queries, keys = min(length, _QUERIES), mask.shape[-1]
+# Every layer is given the same mask, which is looked at once.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _blocks(given: torch.Tensor, mask: torch.Tensor, heads: int) -> list[_Block]:
+    """The blocks of ``mask`` [batch, 1, length, keys], a view of the mask ``given`` to the layer."""
+    known = _known.setdefault(given, {})
+    shape = (heads, *mask.shape)
+    if shape not in known:
+        known[shape] = _cut(mask, heads)
+    return known[shape]
+
+
+def _cut(mask: torch.Tensor, heads: int) -> list[_Block]:
+    batch, _, length, keys = mask.shape
+    queries = min(length, _QUERIES)
     rows = max(_SCORES // (heads * queries * keys), 1)
     hidden = torch.finfo(mask.dtype).min
     blocks = []
@@ -120,8 +140,10 @@ def _blocks(query: torch.Tensor, mask: torch.Tensor) -> list[_Block]:
             part = mask[own, 0, some]
             seen = (part.flatten(0, 1).amax(0) > hidden).nonzero()
             near = _widened(int(seen[0]), int(seen[-1]) + 1, keys) if len(seen) else slice(0, keys)
+            changed = part[..., near].flatten(0, 1).ne(0).any(0).nonzero()
+            masked = near.start + int(changed[0]) if len(changed) else near.stop
             scores = part.shape[0] * heads * part.shape[1] * (near.stop - near.start)
-            blocks.append(_Block((own, slice(None), some), (own, slice(None), near), scores))
+            blocks.append(_Block((own, slice(None), some), (own, slice(None), near), scores, masked))
     return blocks
 
 
@@ -138,8 +160,10 @@ def _weights(
     queries = _folded(query[block.of_queries], groups)
     weights = room[: block.scores].view(len(keys), queries.shape[1], keys.shape[1])
     torch.bmm(queries, keys.transpose(1, 2), out=weights)
-    near = mask[block.of_queries][..., block.of_keys[2]]
-    weights.view(len(near), -1, *near.shape[2:]).add_(near)
+    near = block.of_keys[2]
+    if block.masked < near.stop:
+        some = mask[block.of_queries][..., block.masked : near.stop]
+        weights.view(len(some), -1, some.shape[2], keys.shape[1])[..., block.masked - near.start :].add_(some)
     return torch.softmax(weights, dim=-1, out=weights)
 
 
