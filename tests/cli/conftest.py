@@ -106,9 +106,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def trained(place: Place) -> dict[str, Ended]:
     """What ``train METHOD --json`` said, for the entries of ``place.bank``."""
     said = {}
-    for method, steps in (("zero-shot", 2), ("lora", 6), ("full", 3)):
+    for method, steps in (("zero-shot", ()), ("lora", ("--max-steps", 6)), ("full", ("--max-steps", 3))):
         said[method] = command(
-            "train", method, "--base", place.base, "--data", place.data, "--template", PATTERN, "--max-steps", steps,
+            "train", method, "--base", place.base, "--data", place.data, "--template", PATTERN, *steps,
             "--dtype", "float32", "--out", place.bank / method, "--json",
         )  # fmt: skip
     return said

@@ -253,6 +253,12 @@ def test_chat_style_of_a_base_without_one(compare: Callable[..., str], train: Ca
         assert "no chat template: use --style plain" in run(base=place.plain, style="chat")
 
 
+@pytest.mark.parametrize("method", ["zero-shot", "system", "few-shot"])
+def test_a_loop_setting_of_a_method_without_a_loop(method: str, train: Callable[..., str]) -> None:
+    said = train(method=method, max_steps=None, lr=0.1)
+    assert f"{method} trains nothing, so --lr has no meaning: leave it out." in said
+
+
 # Numbers
 
 NUMBERS: dict[str, tuple[object, ...]] = {
@@ -450,7 +456,8 @@ def test_a_full_disk(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.ENOSPC, "No space left on device", "bank/x")
 
     monkeypatch.setattr("tunescope.bank.save", full)
-    assert "The disk is full (bank/x). Free some space and run the command again." in train(method="zero-shot")
+    said = train(method="zero-shot", max_steps=None)
+    assert "The disk is full (bank/x). Free some space and run the command again." in said
 
 
 def test_an_error_of_our_own_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

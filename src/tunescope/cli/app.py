@@ -133,12 +133,15 @@ def _train_app(arguments: list[str]) -> typer.Typer:
     app = typer.Typer(help="Customize a base by one method and keep the result.", no_args_is_help=True)
     if arguments[:1] != ["train"]:
         return app
-    from tunescope.cli.training import training_command
+    from tunescope.cli.training import meaningless, training_command
     from tunescope.methods.registry import METHODS
 
     names = METHODS.names()
     if len(arguments) > 1 and not arguments[1].startswith("-"):
-        METHODS.load(arguments[1])  # an unknown name is answered with the nearest ones
+        called = METHODS.load(arguments[1])  # an unknown name is answered with the nearest ones
+        for name in sorted(meaningless(called)):
+            if _flag(name) in _flags(arguments):
+                raise TunescopeError(f"{arguments[1]} trains nothing, so {_flag(name)} has no meaning: leave it out.")
         names = list(dict.fromkeys([*names, arguments[1]]))  # a composition (prompt-tuning+lora) is none of the listed
     objective = _objective(arguments)
     for name in names:
@@ -174,15 +177,21 @@ def _objective(arguments: list[str]) -> Any:
         if argument.partition("=")[0] == "--objective":
             chosen = argument.partition("=")[2] or value
     found = OBJECTIVES.load(chosen)
-    given = {argument.partition("=")[0] for argument in arguments}
     for name in OBJECTIVES.names():
         for field in OBJECTIVES.load(name).model_fields:
-            flag = "--" + field.replace("_", "-")
-            if flag in given and field not in found.model_fields:
+            if _flag(field) in _flags(arguments) and field not in found.model_fields:
                 raise TunescopeError(
-                    f"{flag} belongs to --objective {name}, and this is {chosen}: leave one of them out."
+                    f"{_flag(field)} belongs to --objective {name}, and this is {chosen}: leave one of them out."
                 )
     return found
+
+
+def _flags(arguments: list[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments}
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def _add_pairs(app: typer.Typer, arguments: list[str]) -> None:

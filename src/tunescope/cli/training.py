@@ -18,6 +18,7 @@ from tunescope.errors import TunescopeError
 from tunescope.methods import Method
 from tunescope.objectives import Objective
 from tunescope.objectives.registry import OBJECTIVES
+from tunescope.settings import Settings
 from tunescope.training import TrainSettings, train
 
 Out = Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")]
@@ -76,7 +77,13 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         summary = trained.summary()
         output.result(summary, lambda console: print_facts(console, summary))
 
-    return with_settings(run, {"method": method_class, "goal": objective_class, "settings": TrainSettings})
+    classes: dict[str, type[Settings]] = {"method": method_class, "goal": objective_class, "settings": TrainSettings}
+    return with_settings(run, classes, leave_out=meaningless(method_class))
+
+
+def meaningless(method_class: type[Method]) -> set[str]:
+    """Settings of the loop that say nothing about a method: all but the seed (few-shot draws by it) if none trains."""
+    return set(TrainSettings.model_fields) - {"seed"} if method_class.trains == "nothing" else set()
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
