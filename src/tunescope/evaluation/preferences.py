@@ -140,8 +140,9 @@ def plot_reliability(card: Card, path: Path) -> None:
             "array": [i.high - b["accuracy"] for i, b in zip(intervals, bins, strict=True)],
             "arrayminus": [b["accuracy"] - i.low for i, b in zip(intervals, bins, strict=True)],
         },
-        text=[f"{b['pairs']} pairs" for b in bins],
-        mode="lines+markers",
+        text=[f"n = {b['pairs']}" for b in bins],
+        textposition="middle right",
+        mode="markers+text",
         name="measured, with 95% intervals",
     )
     figure.update_layout(
