@@ -40,6 +40,6 @@ def _readable(owner: str, fields: Mapping[str, Any], error: ValidationError) -> 
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return UnknownNameError(f"setting of {owner}", where, fields)
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")  # JSON has no tuples
     what = f"{owner}.{where}" if where else owner
     return TunescopeError(f"{what}: {reason}, got {first['input']!r}." if where else f"{what}: {reason}.")

@@ -206,6 +206,20 @@ def test_a_full_queue_refuses_and_a_long_list_waits_outside() -> None:
     assert all(answer.error is None for answer in engine.generate([ask("a", None, 1)] * 40))
 
 
+def test_a_list_waits_outside_by_its_samples() -> None:
+    engine = engine_of(names=(), slots=2, max_waiting=3)
+    two, four = (Request("a", None, Sampling(max_new_tokens=2, temperature=1.0, n=n)) for n in (2, 4))
+    engine.submit(ask("from elsewhere", None, 4))
+    answers = engine.generate([two] * 10 + [four] + [two] * 5)
+    assert "asks for 4 samples, and at most 3 can wait" in (answers.pop(10).error or "")
+    assert all(answer.error is None and len(answer.others) == 1 for answer in answers)
+
+
+def test_stop_tokens_are_of_the_base() -> None:
+    sampling = Sampling(stop_tokens=(5, -1))
+    assert "stop_tokens has -1" in (engine_of(names=()).generate([Request("a", None, sampling)])[0].error or "")
+
+
 def test_cancelled_requests_leave_and_the_others_go_on() -> None:
     engine = engine_of(slots=2)
     requests = [ask(text, "lora", 8) for text in ("one", "two", "three", "four")]

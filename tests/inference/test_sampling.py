@@ -136,6 +136,8 @@ def test_repetition_penalty_equals_transformers() -> None:
         ({"choices": ("a", "b"), "stop": ("x",)}, "answered as a whole"),
         ({"min_new_tokens": 200}, "more than max_new_tokens 128"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-40}, "too low to divide by"),
+        ({"stop": "x"}, "stop: Input should be a valid list, got 'x'"),
     ],
 )
 def test_contradictions_are_refused(given: dict[str, Any], said: str) -> None:

@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tunescope.base import Base
@@ -24,6 +25,9 @@ from tunescope.inference.residents import Resident, Residents
 from tunescope.inference.sampling import Sampling
 from tunescope.inference.scheduler import Job, Scheduler
 from tunescope.methods import Customized
+
+# How a request is put into the queue, and how many samples it asks for.
+_Submit = tuple[Callable[[], "Ticket"], int]
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,8 @@ class Engine:
             requests: any number: they wait outside the queue until it has room.
             on_done: told of each answer by its index, as it comes.
         """
-        return self._answer_all([lambda r=request: self.submit(r) for request in requests], on_done)  # type: ignore[misc]
+        submits = [(partial(self.submit, request), request.sampling.n) for request in requests]
+        return self._answer_all(submits, on_done)
 
     def generate_ids(
         self,
@@ -225,7 +230,7 @@ class Engine:
         on_done: Callable[[int, Generated], None] = lambda index, generated: None,
     ) -> list[Generated]:
         """``generate`` for prompts that are tokens already."""
-        submits = [lambda p=prompt: self.submit_ids(p, customization, sampling) for prompt in prompts]
+        submits = [(partial(self.submit_ids, prompt, customization, sampling), sampling.n) for prompt in prompts]
         return self._answer_all(submits, on_done)
 
     def stream(self, request: Request) -> Iterator[str]:
@@ -272,11 +277,18 @@ class Engine:
             ticket.cancel()
 
     def _enqueue(self, tokens: list[int], resident: Resident, sampling: Sampling) -> Ticket:
-        if len(self.scheduler.waiting) + sampling.n > self.max_waiting:
+        if sampling.n > self.max_waiting:
+            raise EngineError(
+                f"The request asks for {sampling.n} samples, and at most {self.max_waiting} can wait: lower n."
+            )
+        if not self._has_room(sampling.n):
             raise EngineError(
                 f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
                 "later."
             )
+        rows = self.base.embedding.num_embeddings
+        if foreign := [token for token in sampling.stop_tokens if not 0 <= token < rows]:
+            raise EngineError(f"stop_tokens has {foreign[0]}, and the base's tokens are 0 to {rows - 1}.")
         choices = [resident.completion_ids(text) for text in sampling.choices]
         room = sum(map(len, choices)) if choices else sampling.max_new_tokens
         context = self.base.context_length
@@ -304,9 +316,7 @@ class Engine:
             self.scheduler.add(job)
         return Ticket(jobs)
 
-    def _answer_all(
-        self, submits: Sequence[Callable[[], Ticket]], on_done: Callable[[int, Generated], None]
-    ) -> list[Generated]:
+    def _answer_all(self, submits: Sequence[_Submit], on_done: Callable[[int, Generated], None]) -> list[Generated]:
         answers: dict[int, Generated] = {}
         tickets: dict[int, Ticket] = {}
 
@@ -318,20 +328,36 @@ class Engine:
         following = 0
         try:
             while len(answers) < len(submits):
-                while following < len(submits) and len(tickets) < min(ahead, self.max_waiting):
-                    try:
-                        tickets[following] = submits[following]()
-                    except EngineError as error:
-                        finish(following, _refused(str(error)))
+                while following < len(submits) and len(tickets) < ahead:
+                    outcome = self._offer(*submits[following])
+                    if outcome is None:
+                        break
+                    if isinstance(outcome, Ticket):
+                        tickets[following] = outcome
+                    else:
+                        finish(following, outcome)
                     following += 1
                 for index in [index for index, ticket in tickets.items() if ticket.done]:
                     finish(index, tickets.pop(index).result())
-                if tickets:
+                if len(answers) < len(submits):
                     self.step()
         finally:
             for ticket in tickets.values():
                 ticket.cancel()
         return [answers[index] for index in range(len(submits))]
+
+    def _offer(self, submit: Callable[[], Ticket], samples: int) -> Ticket | Generated | None:
+        """The ticket, or a refusal; None while the queue has no room for that many samples."""
+        with self._lock:  # nobody else takes the room that was seen
+            if samples <= self.max_waiting and not self._has_room(samples):
+                return None
+            try:
+                return submit()
+            except EngineError as error:
+                return _refused(str(error))
+
+    def _has_room(self, samples: int) -> bool:
+        return len(self.scheduler.waiting) + samples <= self.max_waiting
 
     async def _next_step(self) -> None:
         """Wait for a step to be made, by the one task that makes them."""

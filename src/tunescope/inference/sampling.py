@@ -13,6 +13,8 @@ from tunescope.settings import Settings
 
 # Tokens that are looked at together before they are looked at one by one.
 _BLOCK = 256
+# Logits divided by less would leave the range of float32.
+_COLDEST = 1e-6
 
 
 class Sampling(Settings):
@@ -56,6 +58,8 @@ class Sampling(Settings):
         cuts = [
             name for name in ("top_k", "top_p", "min_p") if getattr(self, name) != type(self).model_fields[name].default
         ]
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature {self.temperature} is too low to divide by: 0 takes the likeliest token")
         if self.temperature == 0 and (cuts or self.n > 1):
             what = cuts[0] if cuts else "n"
             raise ValueError(
