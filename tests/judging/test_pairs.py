@@ -133,6 +133,14 @@ def test_a_judge_that_was_mended_is_asked_again(tmp_path: Path) -> None:
     assert made.summary()["unjudged"] == 0 and made.new_tokens < sum(sample["tokens"] for sample in made.samples)
 
 
+def test_a_judge_that_always_fails_is_named_and_the_samples_wait_for_it(tmp_path: Path) -> None:
+    broken = Function("m:f", lambda prompt, text: "good")
+    with pytest.raises(DataError, match="no pairs: 15 samples have no score(.|\n)*returned str, expected a number"):
+        make_pairs(plain(), ROWS, broken, SAMPLING, tmp_path / "p.jsonl", skip_unjudged=100)
+    made = make_pairs(plain(), ROWS, Function("m:f", lambda prompt, text: len(text)), SAMPLING, tmp_path / "p.jsonl")
+    assert made.pairs and made.new_tokens == 0
+
+
 def test_nothing_to_choose_from(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="None of 5 prompts has two samples that differ"):
         make_pairs(plain(), ROWS, Function("m:f", lambda prompt, text: 0), SAMPLING, tmp_path / "p.jsonl")

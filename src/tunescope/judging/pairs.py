@@ -127,6 +127,10 @@ def make_pairs(
             ) from None
     made = _pairs(rows, done, time.perf_counter() - started, new_tokens)
     made.notes += [*failed.notes(), *_cut(made.samples, sampling.max_new_tokens)]
+    if not made.pairs and failed.seen:  # the samples stay for a judge that is mended
+        raise DataError(
+            f"There are no pairs: {failed.notes()[0]}\nMend the judge and make the same call: what was sampled is kept."
+        )
     if not made.pairs:
         _remove(work)
         raise DataError(
