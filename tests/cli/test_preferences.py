@@ -104,7 +104,26 @@ def test_eval_of_what_has_no_rewards(cli: Cli, place: Place, trained: dict[str, 
     ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", data)
     assert ended.code == 2 and "was trained for sft, not on pairs" in ended.err
     ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", place.data, "--plot", "p.html")
-    assert ended.code == 2 and "--plot" in ended.err and not Path("p.html").exists()
+    assert ended.code == 2 and "--plot has no meaning where a task is measured" in ended.err
+    assert not Path("p.html").exists()
+
+
+def test_options_of_another_measurement(train: Callable[..., Ended], cli: Cli, place: Place, tmp_path: Path) -> None:
+    assert train("--objective", "reward").code == 0
+    texts = jsonl(tmp_path / "texts.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
+
+    def refused(data: Path | str, *options: object) -> str:
+        ended = cli("eval", "bank/x", "--base", place.base, "--data", data, *options)
+        return ended.err if ended.code == 2 else "not refused"
+
+    assert "--n has no meaning where pairs are measured" in refused("pairs.jsonl", "--n", 4)
+    assert "--generate-rows has no meaning where a reward model scores texts" in refused(texts, "--generate-rows", 0)
+    assert "--plot has no meaning where completions are judged" in refused(
+        texts, "--judge", "sentiment", "--plot", "p.html"
+    )
+    assert (
+        len(cli("eval", "bank/x", "--base", place.base, "--data", texts, "--max-rows", 2, "--json").json["texts"]) == 2
+    )
 
 
 def test_a_reward_model_of_another_base(train: Callable[..., Ended], cli: Cli, place: Place) -> None:

@@ -121,6 +121,12 @@ def test_columns_that_make_no_pairs(row: dict[str, Any], said: str, tmp_path: Pa
         pairs(tmp_path, row)
 
 
+@pytest.mark.parametrize("columns", [("reward_rejected",), ("margin", "reward_chosen", "reward_rejected")])
+def test_one_row_whose_margin_is_unclear(columns: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"line 3: how much better .* here stand {', '.join(columns)}"):
+        pairs(tmp_path, TEXT, TEXT, {**TEXT, **dict.fromkeys(columns, 1)})
+
+
 @pytest.mark.parametrize(
     ("columns", "margin"),
     [({}, None), ({"margin": 0}, 0.0), ({"margin": "1.5"}, 1.5), ({"reward_chosen": 3, "reward_rejected": 1.5}, 1.5)],

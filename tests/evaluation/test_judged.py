@@ -76,5 +76,5 @@ def test_failures_and_tempered_samples_are_said() -> None:
     assert "line 2, sample 1: the judge returned nan" in card["notes"][0] and "temperature 1" in card["notes"][1]
     with pytest.raises(DataError, match="no score for 3 samples, and 2 may be left out"):
         evaluate_judged(untouched(), ROWS, judge, SAMPLING, skip_unjudged=2)
-    with pytest.raises(DataError, match="No prompt has samples"):
+    with pytest.raises(DataError, match=r"No prompt has samples(.|\n)*line 2, sample 1: the judge returned nan"):
         evaluate_judged(untouched(), ROWS[1:2], judge, SAMPLING, skip_unjudged=6)

@@ -63,6 +63,7 @@ def look(
 
 
 def evaluate(
+    context: typer.Context,
     data: options.Data,
     entry: Annotated[
         Path | None, typer.Argument(metavar="[BANK/NAME]", help="An entry of a bank; none for the base as it is.")
@@ -118,8 +119,14 @@ def evaluate(
         judge=judge,
         n=n,
         skip_unjudged=skip_unjudged,
+        given={name for name in context.params if _is_given(context, name)},
         output=Output(as_json),
     )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def doctor(as_json: options.AsJson = False) -> None:

@@ -20,6 +20,15 @@ from tunescope.evaluation import default_probes, evaluate, user_probes
 from tunescope.methods import Customization, Customized, ZeroShot
 from tunescope.training.run import rows_hash
 
+# What is measured, and the options that have no meaning there.
+_TASK_ONLY = ("probe", "all_probes", "generate_rows")
+_UNUSED = {
+    "completions are judged": (*_TASK_ONLY, "max_length", "plot"),
+    "pairs are measured": (*_TASK_ONLY, "template", "max_new_tokens", "n", "skip_unjudged"),
+    "a reward model scores texts": (*_TASK_ONLY, "template", "max_new_tokens", "n", "skip_unjudged", "plot"),
+    "a task is measured": ("n", "skip_unjudged", "plot"),
+}
+
 
 def evaluate_entry(
     entry: Path | None,
@@ -40,9 +49,10 @@ def evaluate_entry(
     judge: str | None,
     n: int,
     skip_unjudged: int,
+    given: set[str],
     output: Output,
 ) -> None:
-    """Measure an entry, keep the measurements in its record, and print them."""
+    """Measure an entry, keep the measurements in its record, and print them. ``given`` are the options that were."""
     if entry is None and base is None:
         raise TunescopeError("Name what to measure: an entry of a bank, or a base with --base.")
     record = bank.read_record(entry) if entry is not None else None
@@ -54,32 +64,34 @@ def evaluate_entry(
     if split is None and data in CATALOG and "test" in CATALOG[data].members:
         split = "test"
     table = read(data, split=split, skip_bad=skip_bad)
+    left = skip_bad - len(table.skipped)
     if judge is not None:
+        _refuse_unused("completions are judged", given)
         evaluate_by_judge(
             entry, base, table, judge=judge, n=n, template=template, max_rows=max_rows, max_new_tokens=max_new_tokens,
-            skip_bad=skip_bad - len(table.skipped), skip_unjudged=skip_unjudged, output=output,
+            skip_bad=left, skip_unjudged=skip_unjudged, output=output,
         )  # fmt: skip
         return
     if max_length is None and record and record.train_settings:
         max_length = record.train_settings.get("max_length")
-    if plot is not None and not is_pairs(table):
-        raise TunescopeError(f"--plot draws how calibrated preferences are, and {table.path} holds no pairs.")
-    if entry is not None and record is not None and (is_pairs(table) or record.objective == "reward"):
-        left = skip_bad - len(table.skipped)
-        if is_pairs(table):
-            evaluate_pairs(
-                entry, base, table, max_rows=max_rows, max_length=max_length, skip_bad=left, plot=plot, output=output
-            )
-        else:
-            score_texts(entry, base, table, max_length=max_length, skip_bad=left, output=output)
+    if entry is not None and is_pairs(table):
+        _refuse_unused("pairs are measured", given)
+        evaluate_pairs(
+            entry, base, table, max_rows=max_rows, max_length=max_length, skip_bad=left, plot=plot, output=output
+        )
         return
+    if entry is not None and record is not None and record.objective == "reward":
+        _refuse_unused("a reward model scores texts", given)
+        score_texts(entry, base, table, max_rows=max_rows, max_length=max_length, skip_bad=left, output=output)
+        return
+    _refuse_unused("a task is measured", given)
     pattern = template or (record.template.pattern if record else None) or table.default_template
     if record and record.template.pattern and pattern != record.template.pattern:
         raise TunescopeError(
             f"{entry} was made with the template {record.template.pattern!r}; measuring it under another would not "
             "measure what it serves. Leave --template out."
         )
-    rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
+    rows = to_rows(table, pattern, skip_bad=left)
     labels = record.labels if record else label_set(rows)
     if generate_rows == 0 and not labels:
         raise TunescopeError("--generate-rows 0 leaves nothing to score: the answers are free texts. Give at least 1.")
@@ -111,6 +123,12 @@ def evaluate_entry(
     for name, found in (card.get("probes") or {}).items():
         shown[name] = f"{found['accuracy']:.3f} (base {found['base_accuracy']:.3f}, {found['rows']} questions)"
     output.result(card, lambda console: print_facts(console, shown))
+
+
+def _refuse_unused(where: str, given: set[str]) -> None:
+    for name in _UNUSED[where]:
+        if name in given:
+            raise TunescopeError(f"--{name.replace('_', '-')} has no meaning where {where}: leave it out.")
 
 
 def _customized(entry: Path | None, base: str | None, pattern: str | None, style: str) -> Customized:

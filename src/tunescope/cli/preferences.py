@@ -62,10 +62,17 @@ def evaluate_pairs(
 
 
 def score_texts(
-    entry: Path, base: str | None, table: Table, *, max_length: int | None, skip_bad: int, output: Output
+    entry: Path,
+    base: str | None,
+    table: Table,
+    *,
+    max_rows: int | None,
+    max_length: int | None,
+    skip_bad: int,
+    output: Output,
 ) -> None:
     """What a reward model finds texts worth: a line a row, in order."""
-    rows = to_rows(table, skip_bad=skip_bad)
+    rows = to_rows(table, skip_bad=skip_bad)[:max_rows]
     customized = bank.load(entry, base)
     with output.progress.status("scoring"):
         rewards = reward_scores(

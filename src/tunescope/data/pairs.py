@@ -9,7 +9,7 @@ from ``reward_chosen, reward_rejected``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tunescope.data.reading import BadRow, Table, check_bad
 from tunescope.data.rows import IGNORED_SPACE, Message, describe, messages_of
 from tunescope.errors import DataError
 
+_MARGIN = ("margin", "reward_chosen", "reward_rejected")
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -66,12 +67,8 @@ def to_pairs(table: Table, *, skip_bad: int = 0) -> list[Pair]:
             f"{', '.join(sorted(columns))}. Pairs have prompt, chosen, rejected (or chosen and rejected with a common "
             "beginning)."
         )
-    judged = {"reward_chosen", "reward_rejected"} & columns
-    if len(judged) == 1 or (judged and "margin" in columns):
-        raise DataError(
-            f"{table.path}: how much better the chosen completions are is said by margin, or by reward_chosen and "
-            f"reward_rejected together; here stand {', '.join(sorted(judged | ({'margin'} & columns)))}."
-        )
+    if said := _unclear_margin(columns):
+        raise DataError(f"{table.path}: {said}.")
     pairs, bad = [], []
     for fields, line in zip(table.rows, table.lines, strict=True):
         made = _pair(fields, line)
@@ -185,8 +182,10 @@ def _turns(value: Any, column: str, expected: str) -> tuple[Message, ...] | str:
 
 def _margin(fields: Mapping[str, Any]) -> float | str | None:
     """How much better the chosen completion is, None where no column says, or why the column is not usable."""
+    if said := _unclear_margin(fields):
+        return said
     values = {}
-    for column in ("margin", "reward_chosen", "reward_rejected"):
+    for column in _MARGIN:
         if column in fields:
             value = _number(fields[column])
             if value is None:
@@ -194,7 +193,7 @@ def _margin(fields: Mapping[str, Any]) -> float | str | None:
             values[column] = value
     if "margin" in values:
         return values["margin"] if values["margin"] >= 0 else f"margin is {values['margin']:g}, expected 0 or more"
-    if "reward_chosen" not in values:
+    if not values:
         return None
     margin = values["reward_chosen"] - values["reward_rejected"]
     if margin < 0:
@@ -203,6 +202,17 @@ def _margin(fields: Mapping[str, Any]) -> float | str | None:
             "completions look exchanged"
         )
     return margin
+
+
+def _unclear_margin(columns: Collection[str]) -> str | None:
+    """Why columns do not say how much better the chosen completion is, if they say it in no way or in two."""
+    stand = [column for column in _MARGIN if column in columns]
+    if stand in ([], ["margin"], ["reward_chosen", "reward_rejected"]):
+        return None
+    return (
+        "how much better a chosen completion is stands in margin, or in reward_chosen and reward_rejected together; "
+        f"here stand {', '.join(stand)}"
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -61,7 +61,8 @@ def evaluate_judged(
     )
     places = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
     if not places:
-        raise DataError("No prompt has samples with a score on both sides, so nothing can be compared.")
+        said = ["No prompt has samples with a score on both sides, so nothing can be compared.", *failed.notes()]
+        raise DataError("\n".join(said))
     means = np.array([_scores(own[i]).mean() for i in places])
     base_means = np.array([_scores(base[i]).mean() for i in places])
     wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in places])

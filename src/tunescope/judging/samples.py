@@ -73,7 +73,7 @@ class Unjudged:
         if len(self.seen) > self.limit:
             raise DataError(
                 f"{self._listed()}\nThe judge has no score for {len(self.seen)} samples, and {self.limit} may be left "
-                "out: mend the judge, or allow more with --skip-unjudged. `pairs` keeps what it sampled for the next call."
+                "out: mend the judge, or allow more with --skip-unjudged. What `pairs` sampled is kept."
             )
 
     def notes(self) -> list[str]:
