@@ -172,10 +172,27 @@ def test_train_for_people(place: Place, cli: Cli) -> None:
         "--rank", 2, "--targets", "q,v,down", "--rank-pattern", "down=1", "--skip-bad", 1,
     )  # fmt: skip
     assert ended.code == 0
-    assert "left out 1 bad rows" in ended.err and "step 2/2" in ended.err
+    assert "left out 1 bad rows" in ended.err and "step 2/2" in ended.err and "not read" not in ended.err
     assert "tokens_per_s" in ended.out and "bank/x" in ended.out
     settings = cli("bank", "show", "bank/x", "--json").json["method_settings"]
     assert (settings["rank"], settings["targets"], settings["rank_pattern"]) == (2, ["q", "v", "down"], {"down": 1})
+
+
+def test_columns_that_nothing_reads_are_said(place: Place, cli: Cli) -> None:
+    row = {"prompt": "a", "completion": "b"}
+    jsonl(Path("rows.jsonl"), [row] * 12 + [row | {"note": "c", "id": 1}])
+    jsonl(Path("pairs.jsonl"), [{"prompt": "a", "chosen": "b", "rejected": "c", "margins": 2}] * 3)
+    base = ("--base", place.base, "--style", "plain")
+    short = ("--max-steps", 1, "--objective", "dpo", "--data", "pairs.jsonl")
+    assert (
+        "rows.jsonl: not read: id, note."
+        in cli("train", "zero-shot", *base, "--data", "rows.jsonl", "--out", "bank/x").err
+    )
+    assert "pairs.jsonl: not read: margins." in cli("train", "ia3", *base, *short, "--out", "bank/y").err
+    assert "rows.jsonl: not read: id, note." in cli(
+        "compare", *base, "--data", "rows.jsonl", "--out", "c", "--methods", "zero-shot", "--budget", "30s",
+        "--probe", place.probe, "--generate-rows", 1, "--max-new-tokens", 2,
+    ).err  # fmt: skip
 
 
 def test_train_replaces_only_when_told(place: Place, cli: Cli) -> None:

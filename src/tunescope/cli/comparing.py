@@ -17,7 +17,7 @@ from tunescope.cli.progress import ComparisonProgress
 from tunescope.comparison import CompareSettings, Comparison, compare, render_table
 from tunescope.data.catalog import CATALOG
 from tunescope.data.reading import Table, read
-from tunescope.data.rows import Row, to_rows
+from tunescope.data.rows import Row, columns_of_rows, to_rows
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import default_probes, user_probes
@@ -57,6 +57,8 @@ def compare_command() -> Callable[..., None]:
         table = read(data, split=split, skip_bad=skip_bad)
         pattern = template or table.default_template
         rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
+        for note in table.unread(columns_of_rows(table)) if pattern is None else []:
+            output.note(note)
         test_rows = _test_rows(data, test, split, pattern, skip_bad)
         probes = user_probes(probe) if probe is not None else default_probes(everything=all_probes)
         loaded = load_base(base, dtype=options.dtype(dtype))

@@ -50,6 +50,12 @@ def is_pairs(table: Table) -> bool:
     return {"chosen", "rejected"} <= set(table.columns)
 
 
+def columns_of_pairs(table: Table) -> set[str]:
+    """The columns that ``to_pairs`` reads."""
+    prompt = "conversations" if "conversations" in table.columns else "prompt"
+    return {prompt, "chosen", "rejected", *_MARGIN}
+
+
 def to_pairs(table: Table, *, skip_bad: int = 0) -> list[Pair]:
     """Understand the columns of a table of pairs. Identical pairs are kept: each counts.
 

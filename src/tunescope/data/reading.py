@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,6 +61,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def unread(self, known: Collection[str]) -> list[str]:
+        """What is said of columns beside the ``known`` ones, also of those that only some rows have; empty for none."""
+        others = sorted({column for row in self.rows for column in row} - set(known))
+        return [f"{self.path}: not read: {', '.join(others)}."] if others else []
 
 
 _Parsed = Iterator[tuple[int, dict[str, Any] | str]]  # the line and the row, or the line and what is wrong with it

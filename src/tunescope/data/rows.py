@@ -62,6 +62,11 @@ def pattern_fields(pattern: str) -> tuple[list[str], str]:
     return fields[:-1], fields[-1]
 
 
+def columns_of_rows(table: Table) -> set[str]:
+    """The columns that ``to_rows`` reads without a pattern."""
+    return {"messages"} if "messages" in table.columns else {"prompt", "completion"}
+
+
 def to_rows(table: Table, pattern: str | None = None, *, skip_bad: int = 0, need_completion: bool = True) -> list[Row]:
     """Understand the columns of a table.
 

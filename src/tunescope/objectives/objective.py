@@ -47,6 +47,10 @@ class Objective(Settings, ABC):
     """What a prompt that is too long loses."""
 
     @abstractmethod
+    def columns(self, table: Table) -> set[str]:
+        """The columns that ``rows`` reads where no pattern names them."""
+
+    @abstractmethod
     def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Any]:
         """The rows of a table, its columns understood.
 

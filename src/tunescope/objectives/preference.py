@@ -10,7 +10,7 @@ import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import PairBatch, collate_pairs
-from tunescope.data.pairs import Pair, is_pairs, repeated, to_pairs
+from tunescope.data.pairs import Pair, columns_of_pairs, is_pairs, repeated, to_pairs
 from tunescope.data.reading import Table
 from tunescope.data.template import EncodedPair, Encoder
 from tunescope.errors import DataError
@@ -37,6 +37,10 @@ class PreferenceObjective(Objective):
         """What each completion is worth, as [2, pairs], chosen first: σ of the difference is the probability that the
         chosen one is preferred. The customization's effects are acting.
         """
+
+    def columns(self, table: Table) -> set[str]:
+        """Those of pairs."""
+        return columns_of_pairs(table)
 
     def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Pair]:
         """Pairs.

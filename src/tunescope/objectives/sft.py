@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tunescope.data.batching import TextBatch, collate
 from tunescope.data.reading import Table
-from tunescope.data.rows import Row, label_set, to_rows
+from tunescope.data.rows import Row, columns_of_rows, label_set, to_rows
 from tunescope.data.template import Encoded, Encoder
 from tunescope.methods import Customized
 from tunescope.objectives.objective import Loss, Objective
@@ -17,6 +17,10 @@ class SFT(Objective):
     """Learn the completions and nothing of the prompts."""
 
     name: ClassVar[str] = "sft"
+
+    def columns(self, table: Table) -> set[str]:
+        """Those of the conventions."""
+        return columns_of_rows(table)
 
     def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Row]:
         """Prompts with completions."""
