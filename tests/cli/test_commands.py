@@ -86,7 +86,8 @@ def test_control_c(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tunescope.cli.basics.examine", interrupt)
-    assert cli("doctor").code == 130
+    ended = cli("doctor")
+    assert ended.code == 130 and ended.err == "Error: Stopped.\n"
 
 
 # pull and doctor

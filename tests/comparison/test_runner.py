@@ -13,7 +13,7 @@ from tests.tiny import tiny_base
 
 from tunescope.comparison import CompareSettings, Comparison, Watcher, compare, read_comparison
 from tunescope.data.rows import Row
-from tunescope.errors import TunescopeError, UnknownNameError
+from tunescope.errors import Interrupted, TunescopeError, UnknownNameError
 from tunescope.evaluation import Probes
 from tunescope.training import StepMetrics
 
@@ -96,6 +96,20 @@ def test_killed_comparison_goes_on(place: str, tmp_path: Path) -> None:
     done_before = {method for method, _ in recorder.stages}
     assert done_before == {"lora", "full"}
     assert (("lora", "training") in recorder.stages) == (place == "training")
+
+
+def test_control_c_while_measuring_says_how_to_go_on(tmp_path: Path) -> None:
+    class Stopper(Watcher):
+        def begin(self, method: str, number: int, count: int) -> None:
+            self.at = method
+
+        def stage(self, stage: str, steps: int | None = None) -> None:
+            if self.at == "lora" and stage == "task":
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=r"Stopped in lora, after \d of \d methods\. Make the same call"):
+        run(tmp_path / "run", watcher=Stopper())
+    assert all(row.score is not None for row in run(tmp_path / "run").rows)
 
 
 def test_finished_comparison_is_read_not_repeated(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("Stopped.")
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of Ctrl-C in a command, without a word
+            _say("Stopped.")
+        raise
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

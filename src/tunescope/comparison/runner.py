@@ -164,7 +164,12 @@ def compare(
     rows = []
     for number, method in enumerate(methods):
         work.watcher.begin(method.name, number + 1, len(methods))
-        row = _kept(work, method) or _measure(work, method, [m for m in methods[number:] if not _kept(work, m)])
+        try:
+            row = _kept(work, method) or _measure(work, method, [m for m in methods[number:] if not _kept(work, m)])
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped in {method.name}, after {number} of {len(methods)} methods. Make the same call to go on."
+            ) from None
         work.watcher.end(row)
         rows.append(row)
     if all(row.score is None for row in rows):
