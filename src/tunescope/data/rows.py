@@ -15,7 +15,9 @@ from typing import Any
 from tunescope.data.reading import BadRow, Table, check_bad
 from tunescope.errors import DataError
 
-Message = dict[str, str]
+# ``role`` and ``content``; where they stand in the row also ``tool_calls``, ``tool_call_id``, ``name``, and ``weight``
+# (0 on an assistant's turn: shown, but not learned).
+Message = dict[str, Any]
 # At the ends of a prompt or completion: no part of what is said, and what stands between the two is the template's.
 IGNORED_SPACE = " \t"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -30,11 +32,16 @@ class Row:
         messages: what stands before the completion; the last one is the user's. One for a prompt given as text.
         completion: the text to learn, without spaces around it, or None where there is only a prompt.
         number: line in the file, from 1, for messages about it.
+        tool_calls: functions that the answer calls, as the chat template's ``tool_calls``; the completion is then the
+            text beside them, and may be empty.
+        tools: descriptions of the functions that may be called, as JSON schemas.
     """
 
     messages: tuple[Message, ...]
     completion: str | None
     number: int
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -44,7 +51,8 @@ class Row:
     @property
     def content(self) -> list[Any]:
         """What the row says, wherever it stands."""
-        return [self.messages, self.completion]
+        functions = [self.tool_calls, self.tools] if self.tool_calls or self.tools else []
+        return [self.messages, self.completion, *functions]
 
 
 def pattern_fields(pattern: str) -> tuple[list[str], str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tunescope.data.chat_template import render_chat
 from tunescope.data.pairs import Pair
 from tunescope.data.rows import IGNORED_SPACE, Message, Row
 from tunescope.errors import DataError, UnknownNameError
@@ -152,8 +153,8 @@ def _stop_tokens(tokenizer: Any, style: str) -> tuple[int, ...]:
         marker = "tunescopeturnend"
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
         try:
-            after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(marker)[2]
-        except Exception as error:  # jinja's syntax errors and raise_exception
+            after = render_chat(tokenizer, turn, generation_prompt=False).rpartition(marker)[2]
+        except DataError as error:
             raise DataError(f"The base's chat template is broken ({error}): use --style plain.") from error
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         stops += [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in special][:1]
@@ -315,10 +316,7 @@ class Encoder:
 
     def _render(self, messages: list[Message]) -> str:
         if self.template.style == "chat":
-            try:
-                return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # jinja's raise_exception and its syntax errors
-                raise DataError(f"The base's chat template refuses these messages: {error}") from error
+            return render_chat(self.tokenizer, messages, generation_prompt=True)
         texts = []
         for message in messages[:-1]:
             # A shot reads as the row does: its answer stands where the completion would.
