@@ -120,7 +120,7 @@ def test_look(place: Place, cli: Cli) -> None:
     assert said["trained_tokens"] == sum(len(row["label"]) + 1 for row in ROWS)
     assert len(said["examples"]) == 2
     assert said["examples"][0] == [
-        ["template", "<|im_start|>"], ["prompt", "user\nthe sun of day 0 topic: "], ["template", "<|im_end|>"],
+        ["template", "<|im_start|>"], ["prompt", "user\nthe sun of day 0 topic:"], ["template", "<|im_end|>"],
         ["prompt", "\n"], ["template", "<|im_start|>"], ["prompt", "assistant\n"], ["trained", "warm"],
         ["stop", "<|im_end|>"],
     ]  # fmt: skip

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import tiny_tokenizer
 
+from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair, _split_texts, repeated, to_pairs
 from tunescope.data.reading import read
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import DataError
 
 USER = {"role": "user", "content": "What is it?"}
@@ -167,9 +168,9 @@ def test_both_completions_end_in_the_stop_token_and_share_the_prompt(style: str)
     found = made.encode_pair(pair)
     assert found is not None
     assert (found.number, found.margin, found.dropped) == (7, 0.5, 0)
-    assert found.prompt == made.prompt_ids(pair.messages)
-    assert found.chosen == made.completion_text(pair.messages, "a cat")
-    assert found.rejected == made.completion_text(pair.messages, "a dog or so")
+    assert found.prompt == made.prompt(pair.messages).ids
+    assert found.chosen == made.candidates(pair.messages, ["a cat"])[1][0]
+    assert found.rejected == made.candidates(pair.messages, ["a dog or so"])[1][0]
     assert found.chosen[-1] == found.rejected[-1] == made.template.stop[0]
     assert len(found) == len(found.prompt) + len(found.chosen) + len(found.rejected)
 
@@ -179,7 +180,7 @@ def test_a_long_prompt_loses_its_start_and_nothing_else(length: int, chosen: int
     text = "".join(chr(97 + i % 26) for i in range(length))
     made = encoder(max_length=limit)
     pair = Pair(({"role": "user", "content": text},), "y" * chosen, "n" * rejected, 3)
-    found, whole = made.encode_pair(pair), made.prompt_ids(pair.messages)
+    found, whole = made.encode_pair(pair), made.prompt(pair.messages).ids
     longest = max(chosen, rejected) + 1
     around = len(whole) - length
     if around + longest >= limit:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tests.inference.mix import METHODS, customized, reference_logits
 from tests.tiny import tiny_base
 
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import evaluate_judged
 from tunescope.evaluation.judged import win_rate
@@ -50,7 +51,7 @@ def test_the_divergence_is_the_mean_of_the_log_ratios(name: str) -> None:
         for sample in (answer, *answer.others):
             nats = []
             for whose in (made, untouched()):
-                prompt = Encoder(whose.base.tokenizer, whose.template, 512).prompt_ids(row.messages)
+                prompt = Encoder(whose.base.tokenizer, whose.template, 512).prompt(row.messages).ids
                 spread = reference_logits(whose, prompt, sample.tokens).log_softmax(-1)
                 nats.append(spread.gather(-1, torch.tensor(sample.tokens)[:, None]).sum().item())
             found.append(nats[0] - nats[1])

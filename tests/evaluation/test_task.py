@@ -6,8 +6,9 @@ import pytest
 import torch
 from tests.tiny import tiny_base
 
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import evaluate
 from tunescope.evaluation.task import measure_task
@@ -36,8 +37,8 @@ def test_accuracy_and_loss_equal_one_forward_a_text(customized: Customized) -> N
     for each in ROWS:
         sums = {}
         for label in LABELS:
-            prompt = encoder.prompt_ids(each.messages)
-            answer = encoder.completion_text(each.messages, label)
+            prompt = encoder.prompt(each.messages).ids
+            answer = encoder.candidates(each.messages, [label])[1][0]
             logprobs = customized.base.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
             sums[label] = sum(logprobs[len(prompt) - 1 + i, t].item() for i, t in enumerate(answer))
             if label == each.completion:

@@ -13,8 +13,9 @@ import torch
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 
 from tunescope.base import Base
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import Interrupted, TrainingError
 from tunescope.methods import Full, LoRA, Method, ZeroShot
 from tunescope.objectives import SFT

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from tunescope.cli.output import Output
+from tunescope.data.encoding import Encoded, EncodedPair, Encoder
 from tunescope.data.pairs import is_pairs, repeated
 from tunescope.data.reading import Table, read
 from tunescope.data.rows import label_set, to_rows
-from tunescope.data.template import Encoded, EncodedPair, Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.objectives import DPO
 
 _WIDTH, _BINS = 50, 12
@@ -116,7 +117,7 @@ def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int) ->
 
 def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int) -> _Seen:
     pairs = DPO().rows(table, pattern, skip_bad)
-    encoded = [found for pair in pairs if (found := encoder.encode_pair(pair)) is not None]
+    encoded = encoder.encode_pairs(pairs)
     trained = sum(len(pair.chosen) + len(pair.rejected) for pair in encoded)
     return _Seen(len(pairs), "pairs", encoded, encoder, trained, repeated(pairs))
 

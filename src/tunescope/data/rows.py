@@ -55,6 +55,14 @@ class Row:
         return [self.messages, self.completion, *functions]
 
 
+def completion_content(text: str) -> str:
+    """What a completion says: without spaces and tabs at its end, and without the one space before it that stands for
+    the gap between prompt and completion. Other white space at its beginning is content, as code's indentation is.
+    """
+    text = text.rstrip(IGNORED_SPACE)
+    return text[1:] if text[:1] == " " and text[1:2] not in (" ", "\t", "\n", "\r") else text
+
+
 def pattern_fields(pattern: str) -> tuple[list[str], str]:
     """The input fields of a pattern and its completion field, the last one.
 
@@ -176,7 +184,7 @@ def _from_messages(fields: Mapping[str, Any], line: int, need: bool) -> Row | st
 
 
 def _row(messages: tuple[Message, ...], completion: str | None, line: int) -> Row:
-    return Row(messages, completion if completion is None else completion.strip(IGNORED_SPACE), line)
+    return Row(messages, completion if completion is None else completion_content(completion), line)
 
 
 def messages_of(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunescope import memory
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder
 from tunescope.evaluation.forgetting import Probes, measure_forgetting
 from tunescope.evaluation.latency import measure_latency
 from tunescope.evaluation.statistics import bootstrap_interval

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tunescope import memory
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, Template
+from tunescope.data.template import Template
 from tunescope.errors import DataError
 from tunescope.evaluation.statistics import Difference, Interval, bootstrap_interval, paired_difference, wilson_interval
 from tunescope.inference import Item, score
@@ -135,7 +136,7 @@ def _divergence(
     nats = []
     for whose in (customized, reference):
         encoder = Encoder(whose.base.tokenizer, whose.template, whose.base.context_length)
-        items = [Item(encoder.prompt_ids(row.messages), c) for row, c in zip(rows, completions, strict=True)]
+        items = [Item(encoder.prompt(row.messages, row.tools).ids, c) for row, c in zip(rows, completions, strict=True)]
         nats.append([np.array([found.logprob for found in scores]) for scores in score(whose, items)])
     moved = np.array([(a - b).mean() for a, b in zip(*nats, strict=True)])
     return moved, _mean_tokens(own)

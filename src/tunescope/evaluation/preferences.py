@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from tunescope import memory, storage
+from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
-from tunescope.data.template import Encoder
 from tunescope.errors import DataError
 from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval
 from tunescope.methods import Customized
@@ -53,7 +53,7 @@ def evaluate_preferences(
     memory.reset_peak()
     base = customized.base
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
-    examples = [encoded for pair in pairs if (encoded := encoder.encode_pair(pair)) is not None]
+    examples = encoder.encode_pairs(pairs)
     if not examples:
         raise DataError("No pair fits: every one was dropped. Shorten the completions or raise --max-length.")
     examples = objective.prepare(customized, examples)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional
 
+from tunescope.inference.healing import Owed
 from tunescope.settings import Settings
 
 # Tokens that are looked at together before they are looked at one by one.
@@ -79,7 +80,8 @@ class Draw:
         sample: which of the request's ``n`` samples it is, from 0.
         stop: token ids that end it.
         seen: token ids of its text so far, for the repetition penalty.
-        written: how many of these were generated.
+        written: how many of these were generated, those that only repay what is owed not counted.
+        owed: characters that the answer must begin with; None where there are none.
     """
 
     sampling: Sampling
@@ -87,6 +89,7 @@ class Draw:
     stop: frozenset[int] = frozenset()
     seen: set[int] = field(default_factory=set)
     written: int = 0
+    owed: Owed | None = None
 
     def __post_init__(self) -> None:
         # Each row has a generator of its own: what it draws does not depend on who is beside it.
@@ -96,7 +99,9 @@ class Draw:
     def took(self, token: int) -> None:
         """The text goes on with ``token``."""
         self.seen.add(token)
-        self.written += 1
+        repays = self.owed is not None and self.owed.covers(token)
+        self.owed = self.owed.after(token) if self.owed is not None else None
+        self.written += not repays
 
     def uniform(self) -> float:
         """The next number of the row's own, in [0, 1)."""
@@ -147,6 +152,11 @@ def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
             logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
         if draw.written < draw.sampling.min_new_tokens and draw.stop:
             logits[row, sorted(draw.stop)] = -torch.inf
+        if draw.owed is not None:
+            allowed = draw.owed.tokens.to(logits.device)
+            values = logits[row, allowed]
+            logits[row] = -torch.inf
+            logits[row, allowed] = values
     return logits
 
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 import torch
 
 from tunescope.base import Base
+from tunescope.data.encoding import common_prefix
 from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
-from tunescope.inference.prefix import WORTH_SHARING, PrefixCache, common_beginning
+from tunescope.inference.prefix import WORTH_SHARING, PrefixCache
 from tunescope.inference.row_effects import Compiled
 from tunescope.inference.sampling import Draw, Sampling, choose
 
@@ -46,6 +48,7 @@ class Job:
         text: its words so far.
         choices: the answers to choose from, as tokens, where there are some.
         beginning: how many tokens of the prompt every prompt of this customization has.
+        owed: what its answer must begin with.
         written: tokens generated; the stop token is one.
         logprobs: of the tokens written, in nats, where asked for.
         choice_logprobs: log-probability of each choice as a whole.
@@ -62,6 +65,7 @@ class Job:
     text: Detokenizer
     choices: list[list[int]] = field(default_factory=list)
     beginning: int = 0
+    owed: Owed | None = None
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     choice_logprobs: list[float] = field(default_factory=list)
@@ -74,7 +78,9 @@ class Job:
     marks: set[int] = field(default_factory=set)  # beginnings of it to be kept once they are computed
 
     def __post_init__(self) -> None:
-        self.draw = Draw(self.sampling, self.sample, self.stop, {token for token in self.tokens if token >= 0})
+        self.draw = Draw(
+            self.sampling, self.sample, self.stop, {token for token in self.tokens if token >= 0}, owed=self.owed
+        )
 
     @property
     def done(self) -> bool:
@@ -186,7 +192,7 @@ class Scheduler:
         if job.sampling.n > 1:
             found.add(longest)
         others = [*held, *list(self.waiting)[:_LOOK_AHEAD]]
-        lengths = [common_beginning(job.tokens, o.tokens) for o in others if o.effects is job.effects]
+        lengths = [common_prefix(job.tokens, o.tokens) for o in others if o.effects is job.effects]
         lengths = [length for length in lengths if length >= WORTH_SHARING]
         if lengths and min(lengths) * len(lengths) >= _WORTH_WAITING:
             found.add(min(lengths))
@@ -315,7 +321,7 @@ class Scheduler:
             job.text.add(token)
             if job.text.stopped:
                 ended.append((job, "stop"))
-            elif len(job.written) >= job.sampling.max_new_tokens:
+            elif job.draw.written >= job.sampling.max_new_tokens:
                 ended.append((job, "length"))
         for job, reason in ended:
             self._end(self._rows.index(job), reason)

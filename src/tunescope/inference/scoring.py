@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tunescope.data.encoding import common_prefix
 from tunescope.inference.passes import Passes
-from tunescope.inference.prefix import WORTH_SHARING, common_beginning
+from tunescope.inference.prefix import WORTH_SHARING
 from tunescope.inference.row_effects import Compiled
 from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
@@ -71,7 +72,7 @@ def _shared(prompts: Sequence[list[int]]) -> int:
     if len(prompts) < 2:
         return 0
     first, last = min(prompts), max(prompts)  # in order of tokens: all others lie between these two
-    tokens = min(common_beginning(first, last), min(map(len, prompts)) - 1)
+    tokens = min(common_prefix(first, last), min(map(len, prompts)) - 1)
     return tokens if tokens >= WORTH_SHARING else 0
 
 

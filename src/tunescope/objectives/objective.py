@@ -11,8 +11,8 @@ import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import Batch
+from tunescope.data.encoding import Encoder
 from tunescope.data.reading import Table
-from tunescope.data.template import Encoder
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
 from tunescope.settings import Settings

@@ -10,9 +10,9 @@ import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import PairBatch, collate_pairs
+from tunescope.data.encoding import EncodedPair, Encoder
 from tunescope.data.pairs import Pair, columns_of_pairs, is_pairs, repeated, to_pairs
 from tunescope.data.reading import Table
-from tunescope.data.template import EncodedPair, Encoder
 from tunescope.errors import DataError
 from tunescope.methods import Customized
 from tunescope.objectives.objective import Objective
@@ -71,7 +71,7 @@ class PreferenceObjective(Objective):
                 f"--loss {self.loss} needs a margin for every pair, and that of line {bare[0]} has none: add a column "
                 "margin, or reward_chosen and reward_rejected, or take another loss."
             )
-        return [encoded for pair in rows if (encoded := encoder.encode_pair(pair)) is not None]
+        return encoder.encode_pairs(rows)
 
     def collate(self, examples: Sequence[EncodedPair]) -> PairBatch:
         """Packed pairs."""

@@ -19,8 +19,8 @@ from torch import nn
 
 from tunescope.base import Base
 from tunescope.data.batching import PairBatch, collate
+from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.rows import Message, Row
-from tunescope.data.template import Encoded, Encoder
 from tunescope.errors import DataError
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect

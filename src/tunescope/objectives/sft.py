@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from tunescope.data.batching import TextBatch, collate
+from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, columns_of_rows, label_set, to_rows
-from tunescope.data.template import Encoded, Encoder
 from tunescope.methods import Customized
 from tunescope.objectives.objective import Loss, Objective
 

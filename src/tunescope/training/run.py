@@ -20,10 +20,11 @@ from tunescope import bank, storage
 from tunescope.bank import BaseRecord, DataRecord, Record
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
+from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method, customize
 from tunescope.objectives import SFT, Objective
@@ -32,6 +33,8 @@ from tunescope.training.loop import StepMetrics, TrainResult, train_loop
 from tunescope.training.settings import TrainSettings
 from tunescope.training.trackers import tracked
 
+# Rows that a prompting method looks at to see how completions join their prompts.
+_LOOKED_AT = 256
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
 
 
@@ -117,6 +120,12 @@ def train(
     template = default_template(base.tokenizer, pattern=pattern, style=style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
     customized = customize(base, method, template, rows, labels, settings.seed, added)
+    encoder = Encoder(
+        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name, skip_bad
+    )
+    examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
+    if encoder.joined:
+        customized.customization.template = customized.template.model_copy(update={"heal": True})
     record = Record(
         tunescope=tunescope.__version__,
         method=method.name,
@@ -133,8 +142,6 @@ def train(
     if not learns:
         path = bank.save(customized, Path(out), record) if out is not None else None
         return Trained(customized, record, TrainResult(), path, unread)
-    encoder = Encoder(base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut)
-    examples = objective.examples(rows, encoder)
     with _work_folder(out, record, restart) as work:
         started = time.perf_counter()
         examples = objective.prepare(customized, examples)
