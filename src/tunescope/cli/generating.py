@@ -15,8 +15,8 @@ from tunescope.base import load_base
 from tunescope.cli import options
 from tunescope.cli.flags import with_settings
 from tunescope.cli.output import Output
+from tunescope.data.messages import messages_of
 from tunescope.data.reading import read_each
-from tunescope.data.rows import messages_of
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
 from tunescope.inference import Engine, Generated, Request, Sampling
 

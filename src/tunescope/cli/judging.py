@@ -54,9 +54,9 @@ def pairs_command() -> Callable[..., None]:
         output = Output(as_json)
         _check_place(out, overwrite)
         table = read(prompts, split=split, skip_bad=skip_bad)
-        pattern = template or table.default_template
+        pattern = options.typed(template, output.note) or table.default_template
         left = skip_bad - len(table.skipped)
-        rows = to_rows(table, pattern, skip_bad=left, need_completion=False)[:max_prompts]
+        rows = to_rows(table, pattern, skip_bad=left, need_completion=False, on_note=output.note)[:max_prompts]
         customized = _customized(entry, base, options.dtype(dtype))
         chosen = load_judge(judge, customized.origin)
         with CountProgress(output.progress, "sampling", len(rows), "prompts") as progress:
@@ -92,7 +92,7 @@ def evaluate_by_judge(
         raise TunescopeError("--judge compares an entry with its base: name an entry of a bank.")
     record = bank.read_record(entry)
     pattern = template or record.template.pattern or table.default_template
-    rows = to_rows(table, pattern, skip_bad=skip_bad, need_completion=False)[:max_rows]
+    rows = to_rows(table, pattern, skip_bad=skip_bad, need_completion=False, on_note=output.note)[:max_rows]
     customized = bank.load(entry, base)
     chosen = load_judge(judge, customized.origin)
     sampling = Samples(n=n, max_new_tokens=max_new_tokens)

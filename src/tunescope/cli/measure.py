@@ -7,6 +7,7 @@ from pathlib import Path
 from tunescope import bank
 from tunescope.base import load_base
 from tunescope.cli.judging import evaluate_by_judge
+from tunescope.cli.options import typed
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.preferences import evaluate_pairs, score_texts
 from tunescope.data.catalog import CATALOG
@@ -55,6 +56,7 @@ def evaluate_entry(
     """Measure an entry, keep the measurements in its record, and print them. ``given`` are the options that were."""
     if entry is None and base is None:
         raise TunescopeError("Name what to measure: an entry of a bank, or a base with --base.")
+    template = typed(template, output.note)
     record = bank.read_record(entry) if entry is not None else None
     if record and style not in ("auto", record.template.style):
         raise TunescopeError(
@@ -91,7 +93,7 @@ def evaluate_entry(
             f"{entry} was made with the template {record.template.pattern!r}; measuring it under another would not "
             "measure what it serves. Leave --template out."
         )
-    rows = to_rows(table, pattern, skip_bad=left)
+    rows = to_rows(table, pattern, skip_bad=left, on_note=output.note)
     labels = record.labels if record else label_set(rows)
     if generate_rows == 0 and not labels:
         raise TunescopeError("--generate-rows 0 leaves nothing to score: the answers are free texts. Give at least 1.")

@@ -45,7 +45,7 @@ def evaluate_pairs(
             f"{entry} was trained for {record.objective or 'nothing'}, not on pairs, so it has no rewards to measure "
             f"on {table.path}. Give rows with prompt and completion."
         )
-    pairs = objective.rows(table, None, skip_bad)
+    pairs = objective.rows(table, None, skip_bad, output.note)
     if record.data and rows_hash(pairs) == record.data.sha256:
         output.note("These are the pairs it was trained on: the scores say nothing about new pairs.")
     with output.progress.status("measuring"):
@@ -72,7 +72,7 @@ def score_texts(
     output: Output,
 ) -> None:
     """What a reward model finds texts worth: a line a row, in order."""
-    rows = to_rows(table, skip_bad=skip_bad)[:max_rows]
+    rows = to_rows(table, skip_bad=skip_bad, on_note=output.note)[:max_rows]
     customized = bank.load(entry, base)
     with output.progress.status("scoring"):
         rewards = reward_scores(

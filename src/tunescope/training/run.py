@@ -115,7 +115,7 @@ def train(
     learns = method.trains != "nothing"
     if not learns and not isinstance(objective, SFT):
         raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
-    rows, pattern, name, unread = _rows(objective, data, pattern, skip_bad, name)
+    rows, pattern, name, notes = _rows(objective, data, pattern, skip_bad, name)
     labels = tuple(labels) if labels is not None else objective.labels(rows)
     template = default_template(base.tokenizer, pattern=pattern, style=style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
@@ -141,7 +141,7 @@ def train(
     )
     if not learns:
         path = bank.save(customized, Path(out), record) if out is not None else None
-        return Trained(customized, record, TrainResult(), path, unread)
+        return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
         started = time.perf_counter()
         examples = objective.prepare(customized, examples)
@@ -162,7 +162,7 @@ def train(
         if out is not None:
             metrics = (work / METRICS).read_text(encoding="utf-8")
             path = bank.save(customized, Path(out), record, extra={METRICS: metrics})
-    return Trained(customized, record, result, path, [*unread, *objective.notes(rows), *encoder.notes()])
+    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes()])
 
 
 def work_folder(out: Path) -> Path:
@@ -177,11 +177,11 @@ def _rows(
     skip_bad: int,
     name: str | None,
 ) -> tuple[list[Any], str | None, str, list[str]]:
-    """The rows, the pattern that made them, the data's name, and what is said of columns that nothing reads."""
+    """The rows, the pattern that made them, the data's name, and what is said of how it was read."""
     if isinstance(data, Table):
         chosen = pattern or data.default_template
-        unread = data.unread(objective.columns(data)) if chosen is None else []
-        return objective.rows(data, chosen, skip_bad), chosen, name or data.name, unread
+        notes: list[str] = []
+        return objective.rows(data, chosen, skip_bad, notes.append), chosen, name or data.name, notes
     return list(data), pattern, name or "in memory", []
 
 
