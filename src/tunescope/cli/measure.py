@@ -16,7 +16,7 @@ from tunescope.data.rows import label_set, to_rows
 from tunescope.data.splitting import split as split_rows
 from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
-from tunescope.evaluation import default_probes, evaluate, user_probes
+from tunescope.evaluation import PER_ROW, default_probes, evaluate, user_probes
 from tunescope.methods import Customization, Customized, ZeroShot
 from tunescope.training.run import rows_hash
 
@@ -113,7 +113,7 @@ def evaluate_entry(
             max_length=max_length,
             on_stage=lambda stage: status.update(f"measuring: {stage}"),
         )
-    card.pop("per_row")
+    card = {key: value for key, value in card.items() if key not in PER_ROW}
     if entry is not None:
         card["artifact_mb"] = bank.size_mb(entry)
         bank.write_card(entry, card)
@@ -121,7 +121,9 @@ def evaluate_entry(
         output.note(note)
     shown = {k: v for k, v in card.items() if k not in ("probes", "notes")}
     for name, found in (card.get("probes") or {}).items():
-        shown[name] = f"{found['accuracy']:.3f} (base {found['base_accuracy']:.3f}, {found['rows']} questions)"
+        interval = f"[{found['accuracy_low']:.3f}, {found['accuracy_high']:.3f}]"
+        of_base = f"base {found['base_accuracy']:.3f}, {found['rows']} questions"
+        shown[name] = f"{found['accuracy']:.3f} {interval} ({of_base})"
     output.result(card, lambda console: print_facts(console, shown))
 
 

@@ -11,7 +11,14 @@ from tunescope import memory
 from tunescope.data.rows import Row
 from tunescope.data.template import Encoder, Template
 from tunescope.errors import DataError
-from tunescope.evaluation.statistics import Difference, Interval, bootstrap_interval, paired_difference, wilson_interval
+from tunescope.evaluation.statistics import (
+    Difference,
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+    wilson_interval,
+    without_width,
+)
 from tunescope.inference import Item, score
 from tunescope.judging import Judge, Judged, Samples, Unjudged, judged_samples
 from tunescope.methods import Customization, Customized, ZeroShot
@@ -81,7 +88,8 @@ def evaluate_judged(
         card |= {first: float(mean), f"{name}_low": interval.low, f"{name}_high": interval.high}
     lengths = {"tokens": tokens, "base_tokens": _mean_tokens(base)}
     card |= {"kl_per_token": card["kl"] / tokens, **lengths, "peak_memory_mb": round(memory.peak_mb(), 1)}
-    return card | {"notes": [*failed.notes(), *_tempered(sampling)]}
+    notes = without_width({name: interval for name, (_, interval) in intervals.items()})
+    return card | {"notes": [*failed.notes(), *notes, *_tempered(sampling)]}
 
 
 def win_rate(scores: np.ndarray, others: np.ndarray) -> float:

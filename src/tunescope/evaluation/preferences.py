@@ -13,7 +13,7 @@ from tunescope import memory, storage
 from tunescope.data.pairs import Pair
 from tunescope.data.template import Encoder
 from tunescope.errors import DataError
-from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval
+from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval, without_width
 from tunescope.methods import Customized
 from tunescope.objectives import PreferenceObjective
 
@@ -85,7 +85,7 @@ def evaluate_preferences(
         "reliability": bins,
         "trainable_parameters": customized.trainable_parameters,
         "peak_memory_mb": round(memory.peak_mb(), 1),
-        "notes": [*objective.notes(pairs), *encoder.notes()],
+        "notes": [*objective.notes(pairs), *encoder.notes(), *without_width({"margin": margin})],
     }
 
 

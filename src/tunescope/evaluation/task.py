@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tunescope.data.identity import row_keys
 from tunescope.data.rows import Row
 from tunescope.data.template import Encoder
 from tunescope.errors import DataError
@@ -28,6 +29,7 @@ class TaskScores:
         chrf: sacrebleu's chrF (0-100) of the generated texts; None with labels.
         generated_rows: how many rows exact_match and chrf are over.
         per_row: for each row, 1 or 0 for a right or wrong label, or the sentence's chrF: what intervals need.
+        row_keys: which row each of ``per_row`` is of, by ``data.identity``: what differences are paired by.
         extra_prompt_tokens: mean number of prompt tokens that the customization adds to a row's own.
         notes: rows cut or dropped.
     """
@@ -40,6 +42,7 @@ class TaskScores:
     chrf: float | None
     generated_rows: int
     per_row: list[float]
+    row_keys: list[str]
     extra_prompt_tokens: float
     notes: list[str]
 
@@ -74,13 +77,16 @@ def measure_task(
     limit = _label_limit(customized, rows, labels) if labels else max_new_tokens
     room = base.context_length - limit
     encoder = Encoder(base.tokenizer, customized.template, room, max_length)
-    encoded = encoder.encode_all(rows)
-    if not encoded:
+    fitting = [
+        (row, key, fitted)
+        for row, key in zip(rows, row_keys(rows), strict=True)
+        if (fitted := encoder.encode(row)) is not None
+    ]
+    if not fitting:
         raise DataError(
             "No row fits: every one was dropped. Shorten the rows, raise --max-length or lower --max-new-tokens."
         )
-    dropped = set(encoder.dropped_rows)
-    kept = [row for row in rows if row.number not in dropped]
+    kept, keys, encoded = zip(*fitting, strict=True)
     candidates = [_candidates(encoder, row, labels) for row in kept]
     items = [Item(e.prompt, c) for e, c in zip(encoded, candidates, strict=True)]
     scored = score(customized, items, on_item=on_row)
@@ -102,6 +108,7 @@ def measure_task(
         chrf=None if labels or not texts else _chrf(written, texts),
         generated_rows=len(texts),
         per_row=right if labels else [_sentence_chrf(a, b) for a, b in zip(written, texts, strict=True)],
+        row_keys=list(keys if labels else keys[: len(texts)]),
         extra_prompt_tokens=sum(e.extra for e in encoded) / len(encoded),
         notes=encoder.notes(),
     )
