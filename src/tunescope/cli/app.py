@@ -283,7 +283,7 @@ def _bank_app() -> typer.Typer:
         entries: Annotated[list[Path], typer.Argument(metavar="BANK/NAME...", help="LoRA entries of one base.")],
         out: Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")],
         weights: Annotated[
-            str | None, typer.Option(help="A weight for each, 0.7,0.3; equal shares by default.")
+            str | None, typer.Option(help="A weight for each, 0.7,0.3; equal ones that sum to 1 by default.")
         ] = None,
         how: Annotated[str, typer.Option(help="linear (exact), ties or dare.")] = "linear",
         density: Annotated[float, typer.Option(help="Share of the entries that ties and dare keep.")] = 0.5,
