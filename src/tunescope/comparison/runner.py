@@ -22,7 +22,7 @@ from pydantic import Field
 import tunescope
 from tunescope import bank, storage
 from tunescope.base import Base
-from tunescope.base.device import dtype_name, processor_name
+from tunescope.base.device import device_name, dtype_name
 from tunescope.comparison.advice import advise
 from tunescope.comparison.budget import affordable_steps
 from tunescope.comparison.report import write_report
@@ -188,7 +188,7 @@ def compare(
             notes=[*notes, *work.notes],
         ),
         machine=MachineInfo(
-            processor=processor_name(),
+            processor=device_name(base.device),
             cores=os.cpu_count() or 1,
             torch=torch.__version__,
             dtype=dtype_name(base.dtype),

@@ -51,7 +51,7 @@ def evaluate(
         intervals too. ``per_row`` are the scores of the rows that ``row_keys`` names, for paired comparisons. Peak
         memory is of this evaluation, in 1e6 bytes.
     """
-    memory.reset_peak()
+    memory.reset_peak(customized.base.device)
     on_stage("task")
     task = measure_task(
         customized,
@@ -94,7 +94,7 @@ def evaluate(
         on_stage("forgetting")
         card |= _forgetting(customized, probes)
     per_row = {"per_row": task.per_row, "row_keys": task.row_keys}
-    return card | {"peak_memory_mb": round(memory.peak_mb(), 1), **per_row, "notes": task.notes}
+    return card | {"peak_memory_mb": round(memory.peak_mb(customized.base.device), 1), **per_row, "notes": task.notes}
 
 
 def _forgetting(customized: Customized, probes: Probes) -> Card:

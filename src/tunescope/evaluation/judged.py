@@ -59,7 +59,7 @@ def evaluate_judged(
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
     """
-    memory.reset_peak()
+    memory.reset_peak(customized.base.device)
     reference = _reference(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
@@ -87,7 +87,11 @@ def evaluate_judged(
         first = "base_score" if name == "base" else name
         card |= {first: float(mean), f"{name}_low": interval.low, f"{name}_high": interval.high}
     lengths = {"tokens": tokens, "base_tokens": _mean_tokens(base)}
-    card |= {"kl_per_token": card["kl"] / tokens, **lengths, "peak_memory_mb": round(memory.peak_mb(), 1)}
+    card |= {
+        "kl_per_token": card["kl"] / tokens,
+        **lengths,
+        "peak_memory_mb": round(memory.peak_mb(customized.base.device), 1),
+    }
     notes = without_width({name: interval for name, (_, interval) in intervals.items()})
     return card | {"notes": [*failed.notes(), *notes, *_tempered(sampling)]}
 

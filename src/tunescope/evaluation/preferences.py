@@ -50,8 +50,8 @@ def evaluate_preferences(
     Raises:
         DataError: no pair fits.
     """
-    memory.reset_peak()
     base = customized.base
+    memory.reset_peak(base.device)
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
     examples = [encoded for pair in pairs if (encoded := encoder.encode_pair(pair)) is not None]
     if not examples:
@@ -84,7 +84,7 @@ def evaluate_preferences(
         "calibration_error": error,
         "reliability": bins,
         "trainable_parameters": customized.trainable_parameters,
-        "peak_memory_mb": round(memory.peak_mb(), 1),
+        "peak_memory_mb": round(memory.peak_mb(base.device), 1),
         "notes": [*objective.notes(pairs), *encoder.notes(), *without_width({"margin": margin})],
     }
 

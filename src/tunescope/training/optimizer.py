@@ -76,6 +76,11 @@ class Optimizer:
             fused=True,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(iter(self.parameters.values())).device
+
     def gradient_norm(self, most: float) -> float:
         """Collect the gradients for ``step``, scaled down to the length ``most``; returns their length before that."""
         for parameter, master in self._pairs():
