@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 
 from tunescope import memory
-from tunescope.base import Base, device
+from tunescope.base import Base, device, load_base, loading
+from tunescope.base.attention import NAME
 from tunescope.base.device import available_devices, random_states, resolve_device, resolve_dtype, set_random_states
 from tunescope.errors import TunescopeError
 from tunescope.training.loop import _checksum
@@ -140,3 +142,18 @@ def test_a_comparison_names_the_device_it_ran_on(machine: Any, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: f"Fake {where}")
     assert device.device_name(SECOND) == "Fake cuda:1"
     assert not device.device_name(tiny_base().device).startswith("Fake")
+
+
+@pytest.mark.parametrize(
+    ("arch", "where", "kind"),
+    [("llama", "meta", "sdpa"), ("gemma2", "meta", "eager"), ("llama", "cpu", NAME), ("gemma2", "cpu", NAME)],
+)
+def test_the_attention_is_one_that_the_device_and_the_architecture_have(
+    arch: str, where: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model(arch).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "resolve_device", torch.device)  # meta stands for an accelerator
+    base = load_base(tmp_path, dtype="float32", device=where)
+    assert base.device.type == where
+    assert base.model.config._attn_implementation == kind

@@ -227,7 +227,8 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     logging.disable_progress_bar()
     target = resolve_device(device)
     source = sources.resolve(str(name))
-    kind = attention.register() if target.type == "cpu" else "sdpa"
+    # Off the CPU the best that transformers has for the architecture: sdpa, or eager where that cannot do (Gemma 2).
+    kind = attention.register() if target.type == "cpu" else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
         model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", attn_implementation=kind)
