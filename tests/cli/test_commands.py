@@ -251,7 +251,7 @@ def test_eval_the_base_on_questions(place: Place, cli: Cli) -> None:
         "--max-rows", 4, "--generate-rows", 1,
     )  # fmt: skip
     assert ended.code == 0
-    assert "0.500 (base 0.500, 4 questions)" in ended.out
+    assert "0.500 [0.150, 0.850] (base 0.500, 4 questions)" in ended.out
 
 
 def test_eval_texts(place: Place, cli: Cli) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from tunescope.base import attention, head, sources
-from tunescope.base.device import default_device, dtype_name, resolve_dtype
+from tunescope.base.device import dtype_name, resolve_device, resolve_dtype
 from tunescope.base.fingerprint import Fingerprint, fingerprint
 from tunescope.base.sites import Sites
 from tunescope.errors import BaseModelError
@@ -43,7 +43,8 @@ class Base:
         device: torch.device | None = None,
     ) -> None:
         self.fingerprint: Fingerprint = fingerprint(model, tokenizer, folder)
-        self.model = in_dtype(model.to(device or model.device), dtype or model.dtype).eval().requires_grad_(False)
+        # The precision first: a device may not know the one the weights are stored in (float64 on MPS).
+        self.model = in_dtype(model, dtype or model.dtype).to(device or model.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.folder = folder
@@ -162,13 +163,17 @@ class Base:
 
         Args:
             input_ids: [batch, length].
-            attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns.
+            attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns. None for rows padded on
+                the right alone: no real token sees what follows it, and without a mask a GPU can run flash attention.
+                What is returned for padding then means nothing.
             position_ids: [batch, length]; by default counted from the first real token.
 
         Returns:
             [batch, length, hidden].
         """
-        if position_ids is None:
+        if attention_mask is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        elif position_ids is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         layers = self.model.base_model
         return layers(
@@ -208,9 +213,10 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     Args:
         name: what ``tunescope pull`` takes; a ``Base`` is returned as it is.
         dtype: precision to compute in; ``auto`` takes what the device is fast at.
-        device: ``cpu``, ``cuda`` …; by default the accelerator if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; by default the accelerator if there is one.
 
     Raises:
+        TunescopeError: a device that this machine has not, with those it has.
         BaseModelError: not found, broken, or not a causal language model.
     """
     if isinstance(name, Base):
@@ -219,9 +225,10 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    target = resolve_device(device)
     source = sources.resolve(str(name))
-    target = torch.device(device) if device is not None else default_device()
-    kind = attention.register() if target.type == "cpu" else "sdpa"
+    # Off the CPU the best that transformers has for the architecture: sdpa, or eager where that cannot do (Gemma 2).
+    kind = attention.register() if target.type == "cpu" else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
         model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", attn_implementation=kind)

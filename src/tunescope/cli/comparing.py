@@ -40,6 +40,7 @@ def compare_command() -> Callable[..., None]:
         template: options.Template = None,
         style: options.Style = "auto",
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         probe: Annotated[
             Path | None, typer.Option("--probe", help="Your own probe of forgetting: text, or question/choices/answer.")
         ] = None,
@@ -60,7 +61,7 @@ def compare_command() -> Callable[..., None]:
         rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped), on_note=output.note)
         test_rows = _test_rows(data, test, split, pattern, skip_bad, output)
         probes = user_probes(probe) if probe is not None else default_probes(everything=all_probes)
-        loaded = load_base(base, dtype=options.dtype(dtype))
+        loaded = load_base(base, dtype=options.dtype(dtype), device=device)
         default_template(loaded.tokenizer, pattern=pattern, style=style)  # a style that no method could take stops here
         progress = ComparisonProgress(output.progress)
         try:

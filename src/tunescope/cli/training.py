@@ -48,6 +48,7 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         style: options.Style = "auto",
         skip_bad: options.SkipBad = 0,
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         restart: options.Restart = False,
         overwrite: Overwrite = False,
         as_json: options.AsJson = False,
@@ -59,7 +60,7 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         table = read(data, split=split, skip_bad=skip_bad)
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
-                load_base(base, dtype=options.dtype(dtype)),
+                load_base(base, dtype=options.dtype(dtype), device=device),
                 method,
                 goal,
                 table,

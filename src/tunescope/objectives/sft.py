@@ -43,5 +43,5 @@ class SFT(Objective):
     def compute_loss(self, customized: Customized, batch: TextBatch) -> Loss:
         """Cross-entropy of the trained tokens in nats; the vocabulary head computes their positions only."""
         base = customized.base
-        hidden = base.hidden(batch.input_ids, batch.attention_mask)
+        hidden = base.hidden(batch.input_ids, None)  # a batch is padded on the right
         return Loss(-base.logprobs(hidden[batch.keep], batch.targets).sum())
