@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from tunescope.base import attention, head, sources
+from tunescope.base import alibi, attention, head, sources
 from tunescope.base.device import default_device, dtype_name, resolve_dtype
 from tunescope.base.fingerprint import Fingerprint, fingerprint
 from tunescope.base.sites import Sites
@@ -101,16 +101,26 @@ class Base:
 
     def masks(self, branch: torch.Tensor, position: torch.Tensor, past: int = 0) -> Any:
         """The ``attention_mask`` argument for texts of a shared trunk and branches; see ``attention.branch_mask``."""
-        return self._by_kind(lambda window: attention.branch_mask(branch, position, past, window))
+        before = torch.arange(past, device=position.device).expand(len(position), past)
+        keys = torch.cat([before, position], dim=1)
+        return self._by_kind(lambda window: attention.branch_mask(branch, position, past, window), keys)
 
     def place_masks(self, place: torch.Tensor, seen: int) -> Any:
         """The ``attention_mask`` argument for tokens at places of slots; see ``attention.place_mask``."""
-        return self._by_kind(lambda window: attention.place_mask(place, seen, window))
+        keys = torch.arange(seen, device=place.device).expand(len(place), seen)
+        return self._by_kind(lambda window: attention.place_mask(place, seen, window), keys)
 
-    def _by_kind(self, make: Callable[[int | None], torch.Tensor]) -> Any:
-        """A mask for each kind of attention layer; the mask itself where there is one kind."""
+    def _by_kind(self, make: Callable[[int | None], torch.Tensor], keys: torch.Tensor) -> Any:
+        """A mask for each kind of attention layer, over keys at positions ``keys``; the mask itself for one kind."""
         made = {kind: attention.additive(make(window), self.dtype) for kind, window in self.windows.items()}
+        if self._has_biases:
+            for mask in made.values():
+                alibi.remember(mask, keys)
         return made if len(made) > 1 else next(iter(made.values()))
+
+    @cached_property
+    def _has_biases(self) -> bool:
+        return alibi.prepare(self.model)
 
     def forward(
         self,
@@ -215,15 +225,15 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     """
     if isinstance(name, Base):
         return name
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     source = sources.resolve(str(name))
     target = torch.device(device) if device is not None else default_device()
-    kind = attention.register() if target.type == "cpu" else "sdpa"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        kind = attention.kind_for(AutoConfig.from_pretrained(source.folder), target)
         model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", attn_implementation=kind)
     except ImportError:
         raise
