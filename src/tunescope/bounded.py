@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,3 +48,14 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: float = 10.0) -
         last = (ended.stderr.strip().splitlines() or [f"it was ended by the system ({ended.returncode})"])[-1]
         raise TooMuch(f"failed: {last}")
     return json.loads(ended.stdout)
+
+
+def matches(patterns: list[str], texts: list[str], whole: bool) -> list[dict[str, str]]:
+    """For each regular expression: the texts that it matches from their first letter on (to their last one where
+    ``whole``), with what its last group holds.
+    """
+    found = []
+    for pattern in map(re.compile, patterns):
+        tried = {text: pattern.fullmatch(text) if whole else pattern.match(text) for text in texts}
+        found.append({text: match[pattern.groups] or "" for text, match in tried.items() if match})
+    return found

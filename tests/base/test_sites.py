@@ -63,7 +63,9 @@ def test_weights_are_written_where_they_are_read(arch: str) -> None:
         assert torch.equal(sites[key].weight, torch.zeros_like(weight) if key == "1.k" else weight)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt_neox", "gemma2", "mixtral", "falcon", "falcon_grouped", "bloom", "starcoder2", "olmo2"])
+@pytest.mark.parametrize(
+    "arch", ["llama", "gpt_neox", "gemma2", "mixtral", "falcon", "falcon_grouped", "bloom", "starcoder2", "olmo2"]
+)
 def test_blocks_are_what_is_added_to_the_residual_stream(arch: str) -> None:
     """With every block's output at zero the model sees the embeddings alone."""
     base = tiny_base(arch)

@@ -57,4 +57,5 @@ def _with_positions(build: Callable[..., torch.Tensor]) -> Callable[..., torch.T
         # The biases of positions 0, 1, 2 ... as the model computes them, and of those the ones that are wanted.
         whole = build(positions.new_ones(1, int(positions.max()) + 1), num_heads, dtype)[:, 0]
         return whole[:, positions].transpose(0, 1).reshape(-1, 1, positions.shape[1])
+
     return built

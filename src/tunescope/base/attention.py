@@ -178,20 +178,16 @@ def _store(target: torch.Tensor, folded: torch.Tensor) -> None:
     target.copy_(folded.view(target.shape))
 
 
-def kind_for(config: Any, device: torch.device) -> str | None:
-    """The ``attn_implementation`` to load a model with: ours on a CPU, where the architecture can take one that is not
-    its own; else None, for the best that transformers has for it (sdpa, or eager).
+def kind_for(config: Any, device: torch.device) -> str:
+    """The ``attn_implementation`` to load a model with: on a CPU ours, where the architecture can take one that is not
+    its own (Falcon, Bloom and StableLM cannot); else transformers' sdpa where the architecture has it, or eager.
     """
-    if device.type != "cpu" or not _takes_others(config):
-        return None
-    AttentionInterface.register(NAME, grouped_attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
-    return NAME
-
-
-def _takes_others(config: Any) -> bool:
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return kind is not None and kind._supports_attention_backend
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if device.type == "cpu" and getattr(model, "_supports_attention_backend", False):
+        AttentionInterface.register(NAME, grouped_attention)
+        AttentionMaskInterface.register(NAME, eager_mask)
+        return NAME
+    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 def branch_mask(branch: torch.Tensor, position: torch.Tensor, past: int, window: int | None = None) -> torch.Tensor:

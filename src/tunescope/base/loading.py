@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,8 @@ from tunescope.errors import BaseModelError
 Dtype = Literal["auto", "float32", "bfloat16"]
 # The context of a model whose configuration names none.
 UNLIMITED = 1_000_000
+_OF_IMAGES = ("image_token", "boi_token", "eoi_token")
+_log = logging.getLogger(__name__)
 
 
 class Base:
@@ -30,6 +34,9 @@ class Base:
         name: what the user called it.
         folder: where it was loaded from, or None for a model made in memory.
         fingerprint: of the weights as stored, so it does not depend on the precision they compute in.
+
+    Raises:
+        BaseModelError: the tokenizer has more tokens than the model has embeddings.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Base:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
+        _check_tokens(tokenizer, model.get_input_embeddings().num_embeddings)
         self.fingerprint: Fingerprint = fingerprint(model, tokenizer, folder)
         self.model = in_dtype(model.to(device or model.device), dtype or model.dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -221,28 +229,37 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
         device: ``cpu``, ``cuda`` …; by default the accelerator if there is one.
 
     Raises:
-        BaseModelError: not found, broken, or not a causal language model.
+        BaseModelError: not found, broken, not a causal language model, one that needs code which came with it, or with
+            more tokens than embeddings.
     """
     if isinstance(name, Base):
         return name
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     source = sources.resolve(str(name))
     target = torch.device(device) if device is not None else default_device()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
-        kind = attention.kind_for(AutoConfig.from_pretrained(source.folder), target)
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", attn_implementation=kind)
-    except ImportError:
-        raise
-    except Exception as error:  # transformers raises many kinds for broken folders
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"{source.folder} could not be loaded as a causal language model: {reason}. If its files are damaged, "
-            f"delete that folder and run: tunescope pull {name}"
-        ) from error
+    with _in_words(source, "could not be loaded as a causal language model"):
+        config, tokenizer = _config_and_tokenizer(source.folder)
+        # In the configuration itself: what its file names there comes before an argument, and may be fetched and run.
+        config._attn_implementation, config._experts_implementation = attention.kind_for(config, target), None
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        for key, stored, wanted in sorted(found["mismatched_keys"])[:1]:
+            raise ValueError(f"its {key} is {tuple(stored)}, and its config.json asks for {tuple(wanted)}")
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more tensors of its config.json")
+    kind = config._attn_implementation
+    if target.type == "cpu" and kind != attention.NAME:
+        _log.info("%s has an attention of its own, so transformers' (%s) is used.", source.name, kind)
     return Base(
         model,
         tokenizer,
@@ -254,17 +271,69 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
 
 
 def load_tokenizer(name: str | Path) -> tuple[Any, int]:
-    """The tokenizer of a base and the most tokens a text may have, without its weights."""
+    """The tokenizer of a base and the most tokens a text may have, without its weights.
+
+    Raises:
+        BaseModelError: not found or broken.
+    """
+    source = sources.resolve(str(name))
+    with _in_words(source, "holds no tokenizer that can be loaded"):
+        config, tokenizer = _config_and_tokenizer(source.folder)
+        text = config.get_text_config()
+        _check_tokens(tokenizer, text.vocab_size)
+        return tokenizer, getattr(text, "max_position_embeddings", 0) or UNLIMITED
+
+
+def _config_and_tokenizer(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = sources.resolve(str(name)).folder
+    # Left unsaid, transformers asks on the terminal whether to run what came with the model.
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    layers, tensors = getattr(config.get_text_config(), "num_hidden_layers", 0), sources.tensor_count(folder)
+    if layers > tensors:
+        raise BaseModelError(
+            f"{folder / 'config.json'} names {layers} layers, but the weights are {tensors} tensors. Take the "
+            "config.json that belongs to these weights."
+        )
+    return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def _in_words(source: sources.Source, what: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a folder that it cannot load into one message with a remedy."""
     try:
-        config = AutoConfig.from_pretrained(folder).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises many kinds for broken folders
+        yield
+    except (ImportError, BaseModelError):
+        raise
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BaseModelError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error
-    return tokenizer, getattr(config, "max_position_embeddings", 0) or UNLIMITED
+        if "trust_remote_code" in str(error):
+            raise BaseModelError(
+                f"{source.folder} needs code that came with the model, and such code is never run. Take a model whose "
+                "architecture and tokenizer transformers has itself."
+            ) from error
+        raise BaseModelError(f"{source.folder} {what}: {reason.rstrip('.!')}. {sources.remedy(source)}") from error
+
+
+def _check_tokens(tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer that gives ids which an embedding of so many rows has nothing for.
+
+    Raises:
+        BaseModelError: naming the numbers and some of the tokens.
+    """
+    if len(tokenizer) <= rows:
+        return
+    # Gemma 3 1B has the token for images of its larger sisters, which stands in no text.
+    pictures = {str(token) for name, token in tokenizer.special_tokens_map.items() if name in _OF_IMAGES}
+    beyond = sorted(
+        token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in pictures
+    )
+    if beyond:
+        raise BaseModelError(
+            f"The tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows: nothing stands for "
+            f"{', '.join(beyond[:3])}{' …' if len(beyond) > 3 else ''}. Save the model again after "
+            "model.resize_token_embeddings(len(tokenizer)), or take the tokenizer that the model came with."
+        )
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
