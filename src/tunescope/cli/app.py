@@ -280,12 +280,17 @@ def _bank_app() -> typer.Typer:
         base: options.BaseName,
         out: Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")],
         device: options.Device = None,
+        template: options.Template = None,
+        style: options.Style = "auto",
         as_json: options.AsJson = False,
     ) -> None:
-        """Make an entry of a folder that PEFT wrote (LoRA, IA3, prompt tuning, p-tuning)."""
+        """Make an entry of a folder that PEFT wrote (LoRA, IA3, prompt tuning, p-tuning).
+
+        PEFT records no template: say with --style and --template what the adapter was trained under.
+        """
         from tunescope.cli.banking import import_entry
 
-        import_entry(folder, base, out, device, Output(as_json))
+        import_entry(folder, base, out, template, style, device, Output(as_json))
 
     @app.command()
     def merge(

@@ -109,16 +109,21 @@ def export_entry(entry: Path, to: str, out: Path, base: str | None, device: str 
     output.result(values, lambda console: print_facts(console, values))
 
 
-def import_entry(folder: Path, base: str, out: Path, device: str | None, output: Output) -> None:
+def import_entry(
+    folder: Path, base: str, out: Path, template: str | None, style: str, device: str | None, output: Output
+) -> None:
     """Make an entry of a folder that PEFT wrote."""
     refuse_existing(out, overwrite=False)
     loaded = load_base(base, device=device)
-    customized = bank.import_peft(folder, loaded)
+    customized = bank.import_peft(folder, loaded, pattern=template, style=style)
     _save(customized, out, {"imported_from": str(folder)})
     values = {
         "path": str(out),
         "method": customized.method.name,
         "trainable_parameters": customized.trainable_parameters,
+        "style": customized.template.style,
+        "style_by_default": style == "auto",
+        "template": template,
     }
     output.result(values, lambda console: print_facts(console, values))
 
