@@ -13,8 +13,9 @@ from torch import nn
 
 from tunescope.base import Base, attention
 from tunescope.base.attention import additive, grouped_attention
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.methods import LoRA, customize
 from tunescope.objectives import SFT
 

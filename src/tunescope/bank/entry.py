@@ -145,6 +145,13 @@ def _check_tensors(files: list[Path], record: Record) -> None:
         )
 
 
+def _check_finite(base: Base, path: Path) -> None:
+    """Refuse weights of full fine-tuning that are not finite."""
+    for name, parameter in base.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise BankError(f"{path}: tensor {name} holds values that are not finite. Train it again.")
+
+
 def size_mb(folder: Path) -> float:
     """Bytes of the entry's weights in 1e6: what a user would have to store and move."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.name != CHECK) / 1e6

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tunescope.base import Base
+from tunescope.base import Base, alibi
 from tunescope.inference.llama import LlamaRunner
 from tunescope.inference.row_effects import Compiled, Plan, Stack
-from tunescope.inference.runners import HookedRunner, Pass
-from tunescope.inference.slots import Access, Slots
+from tunescope.inference.runners import HookedRunner, Pass, Runner
+from tunescope.inference.slots import Part, Slots
 
 
 class Passes:
@@ -20,17 +20,18 @@ class Passes:
 
     Args:
         base: frozen.
-        rows: how many slots there are, and the most rows of a pass.
+        rows: the most rows of a pass.
 
     Attributes:
+        rows: the most rows of a pass.
         slots: the key-value memory.
         positions: positions computed so far, padding counted: what a test can count where a clock cannot be trusted.
         count: passes so far.
     """
 
     def __init__(self, base: Base, rows: int) -> None:
-        self.base = base
-        self.slots = Slots(rows, base.model.config.get_text_config().num_hidden_layers)
+        self.base, self.rows = base, rows
+        self.slots = Slots(base.model.config.get_text_config().num_hidden_layers)
         self.positions = self.count = 0
         self._hooked = HookedRunner(base)
         self._llama = LlamaRunner(base) if LlamaRunner.applies(base) else None
@@ -50,25 +51,50 @@ class Passes:
     ) -> torch.Tensor:
         """Logits [kept positions, vocabulary] of new tokens, whose keys and values go into the slots.
 
+        The tensors are on the CPU: nothing then waits for an accelerator in order to learn a length.
+
         Args:
             effects: each row's customization; None is the base.
-            slots: each row's slot.
+            slots: each row's slot, any number; a new one is opened.
             ids: [rows, length]; negative ids are virtual tokens of the row's customization.
             positions: [rows, length], for the position embedding.
-            places: [rows, length] where the tokens stand in their slots; room is made for them.
+            places: [rows, length] where the tokens stand in their slots, -1 for padding; room is made for them.
             keep: [rows, length] boolean, the positions whose logits are wanted.
             mask: as ``Base.masks`` makes; by default each token sees its own place and those before it.
         """
         self.positions += ids.numel()
         self.count += 1
-        seen = int(places.max()) + 1
-        self.slots.reserve(max(slots) + 1, seen)
-        if mask is None:
-            seen = self.slots.worth_reading(seen)
-            mask = self.base.place_masks(places, seen)
+        self.slots.arrange(slots, (places.amax(1) + 1).tolist())
+        order, back = sorted(range(len(slots)), key=lambda row: self.slots.order(slots[row])), None
+        if order != list(range(len(slots))):
+            number = keep.flatten().cumsum(0).view_as(keep)  # of each kept position, in the order that was asked for
+            back = number[order][keep[order]].argsort()
+            effects, slots = [effects[row] for row in order], [slots[row] for row in order]
+            ids, positions, places, keep = (each[order] for each in (ids, positions, places, keep))
+            mask = _of_rows(mask, order)
         plan = self._plan_for(effects)
-        runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked
-        return runner.logits(Pass(ids, positions, mask, Access(self.slots, slots, places, seen), plan, keep))
+        runner: Runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked
+        access = self.slots.access(slots, places, self.base.device)
+        for part in access.parts:
+            self._see(part, mask, runner)
+        found = runner.logits(Pass(ids, positions, access, plan, keep))
+        return found if back is None else found[back.to(found.device)]
+
+    def _see(self, part: Part, mask: Any, runner: Runner) -> None:
+        """Set what the rows of a part may see: by the mask of all rows, or their own place and those before it."""
+        if mask is not None:
+            part.mask = _of_rows(mask, part.rows, self.base.device)
+            part.seen = int(part.places.max()) + 1
+        elif runner.causal and self._is_causal(part.places):
+            part.seen = part.places.shape[1]
+        else:
+            part.mask = self.base.place_masks(part.places.clamp(min=0).to(self.base.device), part.seen)
+
+    def _is_causal(self, places: torch.Tensor) -> bool:
+        """Whether rows begin with their first token and see all before it: padding behind a row needs no mask."""
+        length = places.shape[1]
+        wide = all(window is None or window >= length for window in self.base.windows.values())
+        return wide and length > 1 and bool((places[:, 0] == 0).all())
 
     def forget(self, effects: Compiled) -> None:
         """Keep no customization that is no longer served longer than its rows need it."""
@@ -85,10 +111,17 @@ class Passes:
                 self._recent.move_to_end(each)
         numbers = [self._stack.number(each) for each in effects]
         if None in numbers:
-            while len(self._recent) > self.slots.rows:
+            while len(self._recent) > self.rows:
                 self._recent.popitem(last=False)
             self._stack = Stack(list(self._recent), self.base)
             numbers = [self._stack.number(each) for each in effects]
         if self._plan.stack is not self._stack or self._plan.numbers != tuple(numbers):
             self._plan = Plan(self._stack, [number or 0 for number in numbers], self.base)
         return self._plan
+
+
+def _of_rows(mask: Any, rows: Any, device: torch.device | None = None) -> Any:
+    """A mask, or one for each kind of attention layer, of some rows of the batch."""
+    if isinstance(mask, dict):
+        return {kind: _of_rows(each, rows, device) for kind, each in mask.items()}
+    return None if mask is None else alibi.of_rows(mask, rows, device or mask.device)

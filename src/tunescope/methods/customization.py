@@ -55,7 +55,8 @@ class Customization(nn.Module):
         """Take these tensors.
 
         Raises:
-            BankError: naming tensors that are missing, unexpected or of another shape.
+            BankError: naming tensors that are missing, unexpected, of another shape, not of a floating-point dtype, or
+                holding values that are not finite in the precision they are kept in.
         """
         own = self.tensors()
         if missing := sorted(set(own) - set(tensors)):
@@ -67,6 +68,16 @@ class Customization(nn.Module):
                 raise BankError(
                     f"Tensor {name} has shape {tuple(tensors[name].shape)}, but this base and method need "
                     f"{tuple(tensor.shape)}."
+                )
+            if not tensors[name].is_floating_point():
+                raise BankError(
+                    f"Tensor {name} has dtype {str(tensors[name].dtype).removeprefix('torch.')}: only floating-point "
+                    "ones are taken."
+                )
+            if not bool(tensors[name].to(tensor.dtype).isfinite().all()):
+                raise BankError(
+                    f"Tensor {name} holds values that are not finite in {str(tensor.dtype).removeprefix('torch.')}: "
+                    "the training that made it went wrong, or it is damaged."
                 )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
