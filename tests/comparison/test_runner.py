@@ -125,7 +125,7 @@ def test_other_data_or_settings_in_the_folder_are_refused(tmp_path: Path) -> Non
         run(tmp_path / "run", methods="zero-shot", batch_size=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(TunescopeError, match="not empty"):
+    with pytest.raises(TunescopeError, match="exists and is no comparison"):
         run(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
