@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tests.tiny import tiny_base
 from tunescope import bank, storage
 from tunescope.comparison import CompareSettings, compare
 from tunescope.data.rows import Row
+from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
 from tunescope.evaluation.preferences import plot_reliability
 from tunescope.judging import Samples, make_pairs
@@ -42,16 +42,9 @@ def comparison(out: Path, **changes: bool) -> None:
 
 def pairs(out: Path, **changes: bool) -> None:
     base = tiny_base()
-    plain = Customized(base, Customization(ZeroShot(), storage_template(), {}), base)
-    make_pairs(
-        plain, ROWS[:2], Function("m:f", lambda prompt, text: len(text)), Samples(n=3, max_new_tokens=4), out, **changes
-    )
-
-
-def storage_template() -> object:
-    from tunescope.data.template import default_template
-
-    return default_template(tiny_base().tokenizer)
+    plain = Customized(base, Customization(ZeroShot(), default_template(base.tokenizer), {}), base)
+    judge = Function("m:f", lambda prompt, text: len(text))
+    make_pairs(plain, ROWS[:2], judge, Samples(n=3, max_new_tokens=4), out, **changes)
 
 
 def exports(out: Path) -> list[Callable[[], object]]:
@@ -107,7 +100,7 @@ def test_what_is_not_ours_stays_whatever_writes_there(tmp_path: Path, monkeypatc
 
 def test_an_entry_is_replaced_when_told_and_by_python_as_by_the_command(tmp_path: Path) -> None:
     prompting(tmp_path / "a")
-    with pytest.raises(TunescopeError, match="exists already.*--overwrite"):
+    with pytest.raises(TunescopeError, match=r"exists already.*--overwrite"):
         prompting(tmp_path / "a")
     prompting(tmp_path / "a", overwrite=True)
     with pytest.raises(TunescopeError, match="exists and is no comparison"):
@@ -207,7 +200,7 @@ def test_a_plot_replaces_itself_and_nothing_else(tmp_path: Path) -> None:
 def test_pairs_replace_their_own_files_when_told(tmp_path: Path) -> None:
     out = tmp_path / "p.jsonl"
     pairs(out)
-    with pytest.raises(TunescopeError, match="exists already.*--overwrite"):
+    with pytest.raises(TunescopeError, match=r"exists already.*--overwrite"):
         pairs(out)
     pairs(out, overwrite=True)
     for path in (out, samples_path(out)):
@@ -245,7 +238,7 @@ def test_unfinished_runs_of_ours_go_on_and_are_forgotten(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     out = tmp_path / "bank" / "sub" / ".." / "a"
-    os.makedirs(tmp_path / "bank" / "sub")
+    (tmp_path / "bank" / "sub").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_base(), LoRA(), data=ROWS, settings=SETTINGS, out=out, on_step=stop)
     assert work_folder(out) == tmp_path / "bank" / ".training" / "a" and work_folder(out).is_dir()

@@ -173,6 +173,7 @@ def compare(
             base, train_rows, test_rows, labels, pattern, style, probes, settings, out, name, watcher or Watcher(),
             _Clock(out), notes,
         )  # fmt: skip
+        _check_state(work, methods)
         return _compared(work, methods)
 
 
@@ -389,6 +390,19 @@ def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
     work.notes += [note for said in notes if (note := f"In {stage}: {said}") not in work.notes]
 
 
+def _check_state(work: _Work, methods: Sequence[Method]) -> None:
+    """Read once what is kept of an earlier call: damage stops the comparison, and is no failure of a method."""
+    _costs(work)
+    for method in methods:
+        _kept(work, method)
+        _kept_steps(work, method)
+
+
+def _kept_steps(work: _Work, method: Method) -> int | None:
+    path = work.out / _ROWS / f"{method.name}.steps"
+    return storage.read_state(path, int, _RESTART) if path.is_file() else None
+
+
 def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:
     """The loop's settings with the steps that the method's share of the budget pays for; None if it pays for none.
 
@@ -402,10 +416,8 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
     )
     if method.trains == "nothing":
         return common
-    kept = work.out / _ROWS / f"{method.name}.steps"
-    if kept.is_file():
-        steps = storage.read_state(kept, int, _RESTART)
-    else:
+    steps = _kept_steps(work, method)
+    if steps is None:
         work.watcher.stage("estimating")
         to_train = sum(other.trains != "nothing" for other in remaining)
         left = work.settings.budget_seconds - work.clock.seconds() - _cost(work) * len(remaining)
@@ -414,7 +426,7 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
         )
         if not steps:
             return None
-        storage.atomic_write(kept, str(steps))
+        storage.atomic_write(work.out / _ROWS / f"{method.name}.steps", str(steps))
     return common.model_copy(update={"max_steps": steps})
 
 
