@@ -350,7 +350,8 @@ def check_place(path: str | Path) -> Path:
         TunescopeError: with the reason.
     """
     final = resolved(path)
-    for place, name in ((Path(), "the folder you are in"), (Path("~").expanduser(), "your home folder")):
+    home = os.path.expanduser("~")  # noqa: PTH111 (pathlib's raises for a user without one)
+    for place, name in ((Path(), "the folder you are in"), (home, "your home folder")):
         if resolved(place).is_relative_to(final) or final == final.parent:
             what = "is" if resolved(place) == final else "holds"
             raise TunescopeError(f"{path} {what} {name}, so it is not touched. Name a file or folder of its own in it.")

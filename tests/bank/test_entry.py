@@ -142,6 +142,14 @@ def test_verify_passes_and_sees_other_logits(tmp_path: Path) -> None:
     assert trained.path == tmp_path / "a"
 
 
+def test_the_card_of_the_entry_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_base(), ZeroShot(), data=ROWS, out=tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    bank.write_card(Path(), {"score": 0.5})
+    assert bank.read_record(tmp_path / "a").card == {"score": 0.5}
+    assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
+
+
 def test_verify_covers_every_file_of_a_full_entry(tmp_path: Path) -> None:
     train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
     bank.write_card(tmp_path / "a", {"score": 0.5})

@@ -139,7 +139,7 @@ def read_record(folder: Path) -> Record:
 
 def write_card(folder: Path, card: dict[str, object]) -> None:
     """Keep what was measured of an entry in its record."""
-    with writing(folder, wait=_CARD_SECONDS):
+    with writing(folder / RECORD, wait=_CARD_SECONDS):
         record = read_record(folder).model_copy(update={"card": card})
         storage.rewrite(folder / RECORD, record.model_dump_json(indent=2))
 
