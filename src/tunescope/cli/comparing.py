@@ -21,6 +21,7 @@ from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import default_probes, user_probes
+from tunescope.locks import check_free
 
 
 def compare_command() -> Callable[..., None]:
@@ -54,6 +55,7 @@ def compare_command() -> Callable[..., None]:
         """Train and measure the methods on your data within a budget, and say which one to take."""
         output = Output(as_json)
         template = options.typed(template, output.note)
+        check_free(out)
         once = tuple(dict.fromkeys(settings.methods))
         settings = settings.model_copy(update={"budget_seconds": duration(budget), "methods": once})
         table = read(data, split=split, skip_bad=skip_bad)

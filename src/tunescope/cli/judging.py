@@ -21,7 +21,7 @@ from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
 from tunescope.evaluation import evaluate_judged
 from tunescope.judging import Samples, load_judge, make_pairs
-from tunescope.judging.pairs import samples_path
+from tunescope.judging.pairs import check_files, samples_path
 from tunescope.methods import Customization, Customized, ZeroShot
 
 # Nothing that pairs are made by.
@@ -54,7 +54,7 @@ def pairs_command() -> Callable[..., None]:
         as_json: options.AsJson = False,
     ) -> None:
         output = Output(as_json)
-        _check_place(out, overwrite)
+        check_files(out, overwrite)
         table = read(prompts, split=split, skip_bad=skip_bad)
         pattern = options.typed(template, output.note) or table.default_template
         left = skip_bad - len(table.skipped)
@@ -64,7 +64,7 @@ def pairs_command() -> Callable[..., None]:
         with CountProgress(output.progress, "sampling", len(rows), "prompts") as progress:
             made = make_pairs(
                 customized, rows, chosen, sampling, out, skip_unjudged=skip_unjudged, restart=restart,
-                on_prompt=progress,
+                overwrite=overwrite, on_prompt=progress,
             )  # fmt: skip
         for note in made.notes:
             output.note(note)
@@ -120,12 +120,3 @@ def _customized(entry: Path | None, base: str | None, dtype: str, device: str | 
     assert base is not None  # one of the two was named
     loaded = load_base(base, dtype=options.dtype(dtype), device=device)
     return Customized(loaded, Customization(ZeroShot(), default_template(loaded.tokenizer), {}), loaded)
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Stop before any work where its result would have no place."""
-    if out.suffix != ".jsonl":
-        raise TunescopeError(f"{out}: pairs are written as JSON lines. Give --out a name that ends in .jsonl.")
-    for path in (out, samples_path(out)):
-        if path.exists() and not overwrite:
-            raise TunescopeError(f"{path} exists already. Choose another --out, or replace it with --overwrite.")

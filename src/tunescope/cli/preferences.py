@@ -16,6 +16,7 @@ from tunescope.errors import TunescopeError
 from tunescope.evaluation.preferences import evaluate_preferences, plot_reliability
 from tunescope.objectives import PreferenceObjective, reward_scores
 from tunescope.objectives.registry import OBJECTIVES
+from tunescope.storage import check_output
 from tunescope.training.run import rows_hash
 
 
@@ -40,6 +41,8 @@ def evaluate_pairs(
     output: Output,
 ) -> None:
     """Measure an entry on pairs, keep the measurements in its record, and print them."""
+    if plot is not None:
+        check_output(plot)
     record = bank.read_record(entry)
     objective = preference_objective(record)
     if objective is None:

@@ -6,10 +6,12 @@ a prompting method adds only text that other requests need not carry, so it forg
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tunescope.base import Base
@@ -51,6 +53,11 @@ class Probes:
     questions: dict[str, list[Question]]
     all: bool = False
     _of_base: dict[str, General] = field(default_factory=dict)
+
+    def sha256(self) -> str:
+        """Over all that is asked, as 64 hexadecimal digits: two measurements compare only under the same."""
+        questions = {name: [asdict(each) for each in found] for name, found in self.questions.items()}
+        return hashlib.sha256(json.dumps([self.texts, questions, self.all], sort_keys=True).encode()).hexdigest()
 
     def of_base(self, origin: Base) -> General:
         """The untouched base's values, measured once."""

@@ -126,7 +126,11 @@ def reliability(margins: np.ndarray) -> tuple[float, list[dict[str, float]]]:
 
 
 def plot_reliability(card: Card, path: Path) -> None:
-    """Write the reliability of a card as an HTML page that needs nothing else: accuracy against confidence."""
+    """Write the reliability of a card as an HTML page that needs nothing else: accuracy against confidence.
+
+    Raises:
+        TunescopeError: a file is there that tunescope did not write.
+    """
     import plotly.graph_objects as go
 
     bins = card["reliability"]
@@ -151,4 +155,4 @@ def plot_reliability(card: Card, path: Path) -> None:
         yaxis_title="share of pairs in which the preferred completion is the chosen one",
         template="plotly_white",
     )
-    storage.atomic_write(path, figure.to_html(include_plotlyjs=True))
+    storage.write_output(path, figure.to_html(include_plotlyjs=True))

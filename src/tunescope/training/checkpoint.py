@@ -6,26 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
-from tunescope import storage
 from tunescope.base.device import random_states, set_random_states
 from tunescope.errors import TrainingError
+from tunescope.tensor_files import read_tensors, write_tensors
 from tunescope.training.optimizer import Optimizer
 
 FILE = "checkpoint.safetensors"
 
 
 def save_checkpoint(folder: Path, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write parameters, optimizer moments, random states and ``state`` (JSON values) as one file.
+    """Write parameters, optimizer moments, random states and ``state`` (JSON values) as one file with a checksum.
 
     The file before it stays until the new one is complete.
     """
     states = random_states(optimizer.device)
     tensors = {**optimizer.tensors(), **{f"random.{kind}": state for kind, state in states.items()}}
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.atomic_write(folder / FILE, save(tensors, metadata={"state": json.dumps(state)}))
+    write_tensors(folder / FILE, tensors, {"state": json.dumps(state)})
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -43,13 +39,12 @@ def load_checkpoint(folder: Path, optimizer: Optimizer) -> dict[str, Any] | None
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-            state = json.loads(file.metadata()["state"])
+        tensors, texts = read_tensors(path)
+        state: dict[str, Any] = json.loads(texts["state"])
         optimizer.load_tensors(tensors)
         states = {name.removeprefix("random."): state for name, state in tensors.items()}
         set_random_states(optimizer.device, states)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainingError(
             f"The checkpoint {path} is damaged or of another method ({error}). Start over with --restart; nothing else "
             "is lost."
