@@ -94,6 +94,12 @@ def test_the_same_answers_on_every_row_are_said_to_be_so() -> None:
     assert "too small" not in advice.text
 
 
+def test_the_same_answers_on_few_rows_prove_nothing() -> None:
+    advice = advise([make_row("lora", 0.0, rows=9), make_row("zero-shot", 0.0, rows=9)], "accuracy")
+    assert advice.headline == "Take zero-shot: accuracy 0.0% (0.0% to 29.9%) on the test rows."
+    assert "With 9 test rows the test set is too small to tell: lora may be up to 25.2 points better" in advice.text
+
+
 def test_a_test_set_that_is_too_small_is_said_with_the_rows_needed() -> None:
     rows = [make_row("zero-shot", 0.6, rows=30, seed=1), make_row("lora", 0.7, rows=30, seed=2)]
     advice = advise(rows, "accuracy")

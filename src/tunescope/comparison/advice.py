@@ -267,7 +267,7 @@ def _resolution(
     if not math.isfinite(gap.high):
         return "The scores come without intervals or per-row values, so no difference can be told from chance."
     sentences = []
-    if gap.high * form.metric_scale(metric) > FINE_ENOUGH and not _identical(best, other):
+    if gap.high * form.metric_scale(metric) > FINE_ENOUGH:
         on = f"With {rows} test rows the" if rows else "The"
         sentences.append(
             f"{on} test set is too small to tell: {best.name} may be up to {form.points(gap.high, metric)} points "
