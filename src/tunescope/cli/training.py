@@ -54,20 +54,21 @@ def training_command(method_class: type[Method], objective_class: type[Objective
     ) -> None:
         # What --objective names is known before the flags are made (see app): here it is ``goal``.
         output = Output(as_json)
-        template = options.typed(template, output.note)
         refuse_existing(out, overwrite)
         table = read(data, split=split, skip_bad=skip_bad)
+        pattern = options.typed(template, output.note) or table.default_template
+        rows = goal.rows(table, pattern, skip_bad - len(table.skipped), output.note)
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
                 load_base(base, dtype=options.dtype(dtype)),
                 method,
                 goal,
-                table,
+                rows,
                 settings=settings,
                 out=out,
-                pattern=template,
+                pattern=pattern,
                 style=style,
-                skip_bad=skip_bad - len(table.skipped),
+                name=table.name,
                 restart=restart,
                 on_step=progress,
             )
