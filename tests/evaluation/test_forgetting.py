@@ -114,6 +114,14 @@ def test_user_probe_takes_the_defaults_place(tmp_path: Path) -> None:
         user_probes(file)
 
 
+def test_how_a_probe_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "probe.csv"
+    file.write_text("text;by\nsome text;Ann\n")
+    with caplog.at_level("INFO", logger="tunescope"):
+        assert user_probes(file).texts == ["some text"]
+    assert f"{file}: the delimiter is a semicolon." in caplog.messages
+
+
 @pytest.mark.data
 def test_default_probes_are_whole() -> None:
     found = default_probes()

@@ -6,6 +6,7 @@ a prompting method adds only text that other requests need not carry, so it forg
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from tunescope.errors import DataError
 from tunescope.inference import Item, score
 from tunescope.methods import Customization, Customized, ZeroShot
 
+_log = logging.getLogger(__name__)
 _GENERAL_TEXT = "grimm"
 _KNOWLEDGE = ("openbookqa", "piqa", "commonsenseqa")
 # Tokens a chunk of general text has, and how many chunks the sample takes: the rise of a loss over the same
@@ -96,6 +98,8 @@ def user_probes(path: str | Path) -> Probes:
         DataError: neither kind of row, or an answer that is not among the choices.
     """
     table = read(path)
+    for note in table.notes:
+        _log.info("%s: %s.", table.path, note)
     if "text" in table.columns:
         for row, line in zip(table.rows, table.lines, strict=True):
             if not isinstance(row["text"], str) or len(row["text"].split()) < 2:
