@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,10 @@ def test_user_probe_takes_the_defaults_place(tmp_path: Path) -> None:
         user_probes(file)
 
 
-def test_how_a_probe_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_how_a_probe_was_read_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tunescope"), "propagate", True)  # a command of another test ends it
     file = tmp_path / "probe.csv"
     file.write_text("text;by\nsome text;Ann\n")
     with caplog.at_level("INFO", logger="tunescope"):
