@@ -494,6 +494,12 @@ def test_texts_are_no_labels(completions: list[str | None]) -> None:
     assert label_set(labelled(*completions)) is None
 
 
+def test_answers_that_call_functions_are_no_labels() -> None:
+    rows = labelled(*["", "Sun."] * 8)
+    calling = Row(rows[0].messages, "", 1, ({"type": "function", "function": {"name": "f", "arguments": {}}},))
+    assert label_set([calling, *rows[1:]]) is None
+
+
 def test_most_labels_and_longest_label() -> None:
     assert len(label_set(labelled(*[f"{i}" for i in range(50)] * 4)) or ()) == 50
     assert label_set(labelled(*["x" * 60, "b"] * 10)) == ("b", "x" * 60)

@@ -282,12 +282,12 @@ def _is_scalar(value: Any) -> bool:
 def label_set(rows: Sequence[Row], most: int = 50) -> tuple[str, ...] | None:
     """The labels, sorted, when the rows are a classification task: few distinct one-line completions, often repeated.
 
-    None when they are free text. At most ``most`` labels of at most 60 characters, each needed for on average four rows
+    None when they are free text, or call functions. At most ``most`` labels of at most 60 characters, each needed for on average four rows
     or more: with fewer examples a label is as likely an answer that happened to recur.
     """
     completions = [row.completion for row in rows if row.completion is not None]
     labels = sorted(set(completions))
     short = all(len(label) <= 60 and "\n" not in label for label in labels)
-    if not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
+    if any(row.tool_calls for row in rows) or not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
         return None
     return tuple(labels)
