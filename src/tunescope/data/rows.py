@@ -282,8 +282,8 @@ def _is_scalar(value: Any) -> bool:
 def label_set(rows: Sequence[Row], most: int = 50) -> tuple[str, ...] | None:
     """The labels, sorted, when the rows are a classification task: few distinct one-line completions, often repeated.
 
-    None when they are free text, or call functions. At most ``most`` labels of at most 60 characters, each needed for on average four rows
-    or more: with fewer examples a label is as likely an answer that happened to recur.
+    None when they are free text, or call functions. At most ``most`` labels of at most 60 characters, each needed for
+    on average four rows or more: with fewer examples a label is as likely an answer that happened to recur.
     """
     completions = [row.completion for row in rows if row.completion is not None]
     labels = sorted(set(completions))
