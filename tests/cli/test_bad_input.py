@@ -91,8 +91,16 @@ DATA: dict[str, tuple[bytes | None, str]] = {
         b'{"txt": "a", "label": "b"}\n',
         "column.jsonl: the template names text, but the columns are label, txt.",
     ),
-    "latin.csv": ("text,label\ncafé,a\n".encode("latin-1"), "latin.csv: 1 bad row.\n  line 2: is not valid UTF-8"),
-    "latin.jsonl": ('{"text": "café"}\n'.encode("latin-1"), "line 1: is not valid UTF-8 (byte 14 of the line)"),
+    "damaged.csv": (b"text,label\nd\xc3\xa9j\xc3\xa0,a\ncaf\xe9,b\n", "1 bad row.\n  line 3: is not valid UTF-8"),
+    "damaged.jsonl": (b'{"text": "caf\xe9"}\n{"a": "d\xc3\xa9j\xc3\xa0"}', "line 1: is not valid UTF-8 (byte 14 of"),
+    "quotes.csv": (
+        b'text,label\n"open,a\nshut,b\n',
+        "line 2: lines 2 to 3: a quotation mark opened here is never closed, or closed in another row; line 3 is",
+    ),
+    "columns.csv": (
+        b"Text,label\na,b\n",
+        "columns.csv: the template names text, but the columns are Text, label. Did you mean {Text}?",
+    ),
     "broken.jsonl": (b'{"text": "a", "label": "b"}\n{"text":\n', "line 2: is not valid JSON"),
     "array.jsonl": (b"[1, 2]\n", "line 1: is a JSON array, expected an object"),
     "nan.jsonl": (b'{"text": "a", "label": NaN}\n', "NaN is not a JSON value"),

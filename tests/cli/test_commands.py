@@ -173,7 +173,11 @@ def test_train_for_people(place: Place, cli: Cli) -> None:
         "--rank", 2, "--targets", "q,v,down", "--rank-pattern", "down=1", "--skip-bad", 1,
     )  # fmt: skip
     assert ended.code == 0
-    assert "left out 1 bad rows" in ended.err and "step 2/2" in ended.err and "not read" not in ended.err
+    assert (
+        "left out 1 bad row, as --skip-bad allows." in ended.err
+        and "step 2/2" in ended.err
+        and "not read" not in ended.err
+    )
     assert "tokens_per_s" in ended.out and "bank/x" in ended.out
     settings = cli("bank", "show", "bank/x", "--json").json["method_settings"]
     assert (settings["rank"], settings["targets"], settings["rank_pattern"]) == (2, ["q", "v", "down"], {"down": 1})

@@ -229,17 +229,20 @@ def notes_of(tmp_path: Path, *rows: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "note"),
+    ("name", "said"),
     [
-        ("texts", None),
-        ("transcripts", "2 rows read as transcripts (Human: … Assistant: …)."),
-        ("a repeated prompt", "2 rows whose chosen and rejected repeat the prompt, which is left out there."),
-        ("messages as JSON text", "2 rows with messages read from JSON text."),
+        ("texts", []),
+        ("transcripts", ["2 rows read as transcripts (Human: … Assistant: …)."]),
+        ("a repeated prompt", ["2 rows whose chosen and rejected repeat the prompt, which is left out there."]),
+        (
+            "messages as JSON text",
+            [f"{column}: lists of messages, read from JSON text." for column in ("prompt", "chosen", "rejected")],
+        ),
     ],
 )
-def test_conventions_are_said(name: str, note: str | None, tmp_path: Path) -> None:
+def test_conventions_are_said(name: str, said: list[str], tmp_path: Path) -> None:
     row = UNDERSTOOD[name][0]
-    assert notes_of(tmp_path, row, row) == ([note] if note else [])
+    assert notes_of(tmp_path, row, row) == said
 
 
 def test_keys_and_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:

@@ -167,6 +167,12 @@ def test_messages_as_json_text(tmp_path: Path) -> None:
     assert notes == ["messages: lists of messages, read from JSON text.", "messages: not read: odd."]
 
 
+def test_prompts_and_completions_as_json_text(tmp_path: Path) -> None:
+    (row,), notes = noted(tmp_path, {"prompt": json.dumps([user("hi")]), "completion": [{**assistant("yo"), "odd": 1}]})
+    assert row == Row((user("hi"),), "yo", 1)
+    assert notes == ["prompt: lists of messages, read from JSON text.", "completion: not read: odd."]
+
+
 @pytest.mark.parametrize("text", ['[{"role": "user"', "[1, 2]", "[]", "hi", '[{"role": "user", "content": "\\ud800"}]'])
 def test_text_that_is_no_list_of_messages(text: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"messages is str .* expected a list of \{role, content\}"):
@@ -486,6 +492,12 @@ def test_labels() -> None:
 )
 def test_texts_are_no_labels(completions: list[str | None]) -> None:
     assert label_set(labelled(*completions)) is None
+
+
+def test_answers_that_call_functions_are_no_labels() -> None:
+    rows = labelled(*["", "Sun."] * 8)
+    calling = Row(rows[0].messages, "", 1, ({"type": "function", "function": {"name": "f", "arguments": {}}},))
+    assert label_set([calling, *rows[1:]]) is None
 
 
 def test_most_labels_and_longest_label() -> None:

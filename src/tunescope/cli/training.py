@@ -55,20 +55,22 @@ def training_command(method_class: type[Method], objective_class: type[Objective
     ) -> None:
         # What --objective names is known before the flags are made (see app): here it is ``goal``.
         output = Output(as_json)
-        template = options.typed(template, output.note)
         bank.check_free(out, overwrite=overwrite)
         table = read(data, split=split, skip_bad=skip_bad)
+        pattern = options.typed(template, output.note) or table.default_template
+        rows = goal.rows(table, pattern, skip_bad - len(table.skipped), output.note)
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
                 load_base(base, dtype=options.dtype(dtype), device=device),
                 method,
                 goal,
-                table,
+                rows,
                 settings=settings,
                 out=out,
-                pattern=template,
+                pattern=pattern,
                 style=style,
-                skip_bad=skip_bad - len(table.skipped),
+                skip_bad=skip_bad - len(table.skipped) - (len(table) - len(rows)),
+                name=table.name,
                 restart=restart,
                 overwrite=overwrite,
                 on_step=progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 from tunescope.errors import DataError
@@ -14,6 +15,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what single bytes become
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1a")
 
 
@@ -35,11 +37,9 @@ def decode(content: bytes, path: Path, notes: list[str]) -> str:
             notes.append(f"read as {name}")
             return text
     text = content.decode("utf-8-sig", errors="surrogateescape")
-    if text.isascii():
-        return text
-    others = [character for character in text if character > "\x7f"]
-    wrong = sum("\udc80" <= character <= "\udcff" for character in others)
-    if 2 * wrong <= len(others) or _CONTROLS & set(content):
+    wrong = len(_NOT_UTF8.findall(text))
+    others = sum(character > "\x7f" for character in text) if wrong else 0
+    if 2 * wrong <= others or _CONTROLS & set(content):
         return text
     try:
         text = content.decode("cp1252")

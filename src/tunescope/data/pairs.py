@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunescope.data.messages import Message, describe, from_json, messages_of, unread_keys
+from tunescope.data.messages import Message, describe, from_json, messages_of
 from tunescope.data.reading import BadRow, Table, check_bad
-from tunescope.data.rows import IGNORED_SPACE, reading_notes, spoken
+from tunescope.data.rows import IGNORED_SPACE, messages_notes, reading_notes, spoken
 from tunescope.data.transcripts import common_border, transcript
 from tunescope.errors import DataError
 
@@ -94,9 +94,7 @@ def _notes(table: Table, conventions: Counter[str]) -> list[str]:
     prompt = "conversations" if "conversations" in table.columns else "prompt"
     columns = (prompt, "chosen", "rejected")
     said = [f"{count} {'row' if count == 1 else 'rows'} {text}" for text, count in conventions.items()]
-    for column in columns:
-        if keys := unread_keys(row.get(column) for row in table.rows):
-            said.append(f"{column}: not read: {', '.join(keys)}")
+    said += messages_notes(table, columns)
     return [*said, *table.unread({*columns, *_MARGIN})]
 
 
@@ -112,25 +110,23 @@ def repeated(pairs: Sequence[Pair]) -> list[str]:
 
 
 _Found = tuple[tuple[Message, ...], str, str]  # the prompt's messages, the chosen and the rejected completion
-_JSON = "with messages read from JSON text"
 _TRANSCRIPTS = "read as transcripts (Human: … Assistant: …)"
 _REPEATED = "whose chosen and rejected repeat the prompt, which is left out there"
 
 
 def _pair(fields: Mapping[str, Any], line: int, strip_prompt: bool, said: Counter[str]) -> Pair | str:
-    """The pair of a row, or why there is none. The conventions it follows are counted in ``said``."""
+    """The pair of a row, or why there is none. The convention it follows is counted in ``said``."""
     named = "conversations" if fields.get("conversations") is not None else "prompt"
-    written = [fields.get(name) for name in (named, "chosen", "rejected")]
-    given, chosen, rejected = map(from_json, written)
-    conventions = [_JSON] if written != [given, chosen, rejected] else []
+    given, chosen, rejected = (from_json(fields.get(name)) for name in (named, "chosen", "rejected"))
+    convention = None
     if (turns := _transcripts(given, chosen, rejected)) is not None:
         found = _texts(given, *turns, named)
-        conventions.append(_TRANSCRIPTS)
+        convention = _TRANSCRIPTS
     elif given is None and isinstance(chosen, str) and isinstance(rejected, str):
         found = _split_texts(chosen, rejected)
     elif strip_prompt and (bare := _without_prompt(given, chosen, rejected)) is not None:
         found = _texts(given, *bare, named)
-        conventions.append(_REPEATED)
+        convention = _REPEATED
     else:
         found = _texts(given, chosen, rejected, named)
     if isinstance(found, str):
@@ -144,7 +140,8 @@ def _pair(fields: Mapping[str, Any], line: int, strip_prompt: bool, said: Counte
     margin = _margin(fields)
     if isinstance(margin, str):
         return margin
-    said.update(conventions)
+    if convention:
+        said[convention] += 1
     return Pair(messages, better, worse, line, margin)
 
 

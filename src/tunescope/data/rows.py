@@ -108,6 +108,18 @@ def reading_notes(table: Table, bad: int) -> list[str]:
     return [*table.notes, *([f"left out {rows}, as --skip-bad allows"] if left_out else [])]
 
 
+def messages_notes(table: Table, columns: Sequence[str]) -> list[str]:
+    """What is said of columns that hold messages: that they were text, and which keys nothing reads."""
+    said = []
+    for column in columns:
+        values = [row.get(column) for row in table.rows]
+        if any(isinstance(value, str) and isinstance(from_json(value), list) for value in values):
+            said.append(f"{column}: lists of messages, read from JSON text")
+        if keys := unread_keys(values):
+            said.append(f"{column}: not read: {', '.join(keys)}")
+    return said
+
+
 @dataclass(frozen=True)
 class _Convention:
     """One way to understand a table's columns.
@@ -135,7 +147,8 @@ def _convention(table: Table, pattern: str | None, need: bool) -> _Convention:
         return _conversation(table, "messages", need)
     if "prompt" in columns and ("completion" in columns or not need):
         return _Convention(
-            lambda fields, line: _from_prompt(fields, line, need), lambda: table.unread({"prompt", "completion"})
+            lambda fields, line: _from_prompt(fields, line, need),
+            lambda: [*messages_notes(table, _PROMPT), *table.unread(_PROMPT)],
         )
     if "conversations" in columns:
         return _conversation(table, "conversations", need)
@@ -194,6 +207,7 @@ def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     return Row(turns, None if completion is None else spoken(completion), line, calls)
 
 
+_PROMPT = ("prompt", "completion")
 _ALPACA = ("instruction", "input", "output")
 
 
@@ -230,19 +244,14 @@ def _conversation(table: Table, column: str, need: bool) -> _Convention:
         return row
 
     def notes() -> list[str]:
-        values = [row.get(column) for row in table.rows]
-        first = from_json(values[0])
+        first = from_json(table.rows[0].get(column))
         said = []
         if isinstance(first, list) and isinstance(first[0], dict) and "from" in first[0]:
             said.append("read as ShareGPT conversations")
-        if isinstance(values[0], str):
-            said.append(f"{column}: lists of messages, read from JSON text")
-        if keys := unread_keys(values):
-            said.append(f"{column}: not read: {', '.join(keys)}")
         if shortened:
             rows = "1 row ends" if len(shortened) == 1 else f"{len(shortened)} rows end"
             said.append(f"{rows} in turns of weight 0, which are left out with what stands between them")
-        return [*said, *table.unread({column, "tools"})]
+        return [*said, *messages_notes(table, (column,)), *table.unread({column, "tools"})]
 
     return _Convention(convert, notes)
 
@@ -273,12 +282,12 @@ def _is_scalar(value: Any) -> bool:
 def label_set(rows: Sequence[Row], most: int = 50) -> tuple[str, ...] | None:
     """The labels, sorted, when the rows are a classification task: few distinct one-line completions, often repeated.
 
-    None when they are free text. At most ``most`` labels of at most 60 characters, each needed for on average four rows
-    or more: with fewer examples a label is as likely an answer that happened to recur.
+    None when they are free text, or call functions. At most ``most`` labels of at most 60 characters, each needed for
+    on average four rows or more: with fewer examples a label is as likely an answer that happened to recur.
     """
     completions = [row.completion for row in rows if row.completion is not None]
     labels = sorted(set(completions))
     short = all(len(label) <= 60 and "\n" not in label for label in labels)
-    if not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
+    if any(row.tool_calls for row in rows) or not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
         return None
     return tuple(labels)

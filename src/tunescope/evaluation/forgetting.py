@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from tunescope.errors import DataError
 from tunescope.inference import Item, score
 from tunescope.methods import Customization, Customized, ZeroShot
 
+_log = logging.getLogger(__name__)
 _GENERAL_TEXT = "grimm"
 _KNOWLEDGE = ("openbookqa", "piqa", "commonsenseqa")
 # Tokens a chunk of general text has, and how many chunks the sample takes: the rise of a loss over the same
@@ -104,6 +106,8 @@ def user_probes(path: str | Path) -> Probes:
         DataError: neither kind of row, or an answer that is not among the choices.
     """
     table = read(path)
+    for note in table.notes:
+        _log.info("%s: %s.", table.path, note)
     if "text" in table.columns:
         for row, line in zip(table.rows, table.lines, strict=True):
             if not isinstance(row["text"], str) or len(row["text"].split()) < 2:
