@@ -173,7 +173,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 _check(not form or not ("{" in form or re.search(r"\d{5,}", form)))
         return wrapped
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as jinja has it)
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         subject = getattr(__obj, "__self__", None)
         if isinstance(subject, str):
             _check_growth(__obj.__name__, subject, args, kwargs)
@@ -269,7 +269,7 @@ class _Namespace(Namespace):
         values = dict(*rest, **kwargs)
         for name in values:
             _check_name(name)
-        Namespace.__init__(own, values)  # type: ignore[arg-type]
+        Namespace.__init__(own, values)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
