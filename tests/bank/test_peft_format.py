@@ -139,9 +139,10 @@ def test_import_onto_experts_is_refused(folder: Path) -> None:
 # What a file by hand or by an attacker may hold where PEFT has something else.
 _ODD = [
     None, True, False, 0, 1, -1, 2, 2**31, 10**30, 0.5, 1e308, float("nan"), float("inf"), "", " ", "x", "8", "none",
-    "all-linear", "all", "q_proj", "LORA", "IA3", "lora", "*", "(", "[a-", ".*", r"(?P<a>.)(?P=a)", "\0", "🙂" * 99, "a" * 20_000,
-    [], [[]], [None], [1], ["q_proj"], ["q_proj", 3], [["q_proj"]], [True], {}, {"q_proj": 4}, {"q_proj": "4"},
-    {"q_proj": 0}, {"(": 2}, {"": 2}, {"a": {"b": {}}}, {"q_proj": float("nan")}, [0], [10**30], ["layers"], [{}],
+    "all-linear", "all", "q_proj", "LORA", "IA3", "lora", "*", "(", "[a-", ".*", r"(?P<a>.)(?P=a)", "\0",
+    "🙂" * 99, "a" * 20_000, [], [[]], [None], [1], ["q_proj"], ["q_proj", 3], [["q_proj"]], [True], {}, {"q_proj": 4},
+    {"q_proj": "4"}, {"q_proj": 0}, {"(": 2}, {"": 2}, {"a": {"b": {}}}, {"q_proj": float("nan")}, [0], [10**30],
+    ["layers"], [{}],
 ]  # fmt: skip
 
 

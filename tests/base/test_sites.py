@@ -14,7 +14,7 @@ from tunescope.base.sites import LINEAR_SITES
 from tunescope.errors import BaseModelError, UnknownNameError
 
 _UNGATED = ("gpt2", "gpt_neox", "opt", "falcon", "falcon_grouped", "falcon_alibi", "bloom", "starcoder2")
-_MLP = {**dict.fromkeys(_UNGATED, {"up", "down"}), "mixtral": set()}
+_MLP: dict[str, set[str]] = {**{arch: {"up", "down"} for arch in _UNGATED}, "mixtral": set()}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -24,22 +24,29 @@ SAID = [
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"é": {}}}}}]
 # What templates of Llama 3, Qwen 3, Gemma, Mistral and SmolLM 3 make use of.
 TEMPLATES = {
-    "filters": "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}: {{ m.content | trim }}{{ '\\n' }}{% endfor %}",
+    "filters": "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}: "
+    "{{ m.content | trim }}{{ '\\n' }}{% endfor %}",
     "tools": "{% if tools %}{{ tools | tojson(indent=2) }}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}",
     "namespace": "{% set ns = namespace(n=0, text='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% set ns.text = ns.text ~ m.role ~ ns.n %}{% endfor %}{{ ns.text }}{{ ns.n * 3 }}{{ '-' * 5 }}",
     "controls": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{% if loop.index > 3 %}"
-    "{% break %}{% endif %}{{ loop.index0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ m.content[:3] }}{% endfor %}",
+    "{% break %}{% endif %}{{ loop.index0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}"
+    "{{ m.content[:3] }}{% endfor %}",
     "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
     "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}{{ eos_token }}",
-    "reasoning": "{% for m in messages %}{% if m.reasoning_content is defined %}<think>{{ m.reasoning_content }}{{ m.thinking }}"
+    "reasoning": "{% for m in messages %}{% if m.reasoning_content is defined %}<think>"
+    "{{ m.reasoning_content }}{{ m.thinking }}"
     "</think>{% endif %}{{ m.name is defined }}{% endfor %}",
-    "macro": "{% macro turn(m, end='.') %}[{{ m.role }}|{{ m.content.strip().split('\\n')[-1] }}{{ end }}]{% endmacro %}"
+    "macro": "{% macro turn(m, end='.') %}[{{ m.role }}|"
+    "{{ m.content.strip().split('\\n')[-1] }}{{ end }}]{% endmacro %}"
     "{% for m in messages[::-1] %}{{ turn(m, end=loop.index) }}{% endfor %}{% if add_generation_prompt %}>{% endif %}",
     "functions": "{{ strftime_now('%Y') }}{{ dict(a=1) | tojson }}{{ range(3) | list }}{{ '%s-%d' % ('a', 3) }}"
-    "{{ messages | map(attribute='role') | join(', ') }}{{ 'a{}b'.format(1) }}{{ messages[0].content.replace('e', 'ee') }}"
-    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ 2 ** 5 }}{{ 1.5 * 3 }}{{ none }}{{ true }}",
-    "white space": "{%- for m in messages -%}\n  {%- if loop.first %}\n    {{ m.role }}\n  {%- endif %}\n{% endfor %}\n\n end",
+    "{{ messages | map(attribute='role') | join(', ') }}{{ 'a{}b'.format(1) }}"
+    "{{ messages[0].content.replace('e', 'ee') }}"
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ 2 ** 5 }}"
+    "{{ 1.5 * 3 }}{{ none }}{{ true }}",
+    "white space": "{%- for m in messages -%}\n  "
+    "{%- if loop.first %}\n    {{ m.role }}\n  {%- endif %}\n{% endfor %}\n\n end",
     "items": "{% for key, value in messages[0].items() | sort %}{{ key }}={{ value }};{% else %}none{% endfor %}"
     "{% for c in 'abc' %}{{ c }}{{ loop.revindex }}{% endfor %}{{ ('a', 'b') | join }}",
 }
@@ -108,7 +115,8 @@ BOMBS = {
     "replace filter": "{% set t = 'a' * 99999 %}{{ t | replace('a', t) }}",
     "join": "{% set t = 'a' * 99999 %}{{ range(99999) | join(t) }}",
     "join method": "{% set t = 'a' * 99999 %}{{ t.join(t) }}",
-    "nested lists": "{% set n = namespace(t=[1]) %}{% for i in range(9) %}{% set n.t = [n.t] * 9999 %}{% endfor %}{{ n.t }}",
+    "nested lists": "{% set n = namespace(t=[1]) %}"
+    "{% for i in range(9) %}{% set n.t = [n.t] * 9999 %}{% endfor %}{{ n.t }}",
     "output": "{% set t = 'a' * 9999999 %}{% for i in range(99999) %}{{ t }}{% endfor %}",
     "indent": "{% set t = '\\n' * 999999 %}{{ t | indent(99999999) }}",
     "range": "{{ range(10000000000) | list }}",

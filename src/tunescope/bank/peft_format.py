@@ -84,8 +84,8 @@ def import_peft(folder: Path, base: Base, *, pattern: str | None = None, style: 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``. Pickled weights are refused unread.
         base: the base it was trained on; PEFT records only its name, so shapes are all that can be checked.
-        pattern: how columns became the text it was trained on, ``"{text} topic: {label}"``. PEFT does not record it, and
-            an adapter answers well only under what it was trained on.
+        pattern: how columns became the text it was trained on, ``"{text} topic: {label}"``. PEFT does not record it,
+            and an adapter answers well only under what it was trained on.
         style: ``chat``, ``plain``, or ``auto`` for what the base's tokenizer is made for.
 
     Raises:

@@ -38,8 +38,8 @@ def prepare(model: Any) -> bool:
     if "position_ids" in inspect.signature(type(model).forward).parameters:
         return False
     raise BaseModelError(
-        f"A {config.model_type!r} model counts positions itself, so texts that share a prefix cannot be computed in one "
-        "pass, as evaluation, preferences and serving do. Take a base that has position ids, or Bloom or Falcon."
+        f"A {config.model_type!r} model counts positions itself, so texts that share a prefix cannot be computed in "
+        "one pass, as evaluation, preferences and serving do. Take a base that has position ids, or Bloom or Falcon."
     )
 
 

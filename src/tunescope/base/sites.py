@@ -1,8 +1,8 @@
 """The named places of a transformer where row effects act.
 
 ``q k v o gate up down`` are linear maps, ``attention_out`` and ``mlp_out`` are what a block adds to the residual
-stream. A site may be a part of a fused module (GPT-2's ``c_attn``, Falcon's ``query_key_value``, Phi-3's ``qkv_proj`` and
-``gate_up_proj``); the methods never see the difference.
+stream. A site may be a part of a fused module (GPT-2's ``c_attn``, Falcon's ``query_key_value``, Phi-3's ``qkv_proj``
+and ``gate_up_proj``); the methods never see the difference.
 
 Effects are attached by hooks, so that nothing of the base is rewritten: removing the hook gives it back bit for bit.
 """
@@ -369,5 +369,6 @@ def _unknown_architecture(model: nn.Module) -> str:
     return (
         f"tunescope does not know where attention and feed-forward are in a {kind!r} model. Its first linear modules: "
         f"{', '.join(first[:12]) or 'none'}. Known families: Llama, Mistral, Qwen, Gemma 2/3, Phi-3, GPT-2, GPT-NeoX, "
-        "Falcon, Bloom, Starcoder 2, OPT, and models laid out like them. Prompting and full fine-tuning work on any model."
+        "Falcon, Bloom, Starcoder 2, OPT, and models laid out like them. Prompting and full fine-tuning work on any "
+        "model."
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +33,32 @@ def build_app(arguments: list[str]) -> typer.Typer:
     _add_compare(app, arguments)
     app.add_typer(_bank_app(), name="bank")
     app.command()(doctor)
+    _expand_homes(app)
     return app
+
+
+def _expand_homes(app: typer.Typer) -> None:
+    """Have every path that a command takes begin at home where it begins in ``~``: the shell leaves ``--out=~/x``."""
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _expand_homes(group.typer_instance)
+    for command in app.registered_commands:
+        if command.callback is not None:
+            command.callback = _with_homes(command.callback)
+
+
+def _with_homes(command: Callable[..., Any]) -> Callable[..., Any]:
+    def at_home(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [at_home(each) for each in value]
+        # pathlib's own raises for an unknown user
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> Any:
+        return command(*args, **{name: at_home(value) for name, value in given.items()})
+
+    return run
 
 
 def pull(

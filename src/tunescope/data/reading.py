@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tunescope.archives import without_secrets
 from tunescope.data import catalog
 from tunescope.data.charsets import decode
 from tunescope.data.json_rows import Parsed, json_document, json_lines
@@ -260,11 +261,11 @@ def _from_hub(name: str, split: str | None, skip_bad: int) -> Table:
     except TunescopeError:
         raise
     except Exception as error:  # what the hub, the network and each file format may raise has no common ancestor
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise DataError(
             f"The hub did not give the data set {name}: {reason} Check the name (organization/name, with :subset "
             f"where it has several), the network and HF_HUB_OFFLINE. Built in: {', '.join(catalog.CATALOG)}."
-        ) from error
+        ) from None  # whose message may hold a token
     split = split or ("train" if "train" in parts else next(iter(parts)))
     if split not in parts:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(parts)}.")

@@ -269,7 +269,7 @@ class _Namespace(Namespace):
         values = dict(*rest, **kwargs)
         for name in values:
             _check_name(name)
-        Namespace.__init__(own, values)  # type: ignore[arg-type]
+        Namespace.__init__(own, values)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
