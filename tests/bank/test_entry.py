@@ -13,7 +13,7 @@ from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from tunescope import bank
-from tunescope.base import Base
+from tunescope.base import Base, load_base
 from tunescope.data.rows import Row
 from tunescope.errors import BankError
 from tunescope.inference import Item, score
@@ -154,3 +154,18 @@ def test_record_of_another_format_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(BankError, match=r"another version of tunescope.*format"):
         bank.read_record(tmp_path / "a")
+
+
+def test_a_moved_base_lies_where_its_origin_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    asked = {}
+
+    def recorded(name: object, **given: object) -> Base:
+        asked.update(given)
+        return load_base(name, dtype="float32", device="cpu") if isinstance(name, Path) else name  # type: ignore
+
+    monkeypatch.setattr("tunescope.bank.entry.load_base", recorded)
+    monkeypatch.setattr(Base, "device", property(lambda self: torch.device("cuda:1")))
+    monkeypatch.setattr("tunescope.bank.entry.load_file", lambda path, device: load_file(path))
+    bank.load(tmp_path / "a", tiny_base())
+    assert asked == {"dtype": "float32", "device": torch.device("cuda:1")}

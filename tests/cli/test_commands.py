@@ -120,7 +120,7 @@ def test_look(place: Place, cli: Cli) -> None:
     assert said["trained_tokens"] == sum(len(row["label"]) + 1 for row in ROWS)
     assert len(said["examples"]) == 2
     assert said["examples"][0] == [
-        ["template", "<|im_start|>"], ["prompt", "user\nthe sun of day 0 topic: "], ["template", "<|im_end|>"],
+        ["template", "<|im_start|>"], ["prompt", "user\nthe sun of day 0 topic:"], ["template", "<|im_end|>"],
         ["prompt", "\n"], ["template", "<|im_start|>"], ["prompt", "assistant\n"], ["trained", "warm"],
         ["stop", "<|im_end|>"],
     ]  # fmt: skip
@@ -251,7 +251,7 @@ def test_eval_the_base_on_questions(place: Place, cli: Cli) -> None:
         "--max-rows", 4, "--generate-rows", 1,
     )  # fmt: skip
     assert ended.code == 0
-    assert "0.500 (base 0.500, 4 questions)" in ended.out
+    assert "0.500 [0.150, 0.850] (base 0.500, 4 questions)" in ended.out
 
 
 def test_eval_texts(place: Place, cli: Cli) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunescope.data.batching import BatchOrder, collate
-from tunescope.data.template import Encoded
+from tunescope.data.encoding import Encoded
 
 
 def padding(lengths: tuple[int, ...], batches: list[list[int]]) -> int:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import CONTEXT, tiny_tokenizer
 
+from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.rows import Message, Row
-from tunescope.data.template import Encoded, Encoder, Shot, Template, default_template
+from tunescope.data.template import Shot, Template, default_template
 from tunescope.errors import DataError, TunescopeError, UnknownNameError
 from tunescope.settings import Settings
 
@@ -135,7 +136,7 @@ def test_chat_tokens() -> None:
 def test_plain_text_has_one_space_or_a_line_before_the_completion(prompt: str, whole: str) -> None:
     """And the space belongs to the completion: byte-pair tokenizers have tokens for " yes"."""
     made = encoder(style="plain")
-    for completion in ("yes", " yes ", "\tyes"):
+    for completion in ("yes", " yes ", "yes\t"):
         found = encode(made, row(prompt, completion))
         assert text(made, found.prompt + found.completion) == whole
         assert not text(made, found.prompt).endswith(" ")
@@ -143,14 +144,14 @@ def test_plain_text_has_one_space_or_a_line_before_the_completion(prompt: str, w
 
 @pytest.mark.parametrize("style", ["chat", "plain"])
 def test_served_as_trained(style: str) -> None:
-    """At inference the prompt is tokenized alone, by ``prompt_ids``; those are the tokens that were trained after."""
+    """At inference the prompt is tokenized alone, by ``prompt``; those are the tokens that were trained after."""
     made = encoder(style=style, system="Be brief.", shots=(Shot(prompt="1", completion="one"),))
     one = row("Some text: ")
-    assert encode(made, one).prompt == made.prompt_ids(one.messages)
+    assert encode(made, one).prompt == made.prompt(one.messages).ids
     assert encode(made, Row(one.messages, None, 1)) == Encoded(
-        made.prompt_ids(one.messages), [], encode(made, one).extra, 0, 1
+        made.prompt(one.messages).ids, [], encode(made, one).extra, 0, 1
     )
-    assert encode(made, one).completion == made.completion_text(one.messages, "yes")
+    assert encode(made, one).completion == made.candidates(one.messages, ["yes"])[1][0]
 
 
 # Conversations
@@ -173,8 +174,8 @@ def test_each_turn_is_trained_after_what_precedes_it_in_service() -> None:
     messages = (user("a"), assistant("b"), user("c"), assistant("d"), user("e"))
     found = encode(made, Row(messages, "f", 1))
     for (begin, end), place in zip(found.earlier, (1, 3), strict=True):
-        assert found.prompt[:begin] == made.prompt_ids(messages[:place])
-        assert found.prompt[begin:end] == made.completion_text(messages[:place], messages[place]["content"])
+        assert found.prompt[:begin] == made.prompt(messages[:place]).ids
+        assert found.prompt[begin:end] == made.candidates(messages[:place], [messages[place]["content"]])[1][0]
 
 
 def test_shots_are_not_trained() -> None:
@@ -201,7 +202,7 @@ def test_a_turn_that_the_template_rewrites_is_not_trained() -> None:
     messages = (user("a"), assistant("b"), user("c"))
     found = encode(made, Row(messages, "d", 1))
     assert found.earlier == ()
-    assert found.prompt == made.prompt_ids(messages)
+    assert found.prompt == made.prompt(messages).ids
 
 
 def test_only_the_turns_that_are_rewritten_are_left_out() -> None:
@@ -305,7 +306,7 @@ def test_chat_templates_write_their_own_beginning() -> None:
 
 
 def overhead(made: Encoder) -> int:
-    return len(made.prompt_ids([user("")]))
+    return len(made.prompt([user("")]).ids)
 
 
 def test_the_middle_is_cut() -> None:
@@ -334,7 +335,7 @@ def test_a_cut_conversation_keeps_its_earlier_turns_whole() -> None:
     found = encode(made, Row(messages, "d", 1))
     assert len(found) == 220
     assert text(made, found.prompt).count("a" * 40) == text(made, found.prompt).count("b" * 40) == 1
-    assert found.earlier == ()
+    assert [text(made, found.prompt[a:b]) for a, b in found.earlier] == ["b" * 40 + "<|im_end|>"]
 
 
 def test_rows_without_room_are_dropped_and_counted() -> None:
@@ -458,17 +459,17 @@ def test_smollm2_stops_at_the_end_of_a_turn(smollm2: Any) -> None:
 @pytest.mark.smollm2
 @pytest.mark.parametrize("adds", [{}, {"system": "Be brief.", "shots": (Shot(prompt="1 + 1?", completion="2"),)}])
 def test_smollm2_sees_what_its_chat_template_writes(smollm2: Any, adds: dict[str, Any]) -> None:
-    """Pieces tokenized apart are the tokens of the whole conversation."""
+    """Prompt and completion are the tokens of the whole conversation."""
     made = encoder(tokenizer=smollm2, **adds)
     messages = (user("What is 12 times 3?"), assistant("36, I think."), user("Say it in words, 1 line."))
     found = encode(made, Row(messages, "Thirty-six.", 1))
     whole = smollm2.apply_chat_template(
-        [*made._framed(messages), assistant("Thirty-six.")], tokenize=True, return_dict=True
+        [*made._renderer._framed(messages), assistant("Thirty-six.")], tokenize=True, return_dict=True
     )["input_ids"]
     newline = smollm2("\n", add_special_tokens=False)["input_ids"]
     assert found.prompt + found.completion + newline == whole
     assert [smollm2.decode(found.prompt[a:b]) for a, b in found.earlier] == ["36, I think.<|im_end|>"]
-    assert found.prompt == made.prompt_ids(messages)
+    assert found.prompt == made.prompt(messages).ids
 
 
 @pytest.mark.smollm2

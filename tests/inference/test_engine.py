@@ -17,7 +17,8 @@ from tunescope import bank
 from tunescope.bank import BaseRecord, Record
 from tunescope.base import Base
 from tunescope.base.fingerprint import hash_weights
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.encoding import Encoder
+from tunescope.data.template import default_template
 from tunescope.errors import EngineError
 from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.row_effects import Compiled
@@ -41,7 +42,7 @@ def check(answer: Generated, request: Request, arch: str = "llama") -> None:
     """Each token is the likeliest one of the row run alone, and its log-probability is the same."""
     assert answer.error is None
     made = reference_of(request.customization, arch)
-    prompt = Encoder(made.base.tokenizer, made.template, 512).prompt_ids([{"role": "user", "content": request.prompt}])
+    prompt = Encoder(made.base.tokenizer, made.template, 512).prompt([{"role": "user", "content": request.prompt}]).ids
     assert answer.prompt_tokens == len(prompt)
     logprobs = reference_logits(made, prompt, answer.tokens).log_softmax(-1)
     found = torch.tensor(answer.logprobs)
@@ -166,10 +167,10 @@ def test_choices_are_answered_by_the_likelihood_of_the_whole() -> None:
         answer = engine_of().generate([ask("other", "ia3"), request])[1]
         made = reference_of(name)
         encoder = Encoder(made.base.tokenizer, made.template, 512)
-        prompt = encoder.prompt_ids([{"role": "user", "content": "is it?"}])
+        prompt = encoder.prompt([{"role": "user", "content": "is it?"}]).ids
         totals = {}
         for text in texts:
-            tokens = encoder.completion_text([{"role": "user", "content": "is it?"}], text)
+            tokens = encoder.candidates([{"role": "user", "content": "is it?"}], [text])[1][0]
             logprobs = reference_logits(made, prompt, tokens).log_softmax(-1)
             totals[text] = float(logprobs.gather(1, torch.tensor(tokens)[:, None]).sum())
         assert answer.choice_logprobs == pytest.approx(totals, abs=1e-4)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tests.tiny import ARCHITECTURES, tiny_base
 
+from tunescope.data.encoding import Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, to_rows
-from tunescope.data.template import Encoder, Template, default_template
+from tunescope.data.template import Template, default_template
 from tunescope.errors import DataError, TrainingError, TunescopeError
 from tunescope.methods import LoRA, Method, PromptTuning, PTuning, at_rest, customize
 from tunescope.methods.p_tuning import EncodedPrefix
@@ -154,7 +155,7 @@ def test_virtual_tokens_stand_at_their_marks(chat: bool) -> None:
     assert tokenizer.decode(ids[first + 2 : second]) == " a film "
     assert tokenizer.decode(ids[second + 3 :]).startswith(" sentiment:")
     assert encoded.extra == 5
-    assert encoded.prompt == encoder.prompt_ids(_row().messages)
+    assert encoded.prompt == encoder.prompt(_row().messages).ids
 
 
 def test_a_long_text_is_cut_between_the_marks() -> None:
@@ -217,7 +218,7 @@ def test_prompts_without_marks_or_with_more_are_refused() -> None:
         "<|VIRTUAL_PROMPT_0|> <|VIRTUAL_PROMPT_1|> <|VIRTUAL_PROMPT_1|>",
     ):
         with pytest.raises(DataError, match="each once and in this order"):
-            encoder.prompt_ids([{"role": "user", "content": text}])
+            encoder.prompt([{"role": "user", "content": text}])
     with pytest.raises(DataError, match="each once and in this order"):
         encoder.encode(_row("a <|VIRTUAL_PROMPT_1|> film"))
 
@@ -225,6 +226,6 @@ def test_prompts_without_marks_or_with_more_are_refused() -> None:
 def test_marks_in_the_text_of_other_templates_are_text() -> None:
     base = tiny_base("llama")
     encoder = Encoder(base.tokenizer, default_template(base.tokenizer), base.context_length)
-    ids = encoder.prompt_ids([{"role": "user", "content": "<|VIRTUAL_PROMPT_0|>"}])
+    ids = encoder.prompt([{"role": "user", "content": "<|VIRTUAL_PROMPT_0|>"}]).ids
     assert min(ids) >= 0 and "<|VIRTUAL_PROMPT_0|>" in base.tokenizer.decode(ids)
     assert Template(style="plain").marks == ()

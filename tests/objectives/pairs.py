@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tunescope.data.encoding import EncodedPair
 from tunescope.data.pairs import Pair
-from tunescope.data.template import EncodedPair
 
 PAIRS = [
     Pair(({"role": "user", "content": f"word {i}"},), "yes" + "!" * (i % 3), "no" + "." * (i % 4), i + 1, 0.5 + i % 3)

@@ -14,8 +14,8 @@ from tests.tiny import tiny_base
 
 from tunescope import bank
 from tunescope.base.fingerprint import hash_weights
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder
 from tunescope.errors import BankError, DataError, TrainingError
 from tunescope.inference import Item, score
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning, ZeroShot, compose
@@ -69,7 +69,7 @@ def served(customized: Customized, objective: Objective) -> Any:
     if isinstance(objective, Reward):
         return reward_scores(customized, [p.messages for p in PAIRS], [p.chosen for p in PAIRS])
     encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length)
-    return score(customized, [Item(encoder.prompt_ids(p.messages), [[1, 2, 3], [4]]) for p in PAIRS[:3]])
+    return score(customized, [Item(encoder.prompt(p.messages).ids, [[1, 2, 3], [4]]) for p in PAIRS[:3]])
 
 
 @pytest.mark.parametrize("goal", OBJECTIVES)

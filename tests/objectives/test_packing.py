@@ -11,7 +11,8 @@ from tests.tiny import ARCHITECTURES, tiny_base
 
 from tunescope.base import Base
 from tunescope.data.batching import collate_pairs
-from tunescope.data.template import EncodedPair, Template
+from tunescope.data.encoding import EncodedPair
+from tunescope.data.template import Template
 from tunescope.methods import Customized, LoRA, Method, PromptTuning, customize
 from tunescope.objectives import DPO, PreferenceObjective, Reward
 from tunescope.objectives.preference import completion_logprobs

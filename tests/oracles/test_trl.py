@@ -15,7 +15,8 @@ from tests.tiny import tiny_base, tiny_config
 
 from tunescope.bank.peft_format import export_peft
 from tunescope.data.batching import collate_pairs
-from tunescope.data.template import EncodedPair, Template
+from tunescope.data.encoding import EncodedPair
+from tunescope.data.template import Template
 from tunescope.methods import Customized, Full, LoRA, Method, customize
 from tunescope.objectives import DPO, PreferenceObjective, Reward, losses
 from tunescope.objectives.preference import completion_logprobs

@@ -7,17 +7,21 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.objectives.pairs import PAIRS
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
+from torch import nn
 
 from tunescope.base import Base
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import Interrupted, TrainingError
-from tunescope.methods import Full, LoRA, Method, ZeroShot
-from tunescope.objectives import SFT
+from tunescope.methods import IA3, Full, LoRA, Method, PromptTuning, ZeroShot
+from tunescope.objectives import DPO, SFT, Objective
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.optimizer import learning_rate_factor
 from tunescope.training.run import work_folder
@@ -200,3 +204,24 @@ def test_objective_cell_counts_tokens() -> None:
     assert 0 < result.tokens <= result.padded_tokens
     summary = result.summary()
     assert summary["pad_fraction"] == pytest.approx(1 - result.tokens / result.padded_tokens, abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO()], ids=lambda o: o.name)
+@pytest.mark.parametrize("method", [LoRA(rank=2), PromptTuning(virtual_tokens=3), IA3(), Full()], ids=lambda m: m.name)
+def test_hooks_are_registered_once_a_run(method: Method, objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ROWS if objective.name == "sft" else PAIRS
+    registered = [0]
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        register = getattr(nn.Module, name)
+
+        def counted(self: nn.Module, *given: object, register: Any = register, **options: object) -> Any:
+            registered[0] += 1
+            return register(self, *given, **options)
+
+        monkeypatch.setattr(nn.Module, name, counted)
+    counts = []
+    for steps in (1, 4):
+        registered[0] = 0
+        train(tiny_base(), method, objective, data, settings=settings(max_steps=steps))
+        counts.append(registered[0])
+    assert counts[0] == counts[1]

@@ -8,8 +8,8 @@ import pytest
 from tests.tiny import tiny_base
 
 from tunescope import bank
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder
 from tunescope.inference import Item, score
 from tunescope.methods import IA3, Adapter, LoRA, Method, PromptTuning, PTuning, compose
 from tunescope.training import StepMetrics, TrainSettings, train
@@ -56,7 +56,7 @@ def test_trained_interrupted_and_served(name: str, tmp_path: Path) -> None:
     assert again.result.losses == whole.result.losses
 
     served = bank.load(tmp_path / "again", base)
-    prompt = Encoder(base.tokenizer, served.template, base.context_length).prompt_ids(rows[0].messages)
+    prompt = Encoder(base.tokenizer, served.template, base.context_length).prompt(rows[0].messages).ids
     assert sum(token < 0 for token in prompt) == served.template.virtual_tokens
     item = Item(prompt, [[1, 2, 3], [4]])
     assert score(served, [item]) == score(whole.customized, [item])

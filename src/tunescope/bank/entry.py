@@ -18,6 +18,7 @@ from tunescope import storage
 from tunescope.bank.check import save_check
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
+from tunescope.base.loading import Dtype
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
 from tunescope.methods import Customized, at_rest
 from tunescope.methods.effects import Effect
@@ -120,7 +121,8 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
         except (SafetensorError, BankError) as error:
             raise BankError(f"{folder / TENSORS}: {error}") from error
     if customized.moves_base:
-        customized.base = load_base(folder, dtype="float32" if str(origin.dtype) == "torch.float32" else "bfloat16")
+        dtype: Dtype = "float32" if origin.dtype == torch.float32 else "bfloat16"
+        customized.base = load_base(folder, dtype=dtype, device=origin.device)
     return customized
 
 

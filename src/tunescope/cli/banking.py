@@ -14,6 +14,7 @@ from tunescope import bank
 from tunescope.bank.merge import Combination, refuse_heads
 from tunescope.base import load_base
 from tunescope.base.device import dtype_name
+from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.training import refuse_existing
 from tunescope.errors import BankError, UnknownNameError
@@ -75,9 +76,9 @@ def show_entry(entry: Path, output: Output) -> None:
     output.result(record, lambda console: print_facts(console, flat))
 
 
-def verify_entry(entry: Path, base: str | None, output: Output) -> None:
+def verify_entry(entry: Path, base: str | None, device: str | None, output: Output) -> None:
     """Check an entry and say what was checked."""
-    found = bank.verify(entry, base)
+    found = bank.verify(entry, base_of(entry, base, device))
     values = {"entry": str(entry), "verified": True, "max_logit_error": found.max_error, "dtype": found.dtype}
 
     def show(console: Console) -> None:
@@ -87,13 +88,13 @@ def verify_entry(entry: Path, base: str | None, output: Output) -> None:
     output.result(values, show)
 
 
-def export_entry(entry: Path, to: str, out: Path, base: str | None, output: Output) -> None:
+def export_entry(entry: Path, to: str, out: Path, base: str | None, device: str | None, output: Output) -> None:
     """Write an entry in another tool's format."""
     if to not in ("peft", "transformers"):
         raise UnknownNameError("format (--to)", to, ("peft", "transformers"))
     if out.exists():
         raise BankError(f"{out} exists already. Choose another --out.")
-    customized = bank.load(entry, base)
+    customized = bank.load(entry, base_of(entry, base, device))
     values: dict[str, Any] = {"entry": str(entry), "to": to, "path": str(out)}
     if to == "peft":
         bank.export_peft(customized, out)
@@ -108,28 +109,40 @@ def export_entry(entry: Path, to: str, out: Path, base: str | None, output: Outp
     output.result(values, lambda console: print_facts(console, values))
 
 
-def import_entry(folder: Path, base: str, out: Path, output: Output) -> None:
+def import_entry(
+    folder: Path, base: str, out: Path, template: str | None, style: str, device: str | None, output: Output
+) -> None:
     """Make an entry of a folder that PEFT wrote."""
     refuse_existing(out, overwrite=False)
-    loaded = load_base(base)
-    customized = bank.import_peft(folder, loaded)
+    loaded = load_base(base, device=device)
+    customized = bank.import_peft(folder, loaded, pattern=template, style=style)
     _save(customized, out, {"imported_from": str(folder)})
     values = {
         "path": str(out),
         "method": customized.method.name,
         "trainable_parameters": customized.trainable_parameters,
+        "style": customized.template.style,
+        "style_by_default": style == "auto",
+        "template": template,
     }
     output.result(values, lambda console: print_facts(console, values))
 
 
 def merge_entries(
-    entries: list[Path], weights: str | None, how: str, density: float, rank: int | None, out: Path, output: Output
+    entries: list[Path],
+    weights: str | None,
+    how: str,
+    density: float,
+    rank: int | None,
+    out: Path,
+    device: str | None,
+    output: Output,
 ) -> None:
     """One LoRA entry of several."""
     if how not in get_args(Combination):
         raise UnknownNameError("combination (--how)", how, get_args(Combination))
     refuse_existing(out, overwrite=False)
-    base = load_base(bank.read_record(entries[0]).base.name)
+    base = base_of(entries[0], None, device)
     loras = [bank.load(entry, base) for entry in entries]
     shares = _weights(weights, len(entries))
     customized, error = bank.combine(loras, shares, how=how, density=density, rank=rank)  # type: ignore[arg-type]

@@ -48,19 +48,19 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         style: options.Style = "auto",
         skip_bad: options.SkipBad = 0,
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         restart: options.Restart = False,
         overwrite: Overwrite = False,
         as_json: options.AsJson = False,
     ) -> None:
         # What --objective names is known before the flags are made (see app): here it is ``goal``.
         output = Output(as_json)
+        template = options.typed(template, output.note)
         refuse_existing(out, overwrite)
         table = read(data, split=split, skip_bad=skip_bad)
-        if table.skipped:
-            output.note(f"{table.path}: left out {len(table.skipped)} bad rows, as --skip-bad allows.")
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
-                load_base(base, dtype=options.dtype(dtype)),
+                load_base(base, dtype=options.dtype(dtype), device=device),
                 method,
                 goal,
                 table,

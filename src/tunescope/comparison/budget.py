@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from tunescope.base import Base
 from tunescope.data.batching import BatchOrder
+from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.methods import Method
 from tunescope.objectives import SFT
 from tunescope.training import TrainSettings, train

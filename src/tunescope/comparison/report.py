@@ -148,7 +148,7 @@ def _gain(row: Row, comparison: Comparison) -> Cell:
     plain = next((other for other in comparison.rows if other.method == "zero-shot"), None)
     if plain is None or plain.score is None or row.score is None or row is plain:
         return Cell(form.MISSING, None)
-    gap = difference(row, plain)
+    gap = difference(row, plain, comparison.metric)
     shown = form.points(gap.mean, comparison.metric, signed=True)
     low, high = (form.points(bound, comparison.metric, signed=True) for bound in (gap.low, gap.high))
     return Cell(shown, gap.mean, f"{low} to {high}" if abs(gap.low) != float("inf") else "")

@@ -22,16 +22,16 @@ from pydantic import Field
 import tunescope
 from tunescope import bank, storage
 from tunescope.base import Base
-from tunescope.base.device import dtype_name, processor_name
+from tunescope.base.device import device_name, dtype_name
 from tunescope.comparison.advice import advise
 from tunescope.comparison.budget import affordable_steps
 from tunescope.comparison.report import write_report
-from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo
+from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe
 from tunescope.comparison.table import Row as Measured
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
 from tunescope.errors import DataError, Interrupted, TunescopeError
-from tunescope.evaluation import Probes, evaluate
+from tunescope.evaluation import PER_ROW, Probes, evaluate
 from tunescope.evaluation.task import check_labels
 from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
@@ -188,7 +188,7 @@ def compare(
             notes=[*notes, *work.notes],
         ),
         machine=MachineInfo(
-            processor=processor_name(),
+            processor=device_name(base.device),
             cores=os.cpu_count() or 1,
             torch=torch.__version__,
             dtype=dtype_name(base.dtype),
@@ -300,7 +300,7 @@ def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measu
         max_length=work.settings.max_length,
         on_stage=work.watcher.stage,
     )
-    bank.write_card(entry, {key: value for key, value in card.items() if key != "per_row"})
+    bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW})
     _remember_cost(work, time.monotonic() - started)
     _note(work, "testing", card["notes"])
     return _row(method, card, training, entry)
@@ -391,6 +391,9 @@ def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: 
         key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if training
     }
     values["peak_memory_mb"] = max(card["peak_memory_mb"], training.get("peak_memory_mb", 0.0))
+    values["probes"] = {
+        name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
+    }
     values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
     return Measured(
         method=method.name,

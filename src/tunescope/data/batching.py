@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from tunescope.data.template import Encoded, EncodedPair
+from tunescope.data.encoding import Encoded, EncodedPair
 
 # Batches a window: rows are sorted by length inside it. Larger windows pad less and shuffle less.
 _WINDOW = 16

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunescope.base import Base
+from tunescope.data.encoding import common_prefix, lead_ids
 from tunescope.data.reading import Table, read
 from tunescope.data.template import Template
 from tunescope.errors import DataError
@@ -168,7 +169,7 @@ def _sample(questions: Sequence[Question], everything: bool) -> list[Question]:
 
 
 def _general_loss(customized: Customized, probes: Probes) -> tuple[float, int]:
-    tokenizer, prefix = customized.base.tokenizer, customized.template.virtual_ids
+    tokenizer, prefix = customized.base.tokenizer, customized.template.virtual_ids + lead_ids(customized.base.tokenizer)
     chunks: list[list[int]] = []
     for text in probes.texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -176,7 +177,7 @@ def _general_loss(customized: Customized, probes: Probes) -> tuple[float, int]:
     if not probes.all and len(chunks) > _CHUNKS:
         whole = [chunk for chunk in chunks if len(chunk) == _CHUNK] or chunks
         chunks = random.Random(0).sample(whole, min(_CHUNKS, len(whole)))
-    # The first token of a chunk has nothing before it to be predicted from: it is the prompt.
+    # The first token of a chunk may have nothing before it to be predicted from: it is the prompt.
     scores = score(customized, [Item(prefix + chunk[:1], [chunk[1:]]) for chunk in chunks])
     tokens = sum(found[0].tokens for found in scores)
     return -sum(found[0].logprob for found in scores) / tokens, tokens
@@ -184,18 +185,14 @@ def _general_loss(customized: Customized, probes: Probes) -> tuple[float, int]:
 
 def _accuracy(customized: Customized, questions: Sequence[Question]) -> float:
     """By length-normalized log-likelihood of each choice's text after the question."""
-    tokenizer, prefix = customized.base.tokenizer, customized.template.virtual_ids
-
-    def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    items = [
-        Item(
-            prefix + tokens(f"Question: {question.text.strip()}\nAnswer:"),
-            [tokens(" " + choice.strip()) for choice in question.choices],
-        )
-        for question in questions
-    ]
+    tokenizer, prefix = customized.base.tokenizer, customized.template.virtual_ids + lead_ids(customized.base.tokenizer)
+    items = []
+    for question in questions:
+        asked = f"Question: {question.text.strip()}\nAnswer:"
+        texts = [f"{asked} {choice.strip()}" for choice in question.choices]
+        prompt, *wholes = tokenizer([asked, *texts], add_special_tokens=False)["input_ids"]
+        shared = min(common_prefix(prompt, whole) for whole in wholes)
+        items.append(Item(prefix + prompt[:shared], [whole[shared:] for whole in wholes]))
     right = 0
     for question, scores in zip(questions, score(customized, items), strict=True):
         means = [found.logprob / found.tokens if found.tokens else -math.inf for found in scores]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from tunescope import memory, storage
+from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
-from tunescope.data.template import Encoder
 from tunescope.errors import DataError
-from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval
+from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval, without_width
 from tunescope.methods import Customized
 from tunescope.objectives import PreferenceObjective
 
@@ -50,10 +50,10 @@ def evaluate_preferences(
     Raises:
         DataError: no pair fits.
     """
-    memory.reset_peak()
     base = customized.base
+    memory.reset_peak(base.device)
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
-    examples = [encoded for pair in pairs if (encoded := encoder.encode_pair(pair)) is not None]
+    examples = encoder.encode_pairs(pairs)
     if not examples:
         raise DataError("No pair fits: every one was dropped. Shorten the completions or raise --max-length.")
     examples = objective.prepare(customized, examples)
@@ -84,8 +84,8 @@ def evaluate_preferences(
         "calibration_error": error,
         "reliability": bins,
         "trainable_parameters": customized.trainable_parameters,
-        "peak_memory_mb": round(memory.peak_mb(), 1),
-        "notes": [*objective.notes(pairs), *encoder.notes()],
+        "peak_memory_mb": round(memory.peak_mb(base.device), 1),
+        "notes": [*objective.notes(pairs), *encoder.notes(), *without_width({"margin": margin})],
     }
 
 

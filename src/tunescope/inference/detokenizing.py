@@ -15,14 +15,15 @@ class Detokenizer:
     Args:
         tokenizer: of the base.
         stop: texts that end it.
+        owed: the prompt's last characters, which the tokens repeat first and which are no part of the answer.
 
     Attributes:
         text: what is certain so far. It never ends in half a letter, nor in the beginning of a stop text.
         stopped: whether a stop text came; ``text`` ends before it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Any, stop: Sequence[str], owed: str = "") -> None:
+        self._tokenizer, self._stop, self._owed = tokenizer, tuple(stop), owed
         self._tokens: list[int] = []
         self._done = self._context = 0  # tokens that are in _whole; the first token that is decoded with new ones
         self._whole = ""
@@ -49,6 +50,11 @@ class Detokenizer:
             self.text = self._whole
 
     def _take(self, more: str) -> None:
+        if self._owed and more:
+            paid = _shared(more, self._owed)
+            # Tokenizers that decode a first token without the space before it have paid it all the same.
+            self._owed = self._owed[paid:] if paid == len(more) else ""
+            more = more[paid:]
         searched = max(len(self._whole) - max(map(len, self._stop), default=0), 0)
         self._whole += more
         places = [place for stop in self._stop if (place := self._whole.find(stop, searched)) >= 0]
@@ -60,6 +66,13 @@ class Detokenizer:
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _shared(first: str, second: str) -> int:
+    """How many characters two texts share at their beginning."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -22,12 +22,14 @@ import torch
 
 from tunescope import memory
 from tunescope.base import Base
+from tunescope.data.encoding import PromptTokens
 from tunescope.data.rows import Message
 from tunescope.errors import EngineError, TunescopeError
 from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.healing import TokenTexts
 from tunescope.inference.residents import Resident, Residents
 from tunescope.inference.sampling import Sampling
-from tunescope.inference.scheduler import Job, Scheduler, most_positions
+from tunescope.inference.scheduler import Job, Scheduler
 from tunescope.methods import Customized
 
 # How a request is put into the queue, and how many samples it asks for.
@@ -150,6 +152,7 @@ class Engine:
         self.max_waiting = max_waiting
         self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6), kv_bytes=kv_bytes)
         self._residents = Residents(base, int(customizations_mb * 1e6), self.scheduler.forget)
+        self._token_texts = TokenTexts(base.tokenizer)
         self._lock = threading.RLock()
         self._driver: asyncio.Task[None] | None = None
         self._stepped = asyncio.Event()
@@ -202,12 +205,22 @@ class Engine:
         """
         with self._lock:
             resident = self._residents.get(request.customization)
-            return self._enqueue(resident.prompt_ids(request.prompt), resident, request.sampling)
+            if request.sampling.choices:
+                tokens, choices = resident.candidates(request.prompt, request.sampling.choices)
+                return self._enqueue(PromptTokens(tokens), resident, request.sampling, choices)
+            return self._enqueue(resident.prompt(request.prompt), resident, request.sampling, [])
 
-    def submit_ids(self, tokens: Sequence[int], customization: str | None, sampling: Sampling) -> Ticket:
-        """``submit`` for a prompt that is tokens already. Negative ids are virtual tokens."""
+    def submit_ids(self, prompt: Sequence[int] | PromptTokens, customization: str | None, sampling: Sampling) -> Ticket:
+        """``submit`` for a prompt that is tokens already. Negative ids are virtual tokens.
+
+        Raises:
+            EngineError: as ``submit``; also for choices, which are tokenized together with their prompt's text.
+        """
+        if sampling.choices:
+            raise EngineError("choices are tokenized together with the prompt: give it as text.")
+        tokens = prompt if isinstance(prompt, PromptTokens) else PromptTokens(list(prompt))
         with self._lock:
-            return self._enqueue(list(tokens), self._residents.get(customization), sampling)
+            return self._enqueue(tokens, self._residents.get(customization), sampling, [])
 
     def step(self) -> bool:
         """A step for everyone under way; returns whether anything is left to do."""
@@ -231,7 +244,7 @@ class Engine:
 
     def generate_ids(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int] | PromptTokens],
         customization: str | None,
         sampling: Sampling,
         *,
@@ -284,7 +297,10 @@ class Engine:
         finally:
             ticket.cancel()
 
-    def _enqueue(self, tokens: list[int], resident: Resident, sampling: Sampling) -> Ticket:
+    def _enqueue(
+        self, prompt: PromptTokens, resident: Resident, sampling: Sampling, choices: list[list[int]]
+    ) -> Ticket:
+        tokens = prompt.ids
         if sampling.n > self.max_waiting:
             raise EngineError(
                 f"The request asks for {sampling.n} samples, and at most {self.max_waiting} can wait: lower n."
@@ -294,9 +310,8 @@ class Engine:
                 f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
                 "later."
             )
-        choices = [resident.completion_ids(text) for text in sampling.choices]
         self._check_ids(tokens, choices, resident, sampling)
-        room = sum(map(len, choices)) if choices else sampling.max_new_tokens
+        room = sum(map(len, choices)) if choices else sampling.max_new_tokens + len(prompt.owed)
         context = self.base.context_length
         if not tokens:
             raise EngineError("The prompt has no tokens.")
@@ -305,7 +320,7 @@ class Engine:
                 f"The prompt has {len(tokens)} tokens: with {room} new ones it exceeds the base's context of "
                 f"{context}. Shorten it or ask for fewer new tokens (max_new_tokens)."
             )
-        most = most_positions(tokens, choices, sampling)
+        most = len(tokens) + room
         if not self.scheduler.fits(most):
             raise EngineError(
                 f"The keys and values of up to {most} tokens take {self.scheduler.kv_bytes_of(most) / 1e6:.1f} MB, "
@@ -319,9 +334,10 @@ class Engine:
                 sampling,
                 sample,
                 frozenset((*resident.template.stop, *sampling.stop_tokens)),
-                Detokenizer(self.base.tokenizer, sampling.stop),
+                Detokenizer(self.base.tokenizer, sampling.stop, prompt.owed),
                 choices,
                 resident.beginning,
+                self._token_texts.owed(prompt.owed),
             )
             for sample in range(sampling.n)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tunescope.data.encoding import PromptTokens
 from tunescope.data.rows import Message
 from tunescope.errors import DataError
 from tunescope.inference.engine import Engine, Generated, Request
@@ -44,7 +45,7 @@ def generate(
 
 def generate_ids(
     customized: Customized,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[list[int] | PromptTokens],
     sampling: Sampling,
     *,
     on_row: Callable[[int], None] = lambda count: None,

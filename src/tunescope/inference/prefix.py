@@ -63,9 +63,3 @@ class PrefixCache:
         """Drop what belongs to a customization that is no longer served."""
         for key in [key for key in self._kept if key[0] is owner]:
             self.nbytes -= self._kept.pop(key).nbytes
-
-
-def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two prompts share at their beginning."""
-    length = min(len(first), len(second))
-    return next((i for i in range(length) if first[i] != second[i]), length)

@@ -6,15 +6,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tunescope import bank
 from tunescope.base import Base
+from tunescope.data.encoding import Encoder, PromptTokens, common_prefix
 from tunescope.data.rows import Message
-from tunescope.data.template import Encoder, Template, default_template
+from tunescope.data.template import Template, default_template
 from tunescope.errors import DataError, EngineError, UnknownNameError
-from tunescope.inference.prefix import common_beginning
 from tunescope.inference.row_effects import Compiled
 from tunescope.methods import Customized
+
+_Tokens = TypeVar("_Tokens")
 
 
 @dataclass(frozen=True)
@@ -44,23 +47,30 @@ class Resident:
         """How many virtual tokens its effects have."""
         return 0 if self.effects is None or self.effects.table is None else len(self.effects.table)
 
-    def prompt_ids(self, prompt: str | Sequence[Message]) -> list[int]:
+    def prompt(self, prompt: str | Sequence[Message]) -> PromptTokens:
         """Tokens of a request's prompt.
 
         Raises:
             EngineError: an empty prompt, or one that its template refuses.
         """
+        return self._encoded(prompt, self.encoder.prompt)
+
+    def candidates(self, prompt: str | Sequence[Message], texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Tokens that all answers to choose from begin with, and the rest of each; see ``Encoder.candidates``.
+
+        Raises:
+            EngineError: as ``prompt``.
+        """
+        return self._encoded(prompt, lambda messages: self.encoder.candidates(messages, texts))
+
+    def _encoded(self, prompt: str | Sequence[Message], encode: Callable[[Sequence[Message]], _Tokens]) -> _Tokens:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if not messages or messages[-1].get("role") != "user" or not messages[-1].get("content", "").strip():
             raise EngineError("The prompt is empty, or does not end in a user's turn.")
         try:
-            return self.encoder.prompt_ids(messages)
+            return encode(messages)
         except DataError as error:
             raise EngineError(str(error)) from error
-
-    def completion_ids(self, text: str) -> list[int]:
-        """Tokens of an answer, its stop token last."""
-        return self.encoder.completion_text([{"role": "user", "content": "a"}], text)
 
 
 class Residents:
@@ -165,5 +175,5 @@ def _encoding(base: Base, template: Template) -> tuple[Encoder, int]:
     encoder = Encoder(base.tokenizer, template, base.context_length)
     if template.virtual_splits:  # a prompt without the marked places would be refused
         return encoder, 0
-    first, second = (encoder.prompt_ids([{"role": "user", "content": text}]) for text in ("0", "~"))
-    return encoder, common_beginning(first, second)
+    first, second = (encoder.prompt([{"role": "user", "content": text}]).ids for text in ("0", "~"))
+    return encoder, common_prefix(first, second)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional
 
+from tunescope.inference.healing import Owed
 from tunescope.settings import Settings
 
 # Tokens that are looked at together before they are looked at one by one.
@@ -79,7 +80,8 @@ class Draw:
         sample: which of the request's ``n`` samples it is, from 0.
         stop: token ids that end it.
         seen: token ids of its text so far, for the repetition penalty.
-        written: how many of these were generated.
+        written: how many of these were generated, those that only repay what is owed not counted.
+        owed: characters that the answer must begin with; None where there are none.
     """
 
     sampling: Sampling
@@ -87,6 +89,7 @@ class Draw:
     stop: frozenset[int] = frozenset()
     seen: set[int] = field(default_factory=set)
     written: int = 0
+    owed: Owed | None = None
 
     def __post_init__(self) -> None:
         # Each row has a generator of its own: what it draws does not depend on the other rows of the batch.
@@ -97,7 +100,9 @@ class Draw:
     def took(self, token: int) -> None:
         """The text goes on with ``token``."""
         self.seen.add(token)
-        self.written += 1
+        repays = self.owed is not None and self.owed.covers(token)
+        self.owed = self.owed.after(token) if self.owed is not None else None
+        self.written += not repays
         self._uniform = None
 
     def uniform(self) -> float:
@@ -161,6 +166,12 @@ def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     if stops:
         at = torch.tensor(stops, device=logits.device).T
         logits[at[0], at[1]] = -torch.inf
+    for row, draw in enumerate(draws):
+        if draw.owed is not None:
+            allowed = draw.owed.tokens.to(logits.device)
+            values = logits[row, allowed]
+            logits[row] = -torch.inf
+            logits[row, allowed] = values
     return logits
 
 

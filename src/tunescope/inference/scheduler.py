@@ -19,10 +19,12 @@ from functools import cached_property, partial
 import torch
 
 from tunescope.base import Base
+from tunescope.data.encoding import common_prefix
 from tunescope.errors import EngineError
 from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
-from tunescope.inference.prefix import WORTH_SHARING, PrefixCache, common_beginning
+from tunescope.inference.prefix import WORTH_SHARING, PrefixCache
 from tunescope.inference.row_effects import Compiled
 from tunescope.inference.sampling import Draw, Sampling, choose
 from tunescope.inference.slots import allowance
@@ -54,6 +56,7 @@ class Job:
         text: its words so far.
         choices: the answers to choose from, as tokens, where there are some.
         beginning: how many tokens of the prompt every prompt of this customization has.
+        owed: what its answer must begin with.
         written: tokens generated; the stop token is one.
         logprobs: of the tokens written, in nats, where asked for.
         choice_logprobs: log-probability of each choice as a whole.
@@ -71,6 +74,7 @@ class Job:
     text: Detokenizer
     choices: list[list[int]] = field(default_factory=list)
     beginning: int = 0
+    owed: Owed | None = None
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     choice_logprobs: list[float] = field(default_factory=list)
@@ -83,7 +87,9 @@ class Job:
     marks: set[int] = field(default_factory=set)  # beginnings of it to be kept once they are computed
 
     def __post_init__(self) -> None:
-        self.draw = Draw(self.sampling, self.sample, self.stop, {token for token in self.tokens if token >= 0})
+        self.draw = Draw(
+            self.sampling, self.sample, self.stop, {token for token in self.tokens if token >= 0}, owed=self.owed
+        )
 
     @property
     def done(self) -> bool:
@@ -93,17 +99,15 @@ class Job:
     @property
     def most(self) -> int:
         """The most positions that its keys and values may take."""
-        return most_positions(self.tokens, self.choices, self.sampling)
+        if self.choices:
+            return len(self.tokens) + sum(map(len, self.choices))
+        owed = 0 if self.owed is None else len(self.owed.characters)
+        return len(self.tokens) + self.sampling.max_new_tokens + owed
 
     @property
     def left(self) -> int:
         """Prompt tokens still to be computed."""
         return max(len(self.tokens) - self.placed, 0)
-
-
-def most_positions(tokens: Sequence[int], choices: Sequence[Sequence[int]], sampling: Sampling) -> int:
-    """The most positions that a prompt and its answer may take."""
-    return len(tokens) + (sum(map(len, choices)) if choices else sampling.max_new_tokens)
 
 
 class Scheduler:
@@ -249,7 +253,7 @@ class Scheduler:
         if job.sampling.n > 1:
             found.add(longest)
         others = [*held, *list(self.waiting)[:_LOOK_AHEAD]]
-        lengths = [common_beginning(job.tokens, o.tokens) for o in others if o.effects is job.effects]
+        lengths = [common_prefix(job.tokens, o.tokens) for o in others if o.effects is job.effects]
         lengths = [length for length in lengths if length >= WORTH_SHARING]
         if lengths and min(lengths) * len(lengths) >= _WORTH_WAITING:
             found.add(min(lengths))
@@ -395,7 +399,7 @@ class Scheduler:
         job.text.add(token)
         if job.text.stopped:
             return "stop"
-        return "length" if len(job.written) >= job.sampling.max_new_tokens else None
+        return "length" if job.draw.written >= job.sampling.max_new_tokens else None
 
     def _answer_with_choice(self, job: Job, logits: torch.Tensor) -> str:
         """Take the choice that is likeliest as a whole, or sample one by likelihood ** (1 / temperature).
@@ -413,7 +417,7 @@ class Scheduler:
             branch = torch.tensor([[number for number, tail in enumerate(tails, start=1) for _ in tail]])
             position = torch.tensor([[past + place for tail in tails for place in range(len(tail))]])
             places = past + torch.arange(ids.shape[1])[None]
-            mask = self.base.masks(branch, position, past)
+            mask = self.base.masks(branch.to(self.base.device), position.to(self.base.device), past)
             keep = torch.ones_like(ids, dtype=torch.bool)
             after = self.passes.logits([job.effects], [job.arrived], ids, position, places, keep, mask)
             lines = torch.cat((lines, torch.log_softmax(after.float(), dim=-1)))

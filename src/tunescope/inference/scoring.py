@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tunescope.data.encoding import common_prefix
 from tunescope.inference.passes import Passes
-from tunescope.inference.prefix import WORTH_SHARING, common_beginning
+from tunescope.inference.prefix import WORTH_SHARING
 from tunescope.inference.row_effects import Compiled
 from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
@@ -71,7 +72,7 @@ def _shared(prompts: Sequence[list[int]]) -> int:
     if len(prompts) < 2:
         return 0
     first, last = min(prompts), max(prompts)  # in order of tokens: all others lie between these two
-    tokens = min(common_beginning(first, last), min(map(len, prompts)) - 1)
+    tokens = min(common_prefix(first, last), min(map(len, prompts)) - 1)
     return tokens if tokens >= WORTH_SHARING else 0
 
 
@@ -132,7 +133,7 @@ def _score_pass(
     if beginning is not None:
         for slot in slots:
             passes.slots.restore(slot, beginning)
-    mask = passes.base.masks(branch, position, past=shared)
+    mask = passes.base.masks(branch.to(passes.base.device), position.to(passes.base.device), past=shared)
     places = torch.arange(shared, shared + length).expand(len(items), length)
     logits = passes.logits([compiled] * len(items), slots, ids, position, places, keep, mask)
     for slot in slots:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 
 from tunescope.data.batching import PairBatch
-from tunescope.data.template import EncodedPair
+from tunescope.data.encoding import EncodedPair
 from tunescope.methods import Customized
 from tunescope.objectives import losses
 from tunescope.objectives.objective import Loss

@@ -20,7 +20,7 @@ from tunescope import storage
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
-from tunescope.data.template import EncodedPair
+from tunescope.data.encoding import EncodedPair
 from tunescope.objectives.preference import completion_logprobs
 
 # Tokens computed in one forward pass, padding counted.

@@ -19,8 +19,8 @@ from torch import nn
 
 from tunescope.base import Base
 from tunescope.data.batching import PairBatch, collate
+from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.rows import Message, Row
-from tunescope.data.template import Encoded, Encoder
 from tunescope.errors import DataError
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
@@ -138,7 +138,7 @@ def reward_scores(
         for part in _passes(encoded):
             batch = collate(part).to(base.device)
             last = batch.attention_mask.sum(dim=1) - 1
-            hidden = base.hidden(batch.input_ids, batch.attention_mask)
+            hidden = base.hidden(batch.input_ids, None)  # a batch is padded on the right
             found = head(hidden[torch.arange(len(part), device=base.device), last])
             for example, reward in zip(part, found.tolist(), strict=True):
                 rewards[example.number - 1] = reward

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tunescope import storage
+from tunescope.base.device import random_states, set_random_states
 from tunescope.errors import TrainingError
 from tunescope.training.optimizer import Optimizer
 
@@ -22,9 +22,8 @@ def save_checkpoint(folder: Path, optimizer: Optimizer, state: dict[str, Any]) -
 
     The file before it stays until the new one is complete.
     """
-    tensors = {**optimizer.tensors(), "random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    states = random_states(optimizer.device)
+    tensors = {**optimizer.tensors(), **{f"random.{kind}": state for kind, state in states.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     storage.atomic_write(folder / FILE, save(tensors, metadata={"state": json.dumps(state)}))
 
@@ -48,12 +47,11 @@ def load_checkpoint(folder: Path, optimizer: Optimizer) -> dict[str, Any] | None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
             state = json.loads(file.metadata()["state"])
         optimizer.load_tensors(tensors)
-        torch.set_rng_state(tensors["random.cpu"])
+        states = {name.removeprefix("random."): state for name, state in tensors.items()}
+        set_random_states(optimizer.device, states)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainingError(
             f"The checkpoint {path} is damaged or of another method ({error}). Start over with --restart; nothing else "
             "is lost."
         ) from error
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     return state

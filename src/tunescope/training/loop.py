@@ -25,6 +25,8 @@ from tunescope.training.optimizer import Optimizer, learning_rate_factor
 from tunescope.training.settings import TrainSettings
 
 _CHECKPOINT_SECONDS = 60.0
+# The kinds of device on which torch can sum a tensor's bits.
+_SUMS_BITS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def train_loop(
             _set_training(customized, False)
     if before is not None and _checksum(customized.origin.model) != before:
         raise TrainingError("The frozen base's weights changed while training: nothing was saved.")
-    run.result.peak_memory_mb = max(run.result.peak_memory_mb, memory.peak_mb())
+    run.result.peak_memory_mb = max(run.result.peak_memory_mb, memory.peak_mb(customized.base.device))
     return run.result
 
 
@@ -172,7 +174,7 @@ class _Run:
         self.result = TrainResult(unit=objective.unit)
         self.saved_at = time.monotonic()
         torch.manual_seed(settings.seed)
-        memory.reset_peak()
+        memory.reset_peak(customized.base.device)
         state = load_checkpoint(folder, self.optimizer)
         if state is not None:
             self.result = TrainResult(**state)
@@ -203,7 +205,7 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last step."""
-        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb())
+        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb(self.customized.base.device))
         save_checkpoint(self.folder, self.optimizer, asdict(self.result))
         self.saved_at = time.monotonic()
 
@@ -272,8 +274,12 @@ def _set_training(customized: Customized, on: bool) -> None:
 
 
 def _checksum(model: torch.nn.Module) -> list[int]:
-    """A fast sum of each tensor's bits, computed where the tensor lies."""
-    return [int(torch.hash_tensor(parameter.detach()).view(torch.int64)) for parameter in model.parameters()]
+    """A fast sum of each tensor's bits, computed where the tensor lies if torch can sum there."""
+    sums = []
+    for parameter in model.parameters():
+        tensor = parameter.detach() if parameter.device.type in _SUMS_BITS else parameter.detach().cpu()
+        sums.append(int(torch.hash_tensor(tensor).view(torch.int64)))
+    return sums
 
 
 @contextlib.contextmanager

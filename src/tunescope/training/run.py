@@ -20,10 +20,11 @@ from tunescope import bank, storage
 from tunescope.bank import BaseRecord, DataRecord, Record
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
+from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row
-from tunescope.data.template import Encoder, default_template
+from tunescope.data.template import default_template
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method, customize
 from tunescope.objectives import SFT, Objective
@@ -32,6 +33,8 @@ from tunescope.training.loop import StepMetrics, TrainResult, train_loop
 from tunescope.training.settings import TrainSettings
 from tunescope.training.trackers import tracked
 
+# Rows that a prompting method looks at to see how completions join their prompts.
+_LOOKED_AT = 256
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
 
 
@@ -112,11 +115,17 @@ def train(
     learns = method.trains != "nothing"
     if not learns and not isinstance(objective, SFT):
         raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
-    rows, pattern, name, unread = _rows(objective, data, pattern, skip_bad, name)
+    rows, pattern, name, notes = _rows(objective, data, pattern, skip_bad, name)
     labels = tuple(labels) if labels is not None else objective.labels(rows)
     template = default_template(base.tokenizer, pattern=pattern, style=style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
     customized = customize(base, method, template, rows, labels, settings.seed, added)
+    encoder = Encoder(
+        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name, skip_bad
+    )
+    examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
+    if encoder.joined:
+        customized.customization.template = customized.template.model_copy(update={"heal": True})
     record = Record(
         tunescope=tunescope.__version__,
         method=method.name,
@@ -132,9 +141,7 @@ def train(
     )
     if not learns:
         path = bank.save(customized, Path(out), record) if out is not None else None
-        return Trained(customized, record, TrainResult(), path, unread)
-    encoder = Encoder(base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut)
-    examples = objective.examples(rows, encoder)
+        return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
         started = time.perf_counter()
         examples = objective.prepare(customized, examples)
@@ -155,7 +162,7 @@ def train(
         if out is not None:
             metrics = (work / METRICS).read_text(encoding="utf-8")
             path = bank.save(customized, Path(out), record, extra={METRICS: metrics})
-    return Trained(customized, record, result, path, [*unread, *objective.notes(rows), *encoder.notes()])
+    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes()])
 
 
 def work_folder(out: Path) -> Path:
@@ -170,11 +177,11 @@ def _rows(
     skip_bad: int,
     name: str | None,
 ) -> tuple[list[Any], str | None, str, list[str]]:
-    """The rows, the pattern that made them, the data's name, and what is said of columns that nothing reads."""
+    """The rows, the pattern that made them, the data's name, and what is said of how it was read."""
     if isinstance(data, Table):
         chosen = pattern or data.default_template
-        unread = data.unread(objective.columns(data)) if chosen is None else []
-        return objective.rows(data, chosen, skip_bad), chosen, name or data.name, unread
+        notes: list[str] = []
+        return objective.rows(data, chosen, skip_bad, notes.append), chosen, name or data.name, notes
     return list(data), pattern, name or "in memory", []
 
 

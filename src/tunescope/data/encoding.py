@@ -1,0 +1,452 @@
+"""How a row becomes tokens, the same in training, in evaluation and in service.
+
+A text is rendered once and tokenized once, whole: prompt, completion and learned turns are parts of one list of ids,
+those that the tokenizer gives the whole text. Where the completion's first characters join the prompt's last ones in
+one token, the completion begins with that token.
+
+The completion always ends in the stop token, and the stop token is always trained: models that were never taught to
+stop do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from tunescope.data.pairs import Pair
+from tunescope.data.reading import BadRow, check_bad
+from tunescope.data.rendering import Prompt, Renderer, Whole
+from tunescope.data.rows import Message, Row
+from tunescope.data.template import MARK, Template
+from tunescope.errors import DataError
+
+_R = TypeVar("_R", Row, Pair)
+_E = TypeVar("_E")
+# What completions begin with: a prompt's last tokens are those that none of these changes.
+_FIRST = ("a", "A", "1", "(")
+# What they begin with too where the template heals: indentation, line breaks.
+_FIRST_SPACES = ("  a", "\ta", "\na", "\n\n")
+# Characters at a prompt's end that are looked at for what its last tokens are.
+_END = 16
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """What a completion is generated after.
+
+    Attributes:
+        ids: token ids. A negative id -1 - i is the i-th virtual token.
+        owed: characters with which the answer must begin: the end of the prompt, whose token depends on the answer.
+    """
+
+    ids: list[int]
+    owed: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as tokens; prompt and completion together are the tokens of the whole text.
+
+    Attributes:
+        prompt: token ids before the completion. A negative id -1 - i is the i-th virtual token.
+        completion: token ids to learn, the stop token last.
+        extra: tokens of the prompt that are there because of the template's system text, shots and virtual tokens.
+        dropped: how many prompt tokens were cut to fit.
+        number: the row's line in its file.
+        earlier: [begin, end) spans of the prompt that are learned too: the assistant's earlier turns.
+        messages: what stands before the completion, as it was cut.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    extra: int = 0
+    dropped: int = 0
+    number: int = 0
+    earlier: tuple[tuple[int, int], ...] = ()
+    messages: tuple[Message, ...] = field(default=(), compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair as tokens.
+
+    Attributes:
+        prompt: the token ids that both texts begin with, up to the end of the prompt. A negative id -1 - i is the i-th
+            virtual token.
+        chosen: token ids of the preferred completion, the stop token last.
+        rejected: token ids of the other one, the stop token last.
+        dropped: how many prompt tokens were cut to fit.
+        number: the pair's line in its file.
+        margin: how much better the chosen one is; None where nobody said.
+        reference: log-probabilities of chosen and rejected under the reference, in nats, once they are known.
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    dropped: int = 0
+    number: int = 0
+    margin: float | None = None
+    reference: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+@dataclass
+class Encoder:
+    """Turns rows into tokens under one template, counting what it had to cut.
+
+    Args:
+        tokenizer: of the base.
+        template: what stands around a row's text.
+        context: the most tokens a text may have in the base.
+        max_length: the most tokens of a row's own prompt and completion. What the template adds (system text, shots,
+            virtual tokens) comes on top, so that a row is cut alike under every template.
+        cut: what a prompt that is too long loses of its own text: the middle (its beginning says what the text is
+            about, its end asks the question), or the start.
+        source: where the rows come from, for messages.
+        skip_bad: how many rows may be left out because the template can't render them.
+
+    Attributes:
+        truncated: rows that were cut.
+        dropped_rows: lines of rows that could not be cut to fit.
+        bad: rows that the template can't render, and why.
+        joined: rows whose completion's first characters join the prompt's last ones in one token.
+        rewritten: rows whose completion the chat template trims or changes.
+    """
+
+    tokenizer: Any
+    template: Template
+    context: int
+    max_length: int | None = None
+    cut: Literal["middle", "start"] = "middle"
+    source: str = "the rows"
+    skip_bad: int = 0
+    truncated: int = 0
+    dropped_rows: list[int] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    joined: int = 0
+    rewritten: int = 0
+
+    def __post_init__(self) -> None:
+        self._renderer = Renderer(self.tokenizer, self.template)
+        self._added = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        self._ends: dict[tuple[str, str], tuple[int, int] | None] = {}
+
+    # Rows.
+
+    def encode(self, row: Row) -> Encoded | None:
+        """The row's tokens; None, and counted, where nothing of its prompt's text would be left beside the completion.
+
+        A prompt that is too long loses a part of its own text's tokens; the template around it, its shots and the
+        completion are never cut.
+
+        Raises:
+            DataError: the template can't render the row.
+        """
+        whole, messages = self._row_tokens(row), row.messages
+        extra = self._extra(row)
+        limit = min(self.context, (self.max_length or self.context) + extra)
+        found = whole
+        if len(whole) > limit:
+            cut = self._shorten(messages, lambda shorter: len(self._row_tokens(replace(row, messages=shorter))) - limit)
+            if cut is None:
+                self.dropped_rows.append(row.number)
+                return None
+            self.truncated += 1
+            messages = cut
+            found = self._row_tokens(replace(row, messages=cut))
+        self.joined += found.joined
+        self.rewritten += not found.kept
+        dropped = len(whole.prompt) - len(found.prompt)
+        return Encoded(found.prompt, found.completions[0], extra, dropped, row.number, found.turns, messages)
+
+    def encode_pair(self, pair: Pair) -> EncodedPair | None:
+        """The pair's tokens, cut so that the longer completion fits; None, and counted, where none of the prompt's text
+        would be left beside it. Both completions keep the same prompt.
+
+        Raises:
+            DataError: the template can't render the pair.
+        """
+        texts = (pair.chosen, pair.rejected)
+        whole = found = self._tokens(pair.messages, texts)
+        extra = self._extra(Row(pair.messages, None, pair.number))
+        limit = min(self.context, (self.max_length or self.context) + extra)
+        if len(whole) > limit:
+            cut = self._shorten(pair.messages, lambda shorter: len(self._tokens(shorter, texts)) - limit)
+            if cut is None:
+                self.dropped_rows.append(pair.number)
+                return None
+            self.truncated += 1
+            found = self._tokens(cut, texts)
+        self.joined += found.joined
+        self.rewritten += not found.kept
+        chosen, rejected = found.completions
+        dropped = len(whole.prompt) - len(found.prompt)
+        return EncodedPair(found.prompt, chosen, rejected, dropped, pair.number, pair.margin)
+
+    def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
+        """Every row that fits, in order.
+
+        Raises:
+            DataError: rows that the template can't render, more than ``skip_bad``, each with its line and why.
+        """
+        return [found for _, found in self._all(rows, self.encode)]
+
+    def fitting(self, rows: Iterable[Row]) -> list[tuple[int, Encoded]]:
+        """``encode_all`` with the row's index beside each."""
+        return self._all(rows, self.encode)
+
+    def encode_pairs(self, pairs: Iterable[Pair]) -> list[EncodedPair]:
+        """Every pair that fits, in order.
+
+        Raises:
+            DataError: as ``encode_all``.
+        """
+        return [found for _, found in self._all(pairs, self.encode_pair)]
+
+    def _all(self, rows: Iterable[_R], encode: Callable[[_R], _E | None]) -> list[tuple[int, _E]]:
+        found: list[tuple[int, _E]] = []
+        for i, row in enumerate(rows):
+            try:
+                encoded = encode(row)
+            except DataError as error:
+                self._renderer.check_template()  # what no row could mend is no fault of this one
+                self.bad.append(BadRow(row.number, str(error)))
+                continue
+            if encoded is not None:
+                found.append((i, encoded))
+        check_bad(self.source, self.bad, self.skip_bad)
+        return found
+
+    def notes(self) -> list[str]:
+        """What was cut, left out or changed, in words; empty when nothing was."""
+        said = []
+        if self.truncated:
+            prompts = "1 prompt was" if self.truncated == 1 else f"{self.truncated} prompts were"
+            said.append(f"{prompts} cut to fit {self._limit} tokens (the {self.cut} of the text).")
+        if self.dropped_rows:
+            rows = "1 row was" if len(self.dropped_rows) == 1 else f"{len(self.dropped_rows)} rows were"
+            said.append(
+                f"{rows} dropped: the completion and what must stand before it do not fit {self._limit} tokens "
+                f"({_lines(self.dropped_rows)})."
+            )
+        if self.bad:
+            rows = "1 row was" if len(self.bad) == 1 else f"{len(self.bad)} rows were"
+            said.append(f"{rows} left out: {self.bad[0].reason} ({_lines([row.line for row in self.bad])}).")
+        if self.joined:
+            rows = "1 row has" if self.joined == 1 else f"{self.joined} rows have"
+            said.append(
+                f"{rows} a token that holds the prompt's last characters and the completion's first ones: it is "
+                "learned, and answers begin with it."
+            )
+        if self.rewritten:
+            rows = "1 completion" if self.rewritten == 1 else f"{self.rewritten} completions"
+            said.append(f"The base's chat template trims or changes {rows}; --style plain keeps them as they are.")
+        return said
+
+    # Prompts and candidates.
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> PromptTokens:
+        """What an answer to ``messages`` is generated after; nothing is cut to fit.
+
+        Raises:
+            DataError: the template can't render the messages.
+        """
+        rendered = self._renderer.prompt(messages, tools)
+        ids = self._ids(rendered.text)
+        tokens, characters = self._open_end(rendered, ids)
+        return PromptTokens(ids[: len(ids) - tokens], rendered.text[len(rendered.text) - characters :] + rendered.owed)
+
+    def candidates(
+        self, messages: Sequence[Message], texts: Sequence[str], tools: Sequence[dict[str, Any]] = ()
+    ) -> tuple[list[int], list[list[int]]]:
+        """Several answers to compare: the token ids that all of them begin with, up to the end of the prompt, and the
+        rest of each, its stop token last.
+
+        Raises:
+            DataError: the template can't render the messages.
+        """
+        found = self._tokens(messages, texts, tools)
+        return found.prompt, found.completions
+
+    # Tokens.
+
+    def _row_tokens(self, row: Row) -> _Tokens:
+        if row.completion is None and not row.tool_calls:
+            return _Tokens(self.prompt(row.messages, row.tools).ids, [[]])
+        whole = self._renderer.whole(row)
+        found = self._together(whole.prompt, [whole])
+        ids = found.prompt + found.completions[0]
+        turns = tuple(
+            (common_prefix(self._ids(whole.text[:begin]), ids), common_prefix(self._ids(whole.text[:end]), ids))
+            for begin, end in whole.turns
+        )
+        return replace(found, turns=turns)
+
+    def _tokens(self, messages: Sequence[Message], texts: Sequence[str], tools: Sequence[Any] = ()) -> _Tokens:
+        wholes = self._renderer.wholes(messages, texts, tools)
+        return self._together(wholes[0].prompt, wholes)
+
+    def _together(self, prompt: Prompt, wholes: Sequence[Whole]) -> _Tokens:
+        """The longest beginning that the prompt's own ids and those of all whole texts share, and the rests."""
+        own = self._ids(prompt.text)
+        texts = self._continued(prompt.text, own, [whole.text[len(prompt.text) :] for whole in wholes])
+        shared = min((common_prefix(own, ids) for ids in texts), default=len(own))
+        stop = self.template.stop[0]
+        # At least the stop token is left to learn, also of an answer without any text.
+        rests = [ids[shared:] if ids[-1:] == [stop] and len(ids) > shared else [*ids[shared:], stop] for ids in texts]
+        return _Tokens(own[:shared], rests, (), shared < len(own), all(whole.kept for whole in wholes))
+
+    def _continued(self, text: str, ids: list[int], more: Sequence[str]) -> list[list[int]]:
+        """The ids of ``text`` followed by each of several texts. What stands before a special token is tokenized alike
+        whatever comes behind it, so it is not tokenized again for each."""
+        for place in range(len(ids) - 1, max(len(ids) - _END, 0) - 1, -1):
+            if ids[place] in self._added:
+                token = self.tokenizer.convert_ids_to_tokens(ids[place])
+                tail = text[text.rfind(token) + len(token) :]
+                if token in text and self._words(tail, special=False) == ids[place + 1 :]:
+                    head = ids[: place + 1]
+                    return [head + self._words(tail + each, special=False) for each in more]
+                break
+        return [self._ids(text + each) for each in more]
+
+    def _open_end(self, prompt: Prompt, ids: list[int]) -> tuple[int, int]:
+        """How many of the prompt's last tokens, and of its last characters, may become other tokens together with the
+        answer's first characters."""
+        end = prompt.text[-_END:]
+        key = (end, prompt.owed)
+        if key not in self._ends:
+            self._ends[key] = self._measured_end(end, prompt.owed, lambda text: self._words(text, special=False))
+        found = self._ends[key]
+        if found is None or ids[len(ids) - found[0] - 1 :] != self._words(end, special=False)[-found[0] - 1 :]:
+            found = self._measured_end(prompt.text, prompt.owed, self._ids)  # the end alone is tokenized otherwise
+        return found or (0, 0)
+
+    def _measured_end(self, text: str, owed: str, tokens: Callable[[str], list[int]]) -> tuple[int, int] | None:
+        """``_open_end`` of a text; None where more of it would be needed to tell."""
+        own = tokens(text)
+        glue = owed or ("" if self.template.style == "chat" or text.endswith("\n") else " ")
+        wholes = [text + glue + first for first in _FIRST]
+        if self.template.heal:
+            wholes += [text + owed + first for first in _FIRST_SPACES]
+        closed = min(common_prefix(own, tokens(whole)) for whole in wholes)
+        if closed == len(own):
+            return 0, 0
+        for characters in range(1, len(text)):
+            if tokens(text[:-characters]) == own[:closed]:
+                return len(own) - closed, characters
+        return None
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a text from its beginning on, with virtual tokens before it or where the template marks."""
+        splits = self.template.virtual_splits
+        if not splits:
+            return self.template.virtual_ids + self._words(text, special=True)
+        if (marks := tuple(MARK.findall(text))) != self.template.marks:
+            raise DataError(
+                f"A prompt must have {', '.join(self.template.marks)}, each once and in this order, because this "
+                f"template splits its virtual tokens over them; this one has {', '.join(marks) or 'none'}."
+            )
+        ids: list[int] = []
+        for i, piece in enumerate(MARK.split(text)):
+            if i % 2:
+                place = self.template.marks.index(piece)
+                begin = sum(splits[:place])
+                ids += [-1 - begin - k for k in range(splits[place])]
+            else:
+                ids += self._words(piece, special=i == 0)
+        return ids
+
+    def _words(self, text: str, *, special: bool) -> list[int]:
+        # Chat templates write the beginning-of-text token themselves.
+        special = special and self.template.style == "plain"
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
+            ids = ids[:-1]  # tokenizers that append an end-of-text token would end the text before its completion
+        return ids
+
+    # Cutting.
+
+    @property
+    def _limit(self) -> int:
+        return min(self.context, self.max_length or self.context)
+
+    def _extra(self, row: Row) -> int:
+        """How many of the prompt's tokens are the template's system text, shots and virtual tokens."""
+        if not self.template.shots and not self.template.system:
+            return self.template.virtual_tokens
+        framed = self._ids(self._renderer.prompt(row.messages, row.tools).text)
+        bare = self._ids(self._renderer.bare(row.messages, row.tools))
+        return len(framed) - len(bare) + self.template.virtual_tokens
+
+    def _shorten(
+        self, messages: tuple[Message, ...], excess: Callable[[tuple[Message, ...]], int]
+    ) -> tuple[Message, ...] | None:
+        """The messages with a part of the last one's text left out, so that there is no ``excess`` of tokens; None if
+        impossible.
+
+        Of a text with marked places the longest piece between two of them is cut.
+        """
+        content = messages[-1]["content"]
+        pieces = MARK.split(content) if self.template.virtual_splits else [content]
+        at = max(range(0, len(pieces), 2), key=lambda i: len(pieces[i]))
+        ids = self.tokenizer(pieces[at], add_special_tokens=False)["input_ids"]
+        keep = len(ids) - excess(messages)
+        while keep > 0:
+            # Two thirds from the beginning, one third from the end: the question usually stands at the end.
+            # The last token stays in any case: what stands between prompt and completion depends on it.
+            last = max(keep // 3, 1) if self.cut == "middle" else keep
+            first = keep - last
+            # A character of several tokens may be cut through: what is left of it is no text.
+            begin = self.tokenizer.decode(ids[:first]).rstrip("\ufffd")
+            end = self.tokenizer.decode(ids[len(ids) - last :]).lstrip("\ufffd")
+            if not end:
+                keep -= 1
+                continue
+            text = "".join([*pieces[:at], begin + end, *pieces[at + 1 :]])
+            shorter = (*messages[:-1], {**messages[-1], "content": text})
+            over = excess(shorter)
+            if over <= 0:
+                return shorter
+            keep -= over  # decoding and encoding again can give a few tokens more
+        return None
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A prompt's tokens and those of each completion, without limits; see ``Encoded``."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    turns: tuple[tuple[int, int], ...] = ()
+    joined: bool = False
+    kept: bool = True
+
+    def __len__(self) -> int:
+        return len(self.prompt) + max(map(len, self.completions))
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts share at their beginning."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)
+
+
+def lead_ids(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer writes before every text; many write none."""
+    empty = tokenizer("", add_special_tokens=True)["input_ids"]
+    return [token for token in empty if token != tokenizer.eos_token_id or token == tokenizer.bos_token_id][:1]
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:10])) + (" …" if len(numbers) > 10 else "")
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}"
