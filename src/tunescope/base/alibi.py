@@ -48,11 +48,11 @@ def remember(mask: torch.Tensor, positions: torch.Tensor) -> None:
     _positions[mask] = positions
 
 
-def of_rows(mask: torch.Tensor, rows: Any, device: torch.device) -> torch.Tensor:
+def of_rows(mask: torch.Tensor, rows: Any) -> torch.Tensor:
     """The mask of some rows of the batch, with the positions of their keys."""
-    some = mask[rows].to(device)
+    some = mask[rows]
     if mask in _positions:
-        _positions[some] = _positions[mask][rows].to(device)
+        _positions[some] = _positions[mask][rows]
     return some
 
 

@@ -29,7 +29,7 @@ from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import TokenTexts
 from tunescope.inference.residents import Resident, Residents
 from tunescope.inference.sampling import Sampling
-from tunescope.inference.scheduler import Job, Scheduler, most_positions
+from tunescope.inference.scheduler import Job, Scheduler
 from tunescope.methods import Customized
 
 # How a request is put into the queue, and how many samples it asks for.
@@ -320,7 +320,7 @@ class Engine:
                 f"The prompt has {len(tokens)} tokens: with {room} new ones it exceeds the base's context of "
                 f"{context}. Shorten it or ask for fewer new tokens (max_new_tokens)."
             )
-        most = most_positions(tokens, choices, sampling)
+        most = len(tokens) + room
         if not self.scheduler.fits(most):
             raise EngineError(
                 f"The keys and values of up to {most} tokens take {self.scheduler.kv_bytes_of(most) / 1e6:.1f} MB, "

@@ -25,7 +25,7 @@ from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
 from tunescope.inference.products import Product, packs, product
 from tunescope.inference.row_effects import Plan
-from tunescope.inference.runners import Pass, sites_of
+from tunescope.inference.runners import Pass, of_rows, sites_of
 from tunescope.inference.slots import Part
 
 _FAMILY = ("llama", "mistral", "qwen2", "qwen3")
@@ -73,7 +73,7 @@ class LlamaRunner:
         device = self._base.device
         x = work.with_virtual(self._model.embed_tokens(work.ids.clamp(min=0).to(device)))
         cos, sin = self._rotation(work.positions, x)
-        masks = [self._masks(part, work.ids.shape[1]) for part in work.access.parts]
+        masks = [self._masks(part, work) for part in work.access.parts]
         for layer, kind in zip(self._layers, self._kinds, strict=True):
             x = layer.forward(x, cos, sin, [each[kind] for each in masks], work)
         if not bool(work.keep.all()):
@@ -83,12 +83,27 @@ class LlamaRunner:
             return kept.new_empty(0, self._config.vocab_size)
         return self._head(self._model.norm(kept))
 
-    def _masks(self, part: Part, length: int) -> dict[str, torch.Tensor | None]:
-        """The mask of each kind of layer; [rows · groups, 1, seen] for one new token a row, see ``_mix_one``."""
-        masks = part.mask if isinstance(part.mask, dict) else dict.fromkeys(self._kinds, part.mask)
+    def _masks(self, part: Part, work: Pass) -> dict[str, torch.Tensor | None]:
+        """What a part's rows may see in each kind of layer: a mask, or None where a token sees all before it and
+        ``part`` is read no further. For one new token a row [rows · groups, 1, seen], see ``_mix_one``."""
+        length = work.ids.shape[1]
+        if self.causal and work.mask is None and self._is_causal(part.places):
+            part.seen = length
+            return dict.fromkeys(self._kinds)
+        if work.mask is not None:
+            mask = of_rows(work.mask, part.rows)
+        else:
+            mask = self._base.place_masks(part.places.clamp(min=0).to(self._base.device), part.seen)
+        masks = mask if isinstance(mask, dict) else dict.fromkeys(self._kinds, mask)
         if length > 1:
             return masks
         return {kind: mask[:, 0].repeat_interleave(self._groups, dim=0) for kind, mask in masks.items()}
+
+    def _is_causal(self, places: torch.Tensor) -> bool:
+        """Whether rows begin with their first token and see all before them: padding behind a row needs no mask."""
+        length = places.shape[1]
+        wide = all(window is None or window >= length for window in self._base.windows.values())
+        return wide and length > 1 and bool((places[:, 0] == 0).all())
 
     def _rotation(self, positions: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [rows, length, 1, head_dim] of the positions, the sine's first half negated for ``_rotate``."""

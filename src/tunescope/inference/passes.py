@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tunescope.base import Base, alibi
+from tunescope.base import Base
 from tunescope.inference.llama import LlamaRunner
 from tunescope.inference.row_effects import Compiled, Plan, Stack
-from tunescope.inference.runners import HookedRunner, Pass, Runner
-from tunescope.inference.slots import Part, Slots
+from tunescope.inference.runners import HookedRunner, Pass, of_rows
+from tunescope.inference.slots import Slots
 
 
 class Passes:
@@ -51,7 +51,7 @@ class Passes:
     ) -> torch.Tensor:
         """Logits [kept positions, vocabulary] of new tokens, whose keys and values go into the slots.
 
-        The tensors are on the CPU: nothing then waits for an accelerator in order to learn a length.
+        The tensors but the mask are on the CPU: nothing then waits for an accelerator in order to learn a length.
 
         Args:
             effects: each row's customization; None is the base.
@@ -60,7 +60,8 @@ class Passes:
             positions: [rows, length], for the position embedding.
             places: [rows, length] where the tokens stand in their slots, -1 for padding; room is made for them.
             keep: [rows, length] boolean, the positions whose logits are wanted.
-            mask: as ``Base.masks`` makes; by default each token sees its own place and those before it.
+            mask: as ``Base.masks`` makes, on the base's device; by default each token sees its own place and those
+                before it.
         """
         self.positions += ids.numel()
         self.count += 1
@@ -71,30 +72,15 @@ class Passes:
             back = number[order][keep[order]].argsort()
             effects, slots = [effects[row] for row in order], [slots[row] for row in order]
             ids, positions, places, keep = (each[order] for each in (ids, positions, places, keep))
-            mask = _of_rows(mask, order)
+            mask = of_rows(mask, order)
         plan = self._plan_for(effects)
-        runner: Runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked
+        runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked
         access = self.slots.access(slots, places, self.base.device)
-        for part in access.parts:
-            self._see(part, mask, runner)
-        found = runner.logits(Pass(ids, positions, access, plan, keep))
-        return found if back is None else found[back.to(found.device)]
-
-    def _see(self, part: Part, mask: Any, runner: Runner) -> None:
-        """Set what the rows of a part may see: by the mask of all rows, or their own place and those before it."""
         if mask is not None:
-            part.mask = _of_rows(mask, part.rows, self.base.device)
-            part.seen = int(part.places.max()) + 1
-        elif runner.causal and self._is_causal(part.places):
-            part.seen = part.places.shape[1]
-        else:
-            part.mask = self.base.place_masks(part.places.clamp(min=0).to(self.base.device), part.seen)
-
-    def _is_causal(self, places: torch.Tensor) -> bool:
-        """Whether rows begin with their first token and see all before it: padding behind a row needs no mask."""
-        length = places.shape[1]
-        wide = all(window is None or window >= length for window in self.base.windows.values())
-        return wide and length > 1 and bool((places[:, 0] == 0).all())
+            for part in access.parts:
+                part.seen = int(part.places.max()) + 1
+        found = runner.logits(Pass(ids, positions, places, mask, access, plan, keep))
+        return found if back is None else found[back.to(found.device)]
 
     def forget(self, effects: Compiled) -> None:
         """Keep no customization that is no longer served longer than its rows need it."""
@@ -118,10 +104,3 @@ class Passes:
         if self._plan.stack is not self._stack or self._plan.numbers != tuple(numbers):
             self._plan = Plan(self._stack, [number or 0 for number in numbers], self.base)
         return self._plan
-
-
-def _of_rows(mask: Any, rows: Any, device: torch.device | None = None) -> Any:
-    """A mask, or one for each kind of attention layer, of some rows of the batch."""
-    if isinstance(mask, dict):
-        return {kind: _of_rows(each, rows, device) for kind, each in mask.items()}
-    return None if mask is None else alibi.of_rows(mask, rows, device or mask.device)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from tunescope.base import Base
+from tunescope.base import Base, alibi
 from tunescope.base.sites import BLOCK_SITES, OutputEffect, Site
 from tunescope.inference.row_effects import Plan
 from tunescope.inference.slots import Access, Part
@@ -22,18 +22,22 @@ from tunescope.inference.slots import Access, Part
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass. Its own tensors are on the CPU.
+    """One forward pass. Its own tensors are on the CPU, but for the mask.
 
     Attributes:
         ids: [rows, length]; negative ids are virtual tokens of the row's customization.
         positions: [rows, length], for the position embedding.
-        access: where keys and values go and come from, and what each row may see.
+        places: [rows, length] where the tokens stand in their slots, -1 for padding.
+        mask: what each token may see, as ``Base.masks`` makes; None where it is its own place and those before it.
+        access: where keys and values go and come from.
         plan: the rows' effects.
         keep: [rows, length] boolean, the positions whose logits are wanted.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
+    places: torch.Tensor
+    mask: Any
     access: Access
     plan: Plan
     keep: torch.Tensor
@@ -56,13 +60,7 @@ class Pass:
 
 
 class Runner(Protocol):
-    """Computes passes.
-
-    Attributes:
-        causal: whether it needs no mask for rows that see themselves and all before them.
-    """
-
-    causal: bool
+    """Computes passes."""
 
     def logits(self, work: Pass) -> torch.Tensor:
         """[kept positions, vocabulary], in the order of the flattened ``keep``."""
@@ -75,8 +73,6 @@ class HookedRunner:
     Hooks are registered when a pass needs more of them than there are. They do what the pass under way in their thread
     says; between passes they do nothing, and they go with the runner.
     """
-
-    causal = False
 
     def __init__(self, base: Base) -> None:
         self._base = base
@@ -92,7 +88,11 @@ class HookedRunner:
         that moves more than the weights, which a pass for each arena reads again.
         """
         parts = work.access.parts
-        if len(parts) > 1 and self._copied(work.access) > self._base.parameters * self._base.dtype.itemsize:
+        if (
+            len(parts) > 1
+            and work.mask is None
+            and self._copied(work.access) > self._base.parameters * self._base.dtype.itemsize
+        ):
             return torch.cat([self._logits(_only(work, part)) for part in parts])
         return self._logits(work)
 
@@ -104,11 +104,14 @@ class HookedRunner:
     def _logits(self, work: Pass) -> torch.Tensor:
         self._hook(work.plan.sites)
         device = self._base.device
+        mask = work.mask
+        if mask is None:
+            mask = self._base.place_masks(work.places.clamp(min=0).to(device), work.access.seen)
         self._current.work = work
         try:
             return self._base.forward(
                 work.ids.clamp(min=0).to(device),
-                _joined_mask(work.access),
+                mask,
                 position_ids=work.positions.to(device),
                 keep=work.keep.to(device),
                 cache=SlotCache(work.access),
@@ -134,8 +137,15 @@ class _Current(threading.local):
 def _only(work: Pass, part: Part) -> Pass:
     """The rows of one arena as a pass of their own."""
     rows = part.rows
-    access = Access([part.alone()])
-    return Pass(work.ids[rows], work.positions[rows], access, work.plan.of_rows(rows), work.keep[rows])
+    return Pass(
+        work.ids[rows],
+        work.positions[rows],
+        work.places[rows],
+        None,
+        Access([part.alone()]),
+        work.plan.of_rows(rows),
+        work.keep[rows],
+    )
 
 
 class SlotCache(Cache):
@@ -164,19 +174,11 @@ class SlotCache(Cache):
         return 0
 
 
-def _joined_mask(access: Access) -> Any:
-    """The mask of all rows; what a row of a shorter arena does not have is masked."""
-    masks = [part.mask for part in access.parts]
-    if len(masks) == 1:
-        return masks[0]
-    if isinstance(masks[0], dict):
-        return {kind: _widened([mask[kind] for mask in masks], access.seen) for kind in masks[0]}
-    return _widened(masks, access.seen)
-
-
-def _widened(masks: list[torch.Tensor], seen: int) -> torch.Tensor:
-    hidden = torch.finfo(masks[0].dtype).min
-    return torch.cat([functional.pad(mask, (0, seen - mask.shape[-1]), value=hidden) for mask in masks])
+def of_rows(mask: Any, rows: Any) -> Any:
+    """A mask, or one for each kind of attention layer, of some rows of the batch."""
+    if isinstance(mask, dict):
+        return {kind: of_rows(each, rows) for kind, each in mask.items()}
+    return None if mask is None else alibi.of_rows(mask, rows)
 
 
 def sites_of(base: Base, layer: int, names: tuple[str, ...]) -> tuple[Site, ...]:

@@ -161,17 +161,17 @@ def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         values = logits[at[0], at[1]].float()
         values = torch.where(values > 0, values / penalty, values * penalty)
         logits[at[0], at[1]] = values.to(logits.dtype)
+    open_ended = [(row, draw) for row, draw in enumerate(draws) if draw.written < draw.sampling.min_new_tokens]
+    stops = [[row, token] for row, draw in open_ended for token in draw.stop]
+    if stops:
+        at = torch.tensor(stops, device=logits.device).T
+        logits[at[0], at[1]] = -torch.inf
     for row, draw in enumerate(draws):
         if draw.owed is not None:
             allowed = draw.owed.tokens.to(logits.device)
             values = logits[row, allowed]
             logits[row] = -torch.inf
             logits[row, allowed] = values
-    open_ended = [(row, draw) for row, draw in enumerate(draws) if draw.written < draw.sampling.min_new_tokens]
-    stops = [[row, token] for row, draw in open_ended for token in draw.stop]
-    if stops:
-        at = torch.tensor(stops, device=logits.device).T
-        logits[at[0], at[1]] = -torch.inf
     return logits
 
 

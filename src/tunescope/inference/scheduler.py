@@ -99,17 +99,15 @@ class Job:
     @property
     def most(self) -> int:
         """The most positions that its keys and values may take."""
-        return most_positions(self.tokens, self.choices, self.sampling)
+        if self.choices:
+            return len(self.tokens) + sum(map(len, self.choices))
+        owed = 0 if self.owed is None else len(self.owed.characters)
+        return len(self.tokens) + self.sampling.max_new_tokens + owed
 
     @property
     def left(self) -> int:
         """Prompt tokens still to be computed."""
         return max(len(self.tokens) - self.placed, 0)
-
-
-def most_positions(tokens: Sequence[int], choices: Sequence[Sequence[int]], sampling: Sampling) -> int:
-    """The most positions that a prompt and its answer may take."""
-    return len(tokens) + (sum(map(len, choices)) if choices else sampling.max_new_tokens)
 
 
 class Scheduler:
@@ -419,7 +417,7 @@ class Scheduler:
             branch = torch.tensor([[number for number, tail in enumerate(tails, start=1) for _ in tail]])
             position = torch.tensor([[past + place for tail in tails for place in range(len(tail))]])
             places = past + torch.arange(ids.shape[1])[None]
-            mask = self.base.masks(branch, position, past)
+            mask = self.base.masks(branch.to(self.base.device), position.to(self.base.device), past)
             keep = torch.ones_like(ids, dtype=torch.bool)
             after = self.passes.logits([job.effects], [job.arrived], ids, position, places, keep, mask)
             lines = torch.cat((lines, torch.log_softmax(after.float(), dim=-1)))

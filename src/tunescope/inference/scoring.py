@@ -133,7 +133,7 @@ def _score_pass(
     if beginning is not None:
         for slot in slots:
             passes.slots.restore(slot, beginning)
-    mask = passes.base.masks(branch, position, past=shared)
+    mask = passes.base.masks(branch.to(passes.base.device), position.to(passes.base.device), past=shared)
     places = torch.arange(shared, shared + length).expand(len(items), length)
     logits = passes.logits([compiled] * len(items), slots, ids, position, places, keep, mask)
     for slot in slots:

@@ -11,7 +11,6 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -309,15 +308,12 @@ class Part:
     Attributes:
         rows: their numbers in the batch.
         seen: how many positions of each lane the pass reads, from the first on; all of them unless it says otherwise.
-        mask: what they may see, as ``Base.masks`` makes; None where each token sees itself and all before it, and the
-            rows begin with this pass.
     """
 
     def __init__(self, arena: Arena, lanes: list[int], begin: int, places: torch.Tensor, device: torch.device) -> None:
         self.arena, self.places = arena, places
         self.rows = slice(begin, begin + len(lanes))
         self.seen = arena.capacity
-        self.mask: Any = None
         self._neighbors = lanes == list(range(lanes[0], lanes[0] + len(lanes)))
         self._lanes, self._device = lanes, device
         self._written: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
