@@ -8,6 +8,7 @@ length instead of repeating keys and values.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -49,10 +50,13 @@ def grouped_attention(
     batch, heads, length, width = query.shape
     query = query * (width**-0.5 if scaling is None else scaling)
     value = value.to(query.dtype)
+    plain = softcap is None and not (dropout and module.training)
+    if plain and attention_mask is not None and (branches := _branches.get(attention_mask)) is not None:
+        return branches.attend(query, key, value), None
     if attention_mask is None:
         attention_mask = query.new_zeros(1, 1, length, key.shape[2])
     mask = attention_mask[..., : key.shape[2]].expand(batch, 1, length, -1)
-    if softcap is None and not (dropout and module.training):
+    if plain:
         return _BlockAttention.apply(query, key, value, mask, _blocks(attention_mask, mask, heads)), None
     groups = key.shape[1]
     scores = torch.matmul(query.reshape(batch, groups, -1, width), key.transpose(2, 3)).view(batch, heads, length, -1)
@@ -114,6 +118,107 @@ class _Block(NamedTuple):
     of_keys: tuple[slice, slice, slice]
     scores: int
     masked: int
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """Packed texts taken apart: all prefixes, and all branches with the keys of their prefix before their own.
+
+    In the packed layout a block of queries would read the keys of every branch before its own, only to hide them.
+
+    Attributes:
+        prefixes: [groups, P] flat positions of the prefixes' tokens; padding is position 0.
+        branches: [branches, B] flat positions of the branches' tokens; padding is position 0.
+        group: [branches] which group each is of.
+        place: [groups · length] of each flat position, where it lies in all prefixes' tokens and then all branches'.
+        prefix_mask: [groups, 1, P, P], added to the scores.
+        branch_mask: [branches, 1, B, P + B], added to the scores.
+    """
+
+    prefixes: torch.Tensor
+    branches: torch.Tensor
+    group: torch.Tensor
+    place: torch.Tensor
+    prefix_mask: torch.Tensor
+    branch_mask: torch.Tensor
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention [groups, length, heads, head_dim] of [groups, heads, length, head_dim]."""
+        (q, own_q), (k, own_k), (v, own_v) = (_Apart.apply(each, self) for each in (query, key, value))
+        keys, values = (torch.cat([some[self.group], own], dim=2) for some, own in ((k, own_k), (v, own_v)))
+        parts = [_attended(own_q, keys, values, self.branch_mask)]
+        if q.shape[2]:
+            parts.insert(0, _attended(q, k, v, self.prefix_mask))
+        mixed = torch.cat([part.flatten(0, 1) for part in parts])
+        return mixed[self.place].view(query.shape[0], query.shape[2], *mixed.shape[1:])
+
+
+class _Apart(torch.autograd.Function):
+    """[groups, heads, length, head_dim] into prefixes [groups, heads, P, head_dim] and branches [branches, heads, B,
+    head_dim]. Each token goes to one place, so its gradient comes from there alone, and that of padding is nobody's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lanes: torch.Tensor, branches: _Branches) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.branches, ctx.shape = branches, lanes.shape
+        flat = lanes.transpose(1, 2).flatten(0, 1)
+        return flat[branches.prefixes].transpose(1, 2), flat[branches.branches].transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        groups, _, length, _ = ctx.shape
+        flat = torch.cat([grad.transpose(1, 2).flatten(0, 1) for grad in grads])
+        return flat[ctx.branches.place].view(groups, length, *flat.shape[1:]).transpose(1, 2), None
+
+
+def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _BlockAttention.apply(query, key, value, mask, _blocks(mask, mask, query.shape[1]))
+
+
+# The masks of packed texts, and how to take these apart.
+_branches: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def take_apart(mask: torch.Tensor, branch: torch.Tensor) -> None:
+    """Let a mask of packed texts without cached ones before them be computed prefix by prefix and branch by branch.
+
+    Args:
+        mask: [groups, 1, length, length], what ``additive`` makes of ``branch_mask``.
+        branch: [groups, length], as of ``branch_mask``.
+    """
+    groups, length = branch.shape
+    flat = torch.arange(groups * length, device=branch.device).view(groups, length)
+    in_prefix = branch == 0
+    prefix = in_prefix.sum(1)
+    widest = int(prefix.max())
+    offsets = torch.arange(widest, device=branch.device)
+    real_prefix = offsets < prefix[:, None]
+    prefixes = torch.where(real_prefix, flat[:, :1] + offsets, 0)  # a prefix stands at the beginning of its group
+    # Branches follow each other without a gap: each begins where the number changes.
+    before = torch.cat([torch.full_like(branch[:, :1], -1), branch[:, :-1]], dim=1)
+    begin = flat[(branch > 0) & (branch != before)]
+    group = begin // length
+    number = branch.flatten()[begin]
+    size = (branch[group] == number[:, None]).sum(1)
+    steps = torch.arange(int(size.max()), device=branch.device)
+    real = steps < size[:, None]
+    branches = torch.where(real, begin[:, None] + steps, 0)
+    place = torch.zeros(groups * length, dtype=torch.long, device=branch.device)  # padding reads some token
+    place[prefixes[real_prefix]] = torch.arange(groups * widest, device=branch.device).view(groups, widest)[real_prefix]
+    place[branches[real]] = groups * widest + torch.arange(real.numel(), device=branch.device).view_as(real)[real]
+    hidden = torch.finfo(mask.dtype).min
+    prefix_mask = mask[:, :, :widest, :widest].masked_fill(~real_prefix[:, None, None, :], hidden)
+    rows, own = mask[group, 0], branches % length
+    at = own[:, :, None]
+    to_prefix = rows.gather(1, at.expand(-1, -1, length))[:, :, :widest]
+    to_prefix = to_prefix.masked_fill(~real_prefix[group][:, None, :], hidden)
+    to_own = rows.gather(1, at.expand(-1, -1, length)).gather(2, own[:, None, :].expand(-1, own.shape[1], -1))
+    to_own = to_own.masked_fill(~real[:, None, :], hidden)
+    # A padding query looks at itself alone, so that no row of the softmax is empty.
+    diagonal = torch.eye(own.shape[1], dtype=torch.bool, device=branch.device) & ~real[:, :, None]
+    to_own = to_own.masked_fill(diagonal, 0)
+    branch_mask = torch.cat([to_prefix, to_own], dim=2)[:, None].contiguous()
+    _branches[mask] = _Branches(prefixes, branches, group, place, prefix_mask.contiguous(), branch_mask)
 
 
 # Every layer is given the same mask, which is looked at once.

@@ -112,7 +112,11 @@ class Base:
         """The ``attention_mask`` argument for texts of a shared trunk and branches; see ``attention.branch_mask``."""
         before = torch.arange(past, device=position.device).expand(len(position), past)
         keys = torch.cat([before, position], dim=1)
-        return self._by_kind(lambda window: attention.branch_mask(branch, position, past, window), keys)
+        made = self._by_kind(lambda window: attention.branch_mask(branch, position, past, window), keys)
+        if not past and bool((branch > 0).any()):
+            for mask in made.values() if isinstance(made, dict) else [made]:
+                attention.take_apart(mask, branch)
+        return made
 
     def place_masks(self, place: torch.Tensor, seen: int) -> Any:
         """The ``attention_mask`` argument for tokens at places of slots; see ``attention.place_mask``."""

@@ -9,151 +9,101 @@ from typing import Any, Self
 
 import torch
 
-from tunescope.data.encoding import Encoded, EncodedPair
+from tunescope.data.encoding import Encoded, EncodedPair, common_prefix
+from tunescope.data.packing import Branch, Group, Packed, pack
 
 # Batches a window: rows are sorted by length inside it. Larger windows pad less and shuffle less.
 _WINDOW = 16
+# Texts are laid out behind a shared prefix where that leaves at most this share of the tokens: moving queries and keys
+# between the two layouts costs about as much as a few percent of them.
+_WORTH = 0.95
 
 
 @dataclass
 class Batch:
-    """Tokens side by side, padded on the right.
+    """Texts of a step, packed.
 
     Attributes:
-        input_ids: [batch, length]; negative ids are virtual tokens.
+        packed: their tokens.
         rows: the rows' line numbers, for messages.
     """
 
-    input_ids: torch.Tensor
+    packed: Packed
     rows: list[int]
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
-        tensors: dict[str, Any] = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "rows"}
-        return replace(self, **tensors)
-
-    @property
-    def real(self) -> torch.Tensor:
-        """[batch, length] boolean, where a token is no padding."""
-        raise NotImplementedError
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens in the batch, padding not counted."""
-        return int(self.real.sum())
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens computed, padding counted."""
-        return self.input_ids.numel()
-
-
-@dataclass
-class TextBatch(Batch):
-    """One text a row.
-
-    Attributes:
-        attention_mask: [batch, length], 1 where a token is real.
-        keep: [batch, length] boolean, the positions whose next token is learned.
-        targets: [kept] the token that follows each kept position, in the order of the flattened mask.
-    """
-
-    attention_mask: torch.Tensor
-    keep: torch.Tensor
-    targets: torch.Tensor
-
-    @property
-    def real(self) -> torch.Tensor:
-        """[batch, length] boolean, where a token is no padding."""
-        return self.attention_mask.bool()
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if name != "rows"})
 
 
 @dataclass
 class PairBatch(Batch):
-    """One pair a row: the prompt once, behind it the chosen completion and the rejected one.
+    """One pair a group: the prompt once, behind it the chosen completion and the rejected one.
 
-    Each completion sees the prompt and itself, at the positions it would have alone, and never the other one (see
-    ``attention.branch_mask``), so that the prompt is computed once for both. Flat positions count through the
-    flattened [batch, length]. What has a number a completion has the shape [2, pairs], chosen first.
+    What has a number a completion has the shape [2, pairs], chosen first.
 
     Attributes:
-        branch: [batch, length], 0 for the prompt, 1 for chosen, 2 for rejected, -1 for padding.
-        position: [batch, length], the position of each token in its own text.
-        targets: [tokens] the completions' tokens, all chosen ones before all rejected ones.
-        predictors: [tokens] flat position after which each target comes; the prompt's last one serves both completions.
-        last: [2, pairs] flat position of each completion's last token.
-        lengths: [2, pairs] tokens of each completion.
         margins: [pairs] how much better the chosen one is; nan where nobody said.
         reference: [2, pairs] log-probabilities under the reference; nan where they are not known.
     """
 
-    branch: torch.Tensor
-    position: torch.Tensor
-    targets: torch.Tensor
-    predictors: torch.Tensor
-    last: torch.Tensor
-    lengths: torch.Tensor
     margins: torch.Tensor
     reference: torch.Tensor
 
     @property
-    def real(self) -> torch.Tensor:
-        """[batch, length] boolean, where a token is no padding."""
-        return self.branch >= 0
+    def lengths(self) -> torch.Tensor:
+        """[2, pairs] tokens of each completion."""
+        return self.packed.lengths.view(-1, 2).T
+
+    @property
+    def last(self) -> torch.Tensor:
+        """[2, pairs] flat position of each completion's last token."""
+        return self.packed.last.view(-1, 2).T
 
 
-def collate(examples: Sequence[Encoded]) -> TextBatch:
-    """Sequences of prompt and completion, with the completion (and earlier assistant turns) learned.
+def collate(examples: Sequence[Encoded], *, ends: bool = False) -> Batch:
+    """Texts of prompt and completion, with the completion (and earlier assistant turns) learned.
 
-    Padding repeats token 0 under a mask of 0: an id that means something else to some model is never looked at.
+    What all of them begin with, up to the first token that is learned, is laid out once, where that saves enough of the
+    tokens to be computed; else each text is a row.
+
+    Args:
+        examples: at least one.
+        ends: see ``pack``.
     """
-    length = max(len(example) for example in examples)
-    ids = torch.zeros(len(examples), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    keep = torch.zeros(len(examples), length, dtype=torch.bool)
-    for i, example in enumerate(examples):
-        tokens = example.prompt + example.completion
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        mask[i, : len(tokens)] = 1
-        # Position t predicts token t + 1; a text without a prompt cannot have its first token predicted.
-        keep[i, max(len(example.prompt) - 1, 0) : len(tokens) - 1] = True
-        for begin, end in example.earlier:
-            keep[i, max(begin - 1, 0) : end - 1] = True
-    targets = ids.roll(-1, dims=1)[keep]
-    return TextBatch(ids, [example.number for example in examples], mask, keep, targets)
+    texts = [example.prompt + example.completion for example in examples]
+    shared = _shared(examples, texts)
+    alone = len(texts) * max(map(len, texts))
+    if shared + sum(len(text) - shared for text in texts) <= _WORTH * alone:
+        groups = [Group(texts[0][:shared], tuple(_branch(e, t, shared) for e, t in zip(examples, texts, strict=True)))]
+    else:
+        groups = [Group((), (_branch(e, t, 0),)) for e, t in zip(examples, texts, strict=True)]
+    return Batch(pack(groups, ends=ends), [example.number for example in examples])
+
+
+def _shared(examples: Sequence[Encoded], texts: Sequence[list[int]]) -> int:
+    """How many tokens all texts begin with, none of them learned."""
+    first, last = min(texts), max(texts)  # in order of tokens: all others lie between these two
+    learned = (min([len(e.prompt), *(begin for begin, _ in e.earlier)]) for e in examples)
+    return min(common_prefix(first, last), *learned, *(len(text) - 1 for text in texts))
+
+
+def _branch(example: Encoded, text: list[int], shared: int) -> Branch:
+    spans = (*example.earlier, (len(example.prompt), len(text)))
+    return Branch(text[shared:], tuple((begin - shared, end - shared) for begin, end in spans))
 
 
 def collate_pairs(examples: Sequence[EncodedPair]) -> PairBatch:
-    """Pairs packed, one a row."""
-    length, count = max(map(len, examples)), len(examples)
-    ids = torch.zeros(count, length, dtype=torch.long)
-    branch, position = torch.full_like(ids, -1), torch.zeros_like(ids)
-    last, lengths = torch.zeros(2, count, dtype=torch.long), torch.zeros(2, count, dtype=torch.long)
-    targets: tuple[list[int], list[int]] = ([], [])
-    predictors: tuple[list[int], list[int]] = ([], [])
-    for i, example in enumerate(examples):
-        row, prompt = i * length, len(example.prompt)
-        ids[i, : len(example)] = torch.tensor(example.prompt + example.chosen + example.rejected)
-        branch[i, :prompt], position[i, :prompt] = 0, torch.arange(prompt)
-        begin = prompt
-        for side, completion in enumerate((example.chosen, example.rejected)):
-            end = begin + len(completion)
-            branch[i, begin:end] = side + 1
-            position[i, begin:end] = torch.arange(prompt, prompt + len(completion))
-            targets[side].extend(completion)
-            predictors[side].extend([row + prompt - 1, *range(row + begin, row + end - 1)])
-            last[side, i], lengths[side, i] = row + end - 1, len(completion)
-            begin = end
+    """Pairs packed, one a group."""
+    groups = [
+        Group(example.prompt, tuple(Branch(ids, ((0, len(ids)),)) for ids in (example.chosen, example.rejected)))
+        for example in examples
+    ]
     unknown = (math.nan, math.nan)
     return PairBatch(
-        input_ids=ids,
+        packed=pack(groups),
         rows=[example.number for example in examples],
-        branch=branch,
-        position=position,
-        targets=torch.tensor(targets[0] + targets[1]),
-        predictors=torch.tensor(predictors[0] + predictors[1]),
-        last=last,
-        lengths=lengths,
         margins=torch.tensor([math.nan if e.margin is None else e.margin for e in examples]),
         reference=torch.tensor([unknown if e.reference is None else e.reference for e in examples]).T,
     )

@@ -7,20 +7,19 @@ shots, virtual tokens, an instruction) is computed once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tunescope.data.encoding import common_prefix
+from tunescope.data.packing import Branch, Group, by_length, pack
 from tunescope.inference.passes import Passes
 from tunescope.inference.prefix import WORTH_SHARING
 from tunescope.inference.row_effects import Compiled
 from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
 
-# Tokens computed in one forward pass. More fills the cores no better and needs memory for the logits.
-_PASS_TOKENS = 2048
 # Rows of logits turned to float32 at a time: 256 rows of a 50,000-token vocabulary are 50 MB.
 _FLOAT_ROWS = 256
 
@@ -54,7 +53,7 @@ def score(
     """
     results: list[list[Score]] = [[] for _ in items]
     shared = _shared([item.prompt for item in items])
-    groups = list(_passes(items, shared))
+    groups = list(by_length([_packed_length(item, shared) for item in items]))
     passes = Passes(customized.base, max(map(len, groups), default=1))
     effects = customized.customization.effects
     compiled = Compiled.of(customized.customization, customized.base) if effects else None
@@ -80,15 +79,6 @@ def _packed_length(item: Item, shared: int) -> int:
     return len(item.prompt) - shared + sum(len(candidate) - 1 for candidate in item.candidates)
 
 
-def _passes(items: Sequence[Item], shared: int) -> Iterator[list[int]]:
-    """Items of similar length together, up to the tokens of one pass, padding counted."""
-    order = sorted(range(len(items)), key=lambda i: _packed_length(items[i], shared), reverse=True)
-    while order:
-        fits = max(1, _PASS_TOKENS // max(_packed_length(items[order[0]], shared), 1))
-        yield order[:fits]
-        order = order[fits:]
-
-
 def _compute_beginning(passes: Passes, compiled: Compiled | None, tokens: list[int]) -> Kept:
     ids = torch.tensor([tokens])
     places = torch.arange(len(tokens))[None]
@@ -102,43 +92,27 @@ def _score_pass(
     passes: Passes, compiled: Compiled | None, items: list[Item], beginning: Kept | None
 ) -> list[list[Score]]:
     shared = 0 if beginning is None else beginning.tokens
-    length = max(_packed_length(item, shared) for item in items)
-    ids = torch.zeros(len(items), length, dtype=torch.long)
-    branch = torch.full_like(ids, -1)
-    position = torch.zeros_like(ids)
-    keep = torch.zeros_like(ids, dtype=torch.bool)
-    # For each scored token: which kept row of logits predicts it. Candidate by candidate.
-    predicted_by: list[int] = []
-    targets: list[int] = []
-    kept = 0
-    for row, item in enumerate(items):
-        trunk = item.prompt[shared:]
-        end = len(trunk)
-        ids[row, :end] = torch.tensor(trunk)
-        branch[row, :end] = 0
-        position[row, :end] = torch.arange(shared, len(item.prompt))
-        keep[row, end - 1] = True
-        last_of_prompt, kept = kept, kept + 1
-        for number, candidate in enumerate(item.candidates, start=1):
-            own = len(candidate) - 1
-            ids[row, end : end + own] = torch.tensor(candidate[:-1], dtype=torch.long)
-            branch[row, end : end + own] = number
-            position[row, end : end + own] = torch.arange(len(item.prompt), len(item.prompt) + own)
-            keep[row, end : end + own] = True
-            predicted_by += [last_of_prompt, *range(kept, kept + own)]
-            targets += candidate
-            kept, end = kept + own, end + own
+    groups = [
+        Group(item.prompt[shared:], tuple(Branch(ids, ((0, len(ids)),)) for ids in item.candidates)) for item in items
+    ]
+    packed = pack(groups, past=shared, ends=False)
+    length = packed.input_ids.shape[1]
     slots = list(range(len(items)))
     passes.slots.arrange(slots, [shared + length] * len(items))
     if beginning is not None:
         for slot in slots:
             passes.slots.restore(slot, beginning)
-    mask = passes.base.masks(branch.to(passes.base.device), position.to(passes.base.device), past=shared)
+    device = passes.base.device
+    mask = passes.base.masks(packed.branch.to(device), packed.position.to(device), past=shared)
     places = torch.arange(shared, shared + length).expand(len(items), length)
-    logits = passes.logits([compiled] * len(items), slots, ids, position, places, keep, mask)
+    keep = torch.zeros(packed.input_ids.numel(), dtype=torch.bool)
+    keep[packed.predictors] = True
+    rows = keep.cumsum(0) - 1  # of each position that is kept
+    keep = keep.view_as(packed.input_ids)
+    logits = passes.logits([compiled] * len(items), slots, packed.input_ids, packed.position, places, keep, mask)
     for slot in slots:
         passes.slots.close(slot)
-    logprobs = iter(_logprobs(logits, torch.tensor(predicted_by), torch.tensor(targets)).tolist())
+    logprobs = iter(_logprobs(logits, rows[packed.predictors], packed.targets).tolist())
     return [
         [Score(sum(next(logprobs) for _ in candidate), len(candidate)) for candidate in item.candidates]
         for item in items

@@ -15,6 +15,7 @@ from tunescope.data.pairs import Pair, is_pairs, repeated, to_pairs
 from tunescope.data.reading import Table
 from tunescope.errors import DataError
 from tunescope.methods import Customized
+from tunescope.objectives.forward import target_logprobs
 from tunescope.objectives.objective import Objective
 
 
@@ -93,14 +94,8 @@ class PreferenceObjective(Objective):
         }
 
 
-def packed_hidden(base: Base, batch: PairBatch) -> torch.Tensor:
-    """What the base's head reads at every position of packed pairs, as [batch · length, hidden]."""
-    mask = base.masks(batch.branch, batch.position)
-    return base.hidden(batch.input_ids, mask, position_ids=batch.position).flatten(0, 1)
-
-
 def completion_logprobs(base: Base, batch: PairBatch) -> torch.Tensor:
     """Log-probabilities of the completions, stop token included, in nats as [2, pairs] in float32."""
-    found = base.logprobs(packed_hidden(base, batch)[batch.predictors], batch.targets)
-    sums = [tokens.sum() for tokens in found.split(batch.lengths.flatten().tolist())]
-    return torch.stack(sums).view_as(batch.lengths)
+    found = target_logprobs(base, batch.packed)
+    sums = [tokens.sum() for tokens in found.split(batch.packed.lengths.tolist())]
+    return torch.stack(sums).view(-1, 2).T

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,9 @@ from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
+from tunescope.data.packing import by_length
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.tensor_files import read_tensors, write_tensors
-
-# Tokens computed in one forward pass, padding counted.
-_PASS_TOKENS = 2048
 
 
 def with_reference(base: Base, examples: Sequence[EncodedPair]) -> list[EncodedPair]:
@@ -62,16 +60,7 @@ def _kept(path: Path, count: int) -> torch.Tensor | None:
 @torch.no_grad()
 def _computed(base: Base, examples: Sequence[EncodedPair]) -> torch.Tensor:
     found = torch.empty(2, len(examples))
-    for indices in _passes(examples):
+    for indices in by_length([len(example) for example in examples]):
         batch = collate_pairs([examples[i] for i in indices]).to(base.device)
         found[:, indices] = completion_logprobs(base, batch).cpu()
     return found
-
-
-def _passes(examples: Sequence[EncodedPair]) -> Iterator[list[int]]:
-    """Indices of pairs of similar length, up to the tokens of one pass."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]), reverse=True)
-    while order:
-        fits = max(1, _PASS_TOKENS // len(examples[order[0]]))
-        yield order[:fits]
-        order = order[fits:]

@@ -10,7 +10,7 @@ in float32. The method says what else is trained: by LoRA the reward model share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,18 +19,18 @@ from torch import nn
 
 from tunescope.base import Base
 from tunescope.data.batching import PairBatch, collate
-from tunescope.data.encoding import Encoded, Encoder
+from tunescope.data.encoding import Encoder
+from tunescope.data.packing import by_length
 from tunescope.data.rows import Message, Row
 from tunescope.errors import DataError
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
 from tunescope.objectives import losses
+from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.objective import Loss
-from tunescope.objectives.preference import PreferenceObjective, packed_hidden
+from tunescope.objectives.preference import PreferenceObjective
 
 HEAD = "head.reward"
-# Tokens computed in one forward pass, padding counted.
-_PASS_TOKENS = 2048
 
 
 class RewardHead(Effect):
@@ -75,7 +75,7 @@ class Reward(PreferenceObjective):
 
     def rewards(self, customized: Customized, batch: PairBatch) -> torch.Tensor:
         """The head's output at the completions' last tokens."""
-        hidden = packed_hidden(customized.base, batch)[batch.last]
+        hidden = packed_hidden(customized.base, batch.packed)[batch.last]
         return reward_head(customized)(hidden)
 
     def compute_loss(self, customized: Customized, batch: PairBatch) -> Loss:
@@ -135,20 +135,9 @@ def reward_scores(
         )
     rewards = [0.0] * len(rows)
     with torch.inference_mode(), customized.active():
-        for part in _passes(encoded):
-            batch = collate(part).to(base.device)
-            last = batch.attention_mask.sum(dim=1) - 1
-            hidden = base.hidden(batch.input_ids, None)  # a batch is padded on the right
-            found = head(hidden[torch.arange(len(part), device=base.device), last])
-            for example, reward in zip(part, found.tolist(), strict=True):
-                rewards[example.number - 1] = reward
+        for indices in by_length([len(example) for example in encoded]):
+            batch = collate([encoded[i] for i in indices], ends=True).to(base.device)
+            found = head(packed_hidden(base, batch.packed)[batch.packed.last])
+            for i, reward in zip(indices, found.tolist(), strict=True):
+                rewards[encoded[i].number - 1] = reward
     return rewards
-
-
-def _passes(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Texts of similar length together, up to the tokens of one pass."""
-    order = sorted(encoded, key=len, reverse=True)
-    while order:
-        fits = max(1, _PASS_TOKENS // len(order[0]))
-        yield order[:fits]
-        order = order[fits:]

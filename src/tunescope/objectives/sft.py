@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from tunescope.data.batching import TextBatch, collate
+from tunescope.data.batching import Batch, collate
 from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, label_set, to_rows
 from tunescope.methods import Customized
+from tunescope.objectives.forward import target_logprobs
 from tunescope.objectives.objective import Loss, Objective
 
 
@@ -32,16 +33,14 @@ class SFT(Objective):
         """Every row that fits."""
         return encoder.encode_all(rows)
 
-    def collate(self, examples: Sequence[Encoded]) -> TextBatch:
-        """Padded sequences."""
+    def collate(self, examples: Sequence[Encoded]) -> Batch:
+        """The rows behind the prefix that they share, where that pays."""
         return collate(examples)
 
-    def weight(self, batch: TextBatch) -> int:
+    def weight(self, batch: Batch) -> int:
         """Trained tokens."""
-        return batch.targets.numel()
+        return batch.packed.targets.numel()
 
-    def compute_loss(self, customized: Customized, batch: TextBatch) -> Loss:
+    def compute_loss(self, customized: Customized, batch: Batch) -> Loss:
         """Cross-entropy of the trained tokens in nats; the vocabulary head computes their positions only."""
-        base = customized.base
-        hidden = base.hidden(batch.input_ids, None)  # a batch is padded on the right
-        return Loss(-base.logprobs(hidden[batch.keep], batch.targets).sum())
+        return Loss(-target_logprobs(customized.base, batch.packed).sum())

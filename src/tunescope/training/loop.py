@@ -43,7 +43,8 @@ class TrainResult:
     seconds: float = 0.0
     rows: int = 0
     tokens: int = 0
-    padded_tokens: int = 0
+    computed_tokens: int = 0
+    padding: int = 0
     peak_memory_mb: float = 0.0
     unit: str = "rows"
     prepare_seconds: float = 0.0
@@ -61,7 +62,9 @@ class TrainResult:
             "rows_per_s": rate,
             f"{self.unit}_per_s": rate,
             "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
-            "pad_fraction": round(1 - self.tokens / self.padded_tokens, 4) if self.padded_tokens else 0.0,
+            "tokens": self.tokens,
+            "computed_tokens": self.computed_tokens,
+            "pad_fraction": round(self.padding / max(self.computed_tokens, 1), 4),
             "peak_memory_mb": round(self.peak_memory_mb, 1),
             "loss": _tail_mean(self.losses),
             **{name: _tail_mean(values) for name, values in self.measured.items()},
@@ -216,9 +219,10 @@ class _Run:
         result.steps += 1
         result.seconds += seconds
         result.rows += sum(len(part.rows) for part in parts)
-        tokens = sum(part.tokens for part in parts)
+        tokens = sum(part.packed.tokens for part in parts)
         result.tokens += tokens
-        result.padded_tokens += sum(part.padded_tokens for part in parts)
+        result.computed_tokens += sum(part.packed.computed for part in parts)
+        result.padding += sum(part.packed.padding for part in parts)
         result.losses.append(loss)
         for name, value in measured.items():
             result.measured.setdefault(name, []).append(value)

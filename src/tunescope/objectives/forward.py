@@ -1,0 +1,20 @@
+"""From packed texts to what objectives ask of the base: hidden states and log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+
+from tunescope.base import Base
+from tunescope.data.packing import Packed
+
+
+def packed_hidden(base: Base, packed: Packed) -> torch.Tensor:
+    """What the base's head reads at every position, as [groups · length, hidden]."""
+    # Groups of one text are padded on the right, where causal attention does not look.
+    mask = base.masks(packed.branch, packed.position) if packed.branched else None
+    return base.hidden(packed.input_ids, mask, position_ids=packed.position).flatten(0, 1)
+
+
+def target_logprobs(base: Base, packed: Packed) -> torch.Tensor:
+    """Log-probability of each target, in nats as [targets] in float32."""
+    return base.logprobs(packed_hidden(base, packed)[packed.predictors], packed.targets)
