@@ -29,6 +29,12 @@ Style = Annotated[str, typer.Option("--style", help="chat, plain, or auto for wh
 DtypeName = Annotated[
     str, typer.Option("--dtype", help="Precision: float32, bfloat16, or auto for what this machine is fast at.")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Where to compute: cpu, cuda, cuda:1, mps. By default the accelerator if there is one."
+    ),
+]
 SkipBad = Annotated[int, typer.Option("--skip-bad", min=0, help="How many bad rows may be left out.")]
 Judge = Annotated[
     str,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,19 @@ def columns_of_rows(table: Table) -> set[str]:
     return {"messages"} if "messages" in table.columns else {"prompt", "completion"}
 
 
-def to_rows(table: Table, pattern: str | None = None, *, skip_bad: int = 0, need_completion: bool = True) -> list[Row]:
+def answer_columns(pattern: str | None) -> tuple[str, ...]:
+    """The columns that hold the completion: rows without completions may lack them."""
+    return ("completion",) if pattern is None else (pattern_fields(pattern)[1],)
+
+
+def to_rows(
+    table: Table,
+    pattern: str | None = None,
+    *,
+    skip_bad: int = 0,
+    need_completion: bool = True,
+    on_bad: Callable[[BadRow], None] = lambda bad: None,
+) -> list[Row]:
     """Understand the columns of a table.
 
     Args:
@@ -91,7 +103,8 @@ def to_rows(table: Table, pattern: str | None = None, *, skip_bad: int = 0, need
         pattern: how any columns make prompt and completion, whatever their names; the table's own default where None
             and it has one.
         skip_bad: how many rows that do not fit may be left out (they are counted in the caller's report).
-        need_completion: False accepts rows with a prompt alone.
+        need_completion: False accepts rows with a prompt alone: the completion's column is missing, or empty.
+        on_bad: callback for each row that does not fit.
 
     Raises:
         DataError: columns that no convention fits, or rows that do not fit theirs, each with its line and reason.
@@ -104,6 +117,7 @@ def to_rows(table: Table, pattern: str | None = None, *, skip_bad: int = 0, need
             rows.append(made)
         else:
             bad.append(BadRow(line, made))
+            on_bad(bad[-1])
     check_bad(table.path, bad, skip_bad)
     if not rows:
         raise DataError(f"{table.path}: no usable rows.")
@@ -135,7 +149,7 @@ def _converter(table: Table, pattern: str | None, need_completion: bool) -> Any:
 
 def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, need: bool) -> Row | str:
     inputs = dict.fromkeys(_FIELD.findall(head))
-    asked = target in fields and (need or fields[target] is not None)
+    asked = target in fields and (need or not _is_unlabelled(fields[target]))
     for name in [*inputs, *([target] if asked else [])]:
         if not _is_scalar(fields[name]):
             return f"{name} is {describe(fields[name])}, expected text"
@@ -149,6 +163,8 @@ def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, 
 
 def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     prompt, completion = fields.get("prompt"), fields.get("completion")
+    if not need and _is_unlabelled(completion):
+        completion = None
     if isinstance(completion, list):  # TRL's conversational form
         turns = messages_of(completion, "completion")
         if isinstance(turns, str):
@@ -206,6 +222,11 @@ def messages_of(value: Any, column: str, expected: str = "a list") -> tuple[Mess
             return f"message {i} of {column} is by the assistant, with no user's turn before it"
         begun = begun or role != "system"
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def _is_unlabelled(value: Any) -> bool:
+    """Whether a cell says nothing: null, NaN as pandas writes it, or no text."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _is_scalar(value: Any) -> bool:
