@@ -1,4 +1,4 @@
-# Everything happens in .venv; PYTHON chooses the interpreter that makes it (3.11 or newer).
+# Everything happens in .venv; PYTHON chooses the interpreter that makes it (3.11.4 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ install: $(STAMP)
 
 # Repeated only when what is required has changed: the package itself is installed in place.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tunescope needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 " + "install")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "tunescope needs Python 3.11.4 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 " + "install")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,oracles]'
 	@touch $@

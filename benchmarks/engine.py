@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tunescope.base import Base, load_base
-from tunescope.base.device import processor_name
+from tunescope.base.device import device_name
 from tunescope.data.reading import read
 from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import default_template
@@ -171,7 +171,7 @@ def main() -> None:
     tokens = args.rows * args.new_tokens
     rate = {name: tokens / statistics.median(found) for name, found in seconds.items()}
     result: dict[str, Any] = {
-        "machine": processor_name() if base.device.type == "cpu" else torch.cuda.get_device_name(),
+        "machine": device_name(base.device),
         "threads": torch.get_num_threads(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "prompt_tokens": sum(map(len, prompts)),

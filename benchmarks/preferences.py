@@ -169,7 +169,7 @@ def main() -> None:
     import torch
 
     from tunescope.base import load_base
-    from tunescope.base.device import processor_name
+    from tunescope.base.device import device_name, resolve_device
 
     pairs = fitting_pairs(load_base(args.base), args.data, args.max_length, args.pairs)
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES[args.what]}
@@ -189,7 +189,7 @@ def main() -> None:
     whole = min(each["loop_s"] + each["reference_s"] for each in rivals)
     result = {
         "what": args.what,
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
+        "machine": device_name(resolve_device(None)),
         "threads": torch.get_num_threads(),
         "data": args.data,
         "pairs": args.pairs,

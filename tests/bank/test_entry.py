@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from tunescope import bank
-from tunescope.base import Base
+from tunescope import bank, storage
+from tunescope.base import Base, load_base
 from tunescope.data.rows import Row
-from tunescope.errors import BankError
+from tunescope.errors import BankError, TunescopeError
 from tunescope.inference import Item, score
 from tunescope.methods import FewShot, Full, LoRA, Method, PromptTuning, System, ZeroShot
 from tunescope.training import TrainSettings, train
@@ -142,6 +142,42 @@ def test_verify_passes_and_sees_other_logits(tmp_path: Path) -> None:
     assert trained.path == tmp_path / "a"
 
 
+def test_the_card_of_the_entry_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_base(), ZeroShot(), data=ROWS, out=tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    bank.write_card(Path(), {"score": 0.5})
+    assert bank.read_record(tmp_path / "a").card == {"score": 0.5}
+    assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
+
+
+def test_verify_covers_every_file_of_a_full_entry(tmp_path: Path) -> None:
+    train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    bank.write_card(tmp_path / "a", {"score": 0.5})
+    assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert {"config.json", "tokenizer.json", "model.safetensors", "customization.json"} <= {f.name for f in files}
+    for file in files:
+        whole = file.read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:], None):
+            if damaged is None and file.name == storage.MARKER:
+                continue  # an entry from before there were markers looks like this
+            file.write_bytes(damaged) if damaged is not None else file.unlink()
+            with pytest.raises(TunescopeError, match=str(tmp_path / "a")):
+                bank.verify(tmp_path / "a", tiny_base())
+            file.write_bytes(whole)
+    assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), Full()], ids=lambda m: m.name)
+def test_a_record_without_the_checksum_of_its_tensors_is_refused(method: Method, tmp_path: Path) -> None:
+    train(tiny_base(), method, data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    path = tmp_path / "a" / "customization.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tensors_sha256": None}))
+    for use in (bank.load, bank.verify):
+        with pytest.raises(BankError, match="has no tensors_sha256"):
+            use(tmp_path / "a", tiny_base())
+
+
 def test_verify_covers_every_kind_of_entry(tmp_path: Path) -> None:
     for i, method in enumerate([ZeroShot(), PromptTuning(virtual_tokens=4), Full()]):
         train(tiny_base(), method, data=ROWS, settings=SETTINGS, out=tmp_path / str(i))
@@ -154,3 +190,18 @@ def test_record_of_another_format_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(BankError, match=r"another version of tunescope.*format"):
         bank.read_record(tmp_path / "a")
+
+
+def test_a_moved_base_lies_where_its_origin_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    asked = {}
+
+    def recorded(name: object, **given: object) -> Base:
+        asked.update(given)
+        return load_base(name, dtype="float32", device="cpu") if isinstance(name, Path) else name  # type: ignore
+
+    monkeypatch.setattr("tunescope.bank.entry.load_base", recorded)
+    monkeypatch.setattr(Base, "device", property(lambda self: torch.device("cuda:1")))
+    monkeypatch.setattr("tunescope.bank.entry.load_file", lambda path, device: load_file(path))
+    bank.load(tmp_path / "a", tiny_base())
+    assert asked == {"dtype": "float32", "device": torch.device("cuda:1")}

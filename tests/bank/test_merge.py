@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from tests.tiny import ARCHITECTURES, tiny_base
 
 from tunescope.bank.assemble import lora_parts
-from tunescope.bank.merge import combine, merge, merged_model
+from tunescope.bank.merge import Combination, combine, merge, merged_model
 from tunescope.base import Base, load_base
 from tunescope.base.fingerprint import hash_weights
 from tunescope.data.template import default_template
-from tunescope.errors import BankError
+from tunescope.errors import BankError, TunescopeError
 from tunescope.methods import IA3, Adapter, Customized, FewShot, Full, LoRA, Method, PromptTuning, compose, customize
 
 MERGEABLE: dict[str, Method] = {
@@ -71,7 +72,7 @@ def test_the_folder_is_a_base_of_its_own(tmp_path: Path) -> None:
         found = again.forward(ids, torch.ones_like(ids))
     torch.testing.assert_close(found, _logits(customized), atol=1e-5, rtol=1e-5)
     assert again.model.generation_config.eos_token_id == list(customized.template.stop)
-    with pytest.raises(BankError, match="exists already"):
+    with pytest.raises(TunescopeError, match="exists already"):
         merge(customized, tmp_path / "merged")
 
 
@@ -119,29 +120,57 @@ def test_linear_is_the_exact_weighted_sum(arch: str) -> None:
     assert one.method.parse(one.method.model_dump(mode="json")) == one.method
 
 
-@pytest.mark.parametrize("how", ["ties", "dare"])
-def test_one_lora_at_full_density_stays_what_it_is(how: str) -> None:
-    base = tiny_base("llama")
-    lora, nothing = _moved(LoRA(rank=2), base), customize(base, LoRA(rank=2), default_template(base.tokenizer))
-    one, error = combine([lora, nothing], how=how, density=1.0)
+@pytest.mark.parametrize("weights", [None, (0.25, 0.75), (0.5, 0.25, 0.25)])
+@pytest.mark.parametrize("how", get_args(Combination))
+def test_an_entry_merged_with_itself_is_that_entry(how: Combination, weights: tuple[float, ...] | None) -> None:
+    lora = _moved(LoRA(rank=2), tiny_base("llama"))
+    one, error = combine([lora] * len(weights or "ab"), weights, how=how, density=1.0)
     assert error < 1e-5
     for key, part in lora_parts(one).items():
         torch.testing.assert_close(part.delta(), lora_parts(lora)[key].delta(), atol=1e-5, rtol=1e-4)
 
 
+def test_ties_takes_weights_by_their_ratio_and_dare_as_given() -> None:
+    base = tiny_base("llama")
+    lora, nothing = _moved(LoRA(rank=2), base), customize(base, LoRA(rank=2), default_template(base.tokenizer))
+    for how, weights, share in (
+        ("ties", (3, 3), 1.0),
+        ("ties", (-2, 1), -1.0),
+        ("dare", None, 0.5),
+        ("dare", (2, 9), 2),
+    ):
+        one, _ = combine([lora, nothing], weights, how=how, density=1.0)
+        for key, part in lora_parts(one).items():
+            torch.testing.assert_close(part.delta(), share * lora_parts(lora)[key].delta(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+def test_ties_trims_over_all_sites_together(density: float) -> None:
+    from tunescope.bank.merge import _threshold
+
+    parts = list(
+        lora_parts(_moved(LoRA(rank=2, targets=("q", "v"), alpha_pattern={"v": 100}), tiny_base("llama"))).values()
+    )
+    sizes = torch.cat([part.delta().abs().flatten() for part in parts]).sort(descending=True).values
+    assert _threshold(parts, density) == sizes[round(density * len(sizes)) - 1].item()
+
+
 def test_ties_keeps_the_agreeing_sign() -> None:
     from tunescope.bank.merge import _ties
 
-    deltas = torch.tensor([[[4.0, -1.0, 0.1]], [[2.0, 3.0, 0.2]], [[-1.0, 5.0, 0.3]]])
-    # Of each change two of three entries are kept; where two signs meet the heavier one wins, and its mean is taken.
-    assert torch.equal(_ties(deltas, 2 / 3), torch.tensor([[3.0, 4.0, 0.0]]))
+    trimmed = torch.tensor([[[4.0, -1.0, 0.0]], [[2.0, 3.0, 0.0]], [[-1.0, 5.0, 0.0]]])
+    # Where two signs meet the heavier one wins, and its mean is taken: (4 + 2) / 2, (3 + 5) / 2.
+    assert torch.equal(_ties(trimmed, torch.ones(3, 1, 1)), torch.tensor([[3.0, 4.0, 0.0]]))
+    # By weights 1, 1, 6: 4 + 2 - 6 is a tie of no sign; (3 · 1 + 5 · 6) / 7.
+    found = _ties(trimmed, torch.tensor([1.0, 1.0, 6.0])[:, None, None])
+    torch.testing.assert_close(found, torch.tensor([[0.0, 33 / 7, 0.0]]))
 
 
 def test_dare_keeps_the_expected_sum() -> None:
     from tunescope.bank.merge import _dare
 
     deltas = torch.ones(2, 200, 200)
-    found = _dare(deltas, 0.25, torch.Generator().manual_seed(0))
+    found = _dare(deltas, 0.25, torch.Generator().manual_seed(0)).sum(dim=0)
     assert abs(found.mean().item() - 2.0) < 0.05
     assert set(found.unique().tolist()) == {0.0, 4.0, 8.0}
 
@@ -167,6 +196,10 @@ def test_what_cannot_be_combined_says_why() -> None:
         combine([ia3, lora])
     with pytest.raises(BankError, match="different bases"):
         combine([lora, _moved(LoRA(), tiny_base("qwen2"))])
+    with pytest.raises(BankError, match="not all zero"):
+        combine([lora, lora], [0.0, 0.0])
+    with pytest.raises(BankError, match="finite"):
+        combine([lora, lora], [float("nan"), 1.0])
     with pytest.raises(BankError, match="density"):
         combine([lora, lora], how="dare", density=0.0)
     plain = customize(base, LoRA(), default_template(base.tokenizer, style="plain"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tunescope import storage
 from tunescope.archives import fetch
 from tunescope.base import sources
 from tunescope.errors import BaseModelError, UnknownNameError
@@ -83,6 +84,38 @@ def test_a_broken_gguf_leaves_nothing(tmp_path: Path, empty_cache: Path, content
     with pytest.raises(BaseModelError, match=r"broken\.gguf"):
         sources.resolve(str(file))
     assert [entry.name for entry in (empty_cache / "bases").iterdir() if entry.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", ".tunescope.json"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
+def test_a_damaged_converted_base_is_converted_again(
+    name: str, damage: str, tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted = []
+
+    def convert(file: Path, folder: Path) -> None:
+        converted.append(folder)
+        for each in ("config.json", "model.safetensors"):
+            (folder / each).write_text(f"{each} of a base")
+
+    monkeypatch.setattr(sources, "_dequantize", convert)
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(b"GGUF")
+    folder = sources.resolve(str(file)).folder
+    assert sources.resolve(str(file)).folder == folder and len(converted) == 1
+    spoiled = folder / name
+    whole = spoiled.read_bytes()
+    match damage:
+        case "changed":
+            index = whole.find(b"[") + 12  # in the marker, a digit of a checksum
+            spoiled.write_bytes(whole[:index] + b"~" + whole[index + 1 :])
+        case "cut":
+            spoiled.write_bytes(whole[:-4])
+        case "missing":
+            spoiled.unlink()
+    monkeypatch.setattr(storage, "_intact", set())  # as in another process
+    assert sources.resolve(str(file)).folder == folder and len(converted) == 2
+    assert (folder / "config.json").read_text() == "config.json of a base" and storage.broken(folder) is None
 
 
 @pytest.mark.parametrize("prefer", ["auto", "hub"])

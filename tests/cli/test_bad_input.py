@@ -91,8 +91,16 @@ DATA: dict[str, tuple[bytes | None, str]] = {
         b'{"txt": "a", "label": "b"}\n',
         "column.jsonl: the template names text, but the columns are label, txt.",
     ),
-    "latin.csv": ("text,label\ncafé,a\n".encode("latin-1"), "latin.csv: 1 bad row.\n  line 2: is not valid UTF-8"),
-    "latin.jsonl": ('{"text": "café"}\n'.encode("latin-1"), "line 1: is not valid UTF-8 (byte 14 of the line)"),
+    "damaged.csv": (b"text,label\nd\xc3\xa9j\xc3\xa0,a\ncaf\xe9,b\n", "1 bad row.\n  line 3: is not valid UTF-8"),
+    "damaged.jsonl": (b'{"text": "caf\xe9"}\n{"a": "d\xc3\xa9j\xc3\xa0"}', "line 1: is not valid UTF-8 (byte 14 of"),
+    "quotes.csv": (
+        b'text,label\n"open,a\nshut,b\n',
+        "line 2: lines 2 to 3: a quotation mark opened here is never closed, or closed in another row; line 3 is",
+    ),
+    "columns.csv": (
+        b"Text,label\na,b\n",
+        "columns.csv: the template names text, but the columns are Text, label. Did you mean {Text}?",
+    ),
     "broken.jsonl": (b'{"text": "a", "label": "b"}\n{"text":\n', "line 2: is not valid JSON"),
     "array.jsonl": (b"[1, 2]\n", "line 1: is a JSON array, expected an object"),
     "nan.jsonl": (b'{"text": "a", "label": NaN}\n', "NaN is not a JSON value"),
@@ -431,18 +439,20 @@ def test_out_that_is_no_entry(more: list[str], train: Callable[..., str], compar
     Path("folder").mkdir()
     Path("folder/precious").write_text("1")
     Path("file").write_text("1")
-    for out in ("folder", "file", "", ".", "folder/.."):
-        assert "exists and is no bank entry, so it is not touched" in train(*more, out=out)
-    for restart in ([], ["--restart"]):
-        assert "folder is not empty and holds no comparison" in compare(*restart, out="folder")
+    for out in ("folder", "file"):
+        assert f"{out} exists and is no bank entry, so it is not touched" in train(*more, out=out)
+        for restart in ([], ["--restart"]):
+            assert f"{out} exists and is no comparison, so it is not touched" in compare(*restart, out=out)
+    for out in ("", ".", "folder/..", "..", "/", str(Path.home())):
+        assert "so it is not touched. Name a file or folder of its own" in train(*more, out=out)
+        assert "so it is not touched. Name a file or folder of its own" in compare(*more[:0], "--restart", out=out)
     assert Path("folder/precious").read_text() == "1"
 
 
 def test_out_that_cannot_be(train: Callable[..., str], compare: Callable[..., str]) -> None:
     Path("file").write_text("1")
-    assert "Not a directory" in train(out="file/x")
-    assert "Not a directory" in compare(out="file/x")
-    assert "File exists" in compare(out="file")
+    assert "file is a file, not a folder" in train(out="file/x")
+    assert "file is a file, not a folder" in compare(out="file/x")
     assert "File name too long" in train(out="x" * 300)
 
 
@@ -500,7 +510,7 @@ def test_an_unfinished_run_goes_on(unfinished: Callable[..., Ended]) -> None:
     assert ended.json["steps"] == 4
     assert {path.name for path in Path("bank/x").iterdir()} >= {"customization.json", "metrics.jsonl"}
     assert len(Path("bank/x/metrics.jsonl").read_text().splitlines()) == 4
-    assert not list(Path("bank/.training").iterdir())
+    assert not Path("bank/.training").exists()
 
 
 def test_other_settings_do_not_go_on_with_it(unfinished: Callable[..., Ended]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -30,6 +31,24 @@ def test_lora_goes_to_peft_and_back(cli: Cli, place: Place, trained: dict[str, E
     first = cli("generate", place.bank / "lora", "the sun of day 3 topic:", "--json").json["text"]
     assert cli("generate", "bank/again", "the sun of day 3 topic:", "--json").json["text"] == first
     assert cli("bank", "verify", "bank/again", "--json").json["verified"] is True
+
+
+@pytest.mark.parametrize("style", ["plain", "chat", None])
+def test_import_takes_a_template_and_says_which(
+    style: str | None, cli: Cli, place: Place, trained: dict[str, Ended]
+) -> None:
+    assert cli("bank", "export", place.bank / "lora", "--to", "peft", "--out", "peft").code == 0
+    more = ["--style", style, "--template", "{text} topic: {label}"] if style else []
+    ended = cli("bank", "import", "peft", "--base", place.base, "--out", "bank/again", *more, "--json")
+    record = cli("bank", "show", "bank/again", "--json").json["template"]
+    expected, pattern = style or "chat", more[3] if more else None
+    assert (record["style"], record["pattern"]) == (expected, pattern)
+    found = ended.json
+    assert (found["style"], found["style_by_default"], found["template"]) == (expected, style is None, pattern)
+    assert f"The style is {expected}" in ended.err
+    assert ("by default" in ended.err) == (style is None)
+    refused = cli("bank", "import", "peft", "--base", place.base, "--out", "bank/other", "--style", "plian")
+    assert refused.code == 2 and "Did you mean plain" in refused.err
 
 
 def test_export_to_transformers_merges(cli: Cli, place: Place, trained: dict[str, Ended]) -> None:

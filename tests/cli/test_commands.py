@@ -132,6 +132,38 @@ def test_look_for_people(place: Place, cli: Cli) -> None:
     assert "Nothing is cut and no row is dropped." in said
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_nothing_in_data_acts_on_the_terminal(as_json: bool, place: Place, cli: Cli) -> None:
+    """Colors, a title, a cursor, the eight-bit form of the same, and writing turned around; in rows and in labels."""
+    acting = "\x1b[2J\x1b]0;title\x07\x9b31m\r\x08\x7f\u202eabc"
+    jsonl(Path("acting.jsonl"), [{"text": f"{acting} {i}", "label": f"{'ab'[i % 2]}{acting}"} for i in range(6)])
+    ended = cli("look", "acting.jsonl", "--base", place.base, "--template", PATTERN, *(["--json"] if as_json else []))
+    assert ended.code == 0
+    assert not set(ended.out + ended.err) & set("\x1b\x07\x9b\r\x08\x7f\u202e")
+    if as_json:
+        assert acting in "".join(piece for _, piece in ended.json["examples"][0])
+    else:
+        assert r"\x1b[2J" in ended.out and r"\u202eabc" in ended.out
+    refused = cli("look", f"no{acting}.jsonl", "--base", place.base)
+    assert refused.code == 2 and "\x1b" not in refused.err
+
+
+def test_a_tilde_is_the_home_folder_however_it_is_written(
+    place: Place, cli: Cli, trained: dict[str, Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path.cwd() / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    common = ("--base", place.base, "--data", place.data, "--template", PATTERN)
+    assert cli("train", "zero-shot", *common, "--out=~/bank/zero").code == 0
+    assert cli("bank", "export", place.bank / "lora", "--to=peft", "--out", "~/peft").code == 0
+    assert cli("bank", "import", "~/peft", "--base", place.base, "--out=~/bank/back").code == 0
+    assert cli("bank", "merge", "~/bank/back", "~/bank/back", "--out=~/bank/both").code == 0
+    assert len(cli("bank", "list", "~/bank", "--json").json) == 3
+    assert cli("bank", "show", "~nobody/x").code == 2
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["home"]
+
+
 def test_look_says_what_is_cut(place: Place, cli: Cli) -> None:
     rows = [{"prompt": "a" * 900, "completion": "b"}, {"prompt": "a", "completion": "b" * 900}, {"prompt": "a", "x": 1}]
     jsonl(Path("long.jsonl"), [*rows, *[{"prompt": "a", "completion": "b"}] * 3])
@@ -173,7 +205,11 @@ def test_train_for_people(place: Place, cli: Cli) -> None:
         "--rank", 2, "--targets", "q,v,down", "--rank-pattern", "down=1", "--skip-bad", 1,
     )  # fmt: skip
     assert ended.code == 0
-    assert "left out 1 bad rows" in ended.err and "step 2/2" in ended.err and "not read" not in ended.err
+    assert (
+        "left out 1 bad row, as --skip-bad allows." in ended.err
+        and "step 2/2" in ended.err
+        and "not read" not in ended.err
+    )
     assert "tokens_per_s" in ended.out and "bank/x" in ended.out
     settings = cli("bank", "show", "bank/x", "--json").json["method_settings"]
     assert (settings["rank"], settings["targets"], settings["rank_pattern"]) == (2, ["q", "v", "down"], {"down": 1})
@@ -251,7 +287,7 @@ def test_eval_the_base_on_questions(place: Place, cli: Cli) -> None:
         "--max-rows", 4, "--generate-rows", 1,
     )  # fmt: skip
     assert ended.code == 0
-    assert "0.500 (base 0.500, 4 questions)" in ended.out
+    assert "0.500 [0.150, 0.850] (base 0.500, 4 questions)" in ended.out
 
 
 def test_eval_texts(place: Place, cli: Cli) -> None:

@@ -50,6 +50,10 @@ def test_dpo_from_training_to_calibration(train: Callable[..., Ended], cli: Cli,
     assert cli("bank", "verify", "bank/x", "--base", place.base).code == 0
     assert "score" in cli("eval", "bank/x", "--base", place.base, "--data", place.data, "--template",
                           "{text} topic: {label}", "--probe", place.probe, "--json").json  # fmt: skip
+    Path("plot.html").write_text("thesis")
+    refused = cli("eval", "bank/x", "--base", "no-base", "--data", "pairs.jsonl", "--plot", "plot.html")
+    assert refused.code == 2 and "holds was not written by tunescope" in " ".join(refused.err.split())
+    assert Path("plot.html").read_text() == "thesis"
 
 
 def test_a_reward_model_scores_texts(train: Callable[..., Ended], cli: Cli, place: Place, tmp_path: Path) -> None:

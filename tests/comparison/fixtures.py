@@ -21,6 +21,11 @@ def answers(accuracy: float, rows: int = TEST_ROWS, seed: int = 0) -> list[float
     return [float(value) for value in right]
 
 
+def keys(rows: int) -> list[str]:
+    """The keys of that many test rows."""
+    return [f"{i}-0" for i in range(rows)]
+
+
 def make_row(method: str, accuracy: float | None = None, rows: int = TEST_ROWS, seed: int = 0, **fields: Any) -> Row:
     """A row named after its method, with score, interval and per-row scores of that accuracy."""
     if accuracy is None:
@@ -35,6 +40,7 @@ def make_row(method: str, accuracy: float | None = None, rows: int = TEST_ROWS, 
         "score_high": interval.high,
         "accuracy": sum(per_row) / rows,
         "per_row": per_row,
+        "row_keys": keys(rows),
         "trainable_parameters": 0,
         "seconds": 0.0,
         "forgetting_on": 0.0,

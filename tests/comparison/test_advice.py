@@ -9,8 +9,9 @@ import pytest
 
 from tunescope.comparison.advice import advise, difference, latency_ms, notable_forgetting, pareto
 from tunescope.comparison.table import Probe, Row
+from tunescope.errors import DataError
 
-from .fixtures import make_row, realistic_rows
+from .fixtures import keys, make_row, realistic_rows
 
 
 def test_a_clear_winner_is_taken_and_the_nearest_is_named() -> None:
@@ -93,6 +94,12 @@ def test_the_same_answers_on_every_row_are_said_to_be_so() -> None:
     assert "too small" not in advice.text
 
 
+def test_the_same_answers_on_few_rows_prove_nothing() -> None:
+    advice = advise([make_row("lora", 0.0, rows=9), make_row("zero-shot", 0.0, rows=9)], "accuracy")
+    assert advice.headline == "Take zero-shot: accuracy 0.0% (0.0% to 29.9%) on the test rows."
+    assert "With 9 test rows the test set is too small to tell: lora may be up to 25.2 points better" in advice.text
+
+
 def test_a_test_set_that_is_too_small_is_said_with_the_rows_needed() -> None:
     rows = [make_row("zero-shot", 0.6, rows=30, seed=1), make_row("lora", 0.7, rows=30, seed=2)]
     advice = advise(rows, "accuracy")
@@ -146,8 +153,16 @@ def test_scores_on_a_scale_of_their_own_are_written_so() -> None:
     values = list(np.random.default_rng(0).normal(50, 10, 100))
     better = [value + 5 for value in values]
     rows = [
-        Row(method="zero-shot", name="zero-shot", score=50.0, per_row=values),
-        Row(method="lora", name="lora", score=55.2, score_low=53.0, score_high=57.0, per_row=better),
+        Row(method="zero-shot", name="zero-shot", score=50.0, per_row=values, row_keys=keys(100)),
+        Row(
+            method="lora",
+            name="lora",
+            score=55.2,
+            score_low=53.0,
+            score_high=57.0,
+            per_row=better,
+            row_keys=keys(100),
+        ),
     ]
     advice = advise(rows, "chrf")
     assert advice.headline == "Take lora: chrF 55.2 (53.0 to 57.0) on the test rows."
@@ -158,8 +173,8 @@ def test_without_per_row_scores_intervals_are_combined_and_without_those_nothing
     a = Row(method="lora", name="a", score=0.8, score_low=0.75, score_high=0.85)
     b = Row(method="lora", name="b", score=0.6, score_low=0.55, score_high=0.65)
     bare = Row(method="lora", name="c", score=0.1)
-    assert difference(a, b).resolved
-    assert not difference(a, bare).resolved
+    assert difference(a, b, "accuracy").resolved
+    assert not difference(a, bare, "accuracy").resolved
     assert "no difference can be told from chance" in advise([a, bare], "accuracy").text
     assert advise([a, bare], "accuracy").alternatives[0].low is None
 
@@ -187,3 +202,39 @@ def test_latency_counts_the_first_token_and_the_rest() -> None:
 def test_the_order_of_the_rows_changes_nothing() -> None:
     rows = realistic_rows()
     assert advise(rows, "accuracy") == advise(rows[::-1], "accuracy")
+
+
+def _measured(name: str, scores: dict[str, float], **fields: float) -> Row:
+    """A row with these scores by key, in reversed order where its name asks for it."""
+    score = sum(scores.values()) / len(scores)
+    return Row(method="lora", name=name, score=score, per_row=list(scores.values()), row_keys=list(scores), **fields)
+
+
+def test_differences_pair_by_row_and_never_by_length() -> None:
+    # Each was dropped another row, so the two lists have the same length and other rows; the last row is right in both.
+    a = _measured("a", {"x": 1.0, "y": 0.0, "only-a": 1.0, "w": 1.0})
+    b = _measured("b", {"only-b": 0.0, "w": 1.0, "y": 0.0, "x": 1.0})
+    found = difference(a, b, "accuracy")
+    assert found.mean == 0.0
+    # Three shared rows, none of which differs: p = q = 1/5, reach 1.96 sqrt(0.4 / 5).
+    assert found.high == pytest.approx(-found.low) == pytest.approx(1.959964 * (0.4 / 5) ** 0.5)
+    text = advise([a, b], "accuracy").text
+    assert "a has 4 test rows; set against it over the rows they share: b (3 rows)." in text
+    with pytest.raises(DataError, match="no row in common"):
+        difference(a, _measured("c", {"z": 1.0}), "accuracy")
+
+
+def test_rows_in_another_order_are_the_same_rows() -> None:
+    scores = {f"{i}": float(i % 3 > 0) for i in range(30)}
+    one, other = _measured("a", scores), _measured("b", dict(reversed(scores.items())))
+    assert difference(one, other, "accuracy").mean == 0.0
+    assert "share" not in advise([one, other], "accuracy").text
+
+
+def test_lists_of_scores_without_keys_are_not_paired() -> None:
+    bounds = {"score_low": 0.4, "score_high": 0.6}
+    a = Row(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], **bounds)
+    b = Row(method="ia3", name="b", score=0.5, per_row=[0.0, 1.0], **bounds)
+    assert difference(a, b, "accuracy").high == pytest.approx(0.1 * 2**0.5)
+    with pytest.raises(ValueError, match="2 scores of rows, but 1 keys"):
+        Row(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], row_keys=["x"])

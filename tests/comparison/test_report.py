@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from tunescope.comparison.figures import figures
-from tunescope.comparison.report import render_report, write_report
+from tunescope.comparison.report import render_report
 from tunescope.comparison.table import Comparison
 
 from .fixtures import make_comparison, make_row, realistic_rows
@@ -127,12 +126,3 @@ def test_failed_rows_single_rows_and_other_metrics_make_a_page(metric: str) -> N
         assert "How this was measured" in page
         assert failed not in rows or "skipped: needs 3.1 GB" in page
         assert "inf" not in re.findall(r'data-key="([^"]*)"', page)
-
-
-def test_the_file_is_written_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "report.html"
-    comparison = make_comparison(realistic_rows()[:2])
-    assert write_report(comparison, path) == path
-    assert write_report(comparison, path) == path
-    assert path.read_text(encoding="utf-8") == render_report(comparison)
-    assert [file.name for file in path.parent.iterdir()] == ["report.html"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.tiny import tiny_base
 
-from tunescope.comparison import CompareSettings, Comparison, Watcher, compare, read_comparison
+from tunescope.comparison import CompareSettings, Comparison, Watcher, compare, read_comparison, runner
 from tunescope.data.rows import Row
 from tunescope.errors import Interrupted, TunescopeError, UnknownNameError
 from tunescope.evaluation import Probes
@@ -125,9 +125,59 @@ def test_other_data_or_settings_in_the_folder_are_refused(tmp_path: Path) -> Non
         run(tmp_path / "run", methods="zero-shot", batch_size=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(TunescopeError, match="not empty"):
+    with pytest.raises(TunescopeError, match="exists and is no comparison"):
         run(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+CONDITIONS = {
+    "style": ({"style": "plain"}, r"style \(chat; now plain\)"),
+    "probes": ({"probes": Probes(["Another general text. " * 8], {}, True)}, "probes"),
+    "no probes": ({"probes": None}, "probes"),
+    "training rows": ({"train_rows": ROWS[1:]}, "training rows"),
+    "dtype": ({"base": tiny_base(dtype=torch.bfloat16)}, r"dtype \(float32; now bfloat16\)"),
+    "seed": ({"settings": CompareSettings(methods=("zero-shot",), generate_rows=2, seed=1)}, r"settings \(seed\)"),
+}
+
+
+@pytest.mark.parametrize("what", [*CONDITIONS, "version", "device"])
+def test_rows_of_other_conditions_do_not_share_a_table(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"settings": CompareSettings(methods=("zero-shot",), generate_rows=2), "probes": PROBES}
+    given |= {"base": tiny_base(), "train_rows": ROWS, "test_rows": ROWS[:9], "out": tmp_path / "run"}
+    compare(**given)
+    before = (tmp_path / "run" / "comparison.json").read_bytes()
+    change, named = CONDITIONS.get(what, ({}, rf"{what} \(.*; now .*\)"))
+    if what == "version":
+        monkeypatch.setattr(runner.metadata, "version", lambda name: "0.0")
+    if what == "device":
+        monkeypatch.setattr(runner, "processor_name", lambda: "Another CPU")
+    with pytest.raises(TunescopeError, match=rf"holds a comparison with another {named}\. .*--restart"):
+        compare(**given | change)
+    assert (tmp_path / "run" / "comparison.json").read_bytes() == before
+    assert compare(**given | change, restart=True).rows[0].score is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", "{"),
+        ("state.json", "[1, 2]"),
+        ("state.json", None),
+        ("seconds", ""),
+        ("seconds", "nan"),
+        ("evaluation_seconds", "1.0\nx"),
+        ("rows/zero-shot.json", '{"method": "zero-shot"'),
+        ("rows/lora.steps", "many"),
+    ],
+)
+def test_damaged_state_is_named_with_the_remedy(name: str, content: str | None, tmp_path: Path) -> None:
+    run(tmp_path / "run", methods="zero-shot")
+    path = tmp_path / "run" / name
+    path.unlink(missing_ok=True) if content is None else path.write_text(content)
+    with pytest.raises(TunescopeError, match=rf"{name} is damaged \(.*--restart"):
+        run(tmp_path / "run", methods="zero-shot,lora")
 
 
 def test_unknown_method_stops_before_anything_is_written(tmp_path: Path) -> None:

@@ -42,7 +42,53 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], tuple[dict[str, str], ...]]] = {
     ),
     "whole texts": (
         {"chosen": "Q: What? A: a cat", "rejected": "Q: What? A: a dog"},
-        ({"role": "user", "content": "Q: What? A: a"},),
+        ({"role": "user", "content": "Q: What? A:"},),
+    ),
+    "whole texts of sentences": (
+        {"chosen": "It mews. It is a cat", "rejected": "It mews. It is a dog"},
+        ({"role": "user", "content": "It mews."},),
+    ),
+    "transcripts": (
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: What is it?\n\nAssistant: a cat",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: What is it?\n\nAssistant: a dog",
+        },
+        ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, USER),
+    ),
+    "transcripts line by line": (
+        {
+            "chosen": "Human: What is it?\nAssistant: a cat",
+            "rejected": "Human: What is it?\nAssistant: a dog",
+        },
+        (USER,),
+    ),
+    "transcripts and their prompt": (
+        {
+            "prompt": "What is it?",
+            "chosen": "\n\nHuman: What is it?\n\nAssistant: a cat",
+            "rejected": "\n\nHuman: What is it?\n\nAssistant: a dog",
+        },
+        (USER,),
+    ),
+    "a transcript as the prompt": (
+        {"prompt": "\n\nHuman: What is it?\n\nAssistant:", "chosen": " a cat", "rejected": " a dog"},
+        (USER,),
+    ),
+    "a transcript as a repeated prompt": (
+        {
+            "prompt": "\n\nHuman: What is it?\n\nAssistant:",
+            "chosen": "\n\nHuman: What is it?\n\nAssistant: a cat",
+            "rejected": "\n\nHuman: What is it?\n\nAssistant: a dog",
+        },
+        (USER,),
+    ),
+    "a repeated prompt": (
+        {"prompt": "What is it? ", "chosen": "What is it? a cat", "rejected": "What is it? a dog"},
+        ({"role": "user", "content": "What is it? "},),
+    ),
+    "messages as JSON text": (
+        {"prompt": json.dumps([USER]), "chosen": json.dumps([said("a cat")]), "rejected": json.dumps([said("a dog")])},
+        (USER,),
     ),
     "llama-factory": (
         {
@@ -58,7 +104,7 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], tuple[dict[str, str], ...]]] = {
 @pytest.mark.parametrize("name", UNDERSTOOD)
 def test_understood(name: str, tmp_path: Path) -> None:
     row, messages = UNDERSTOOD[name]
-    expected = ("cat", "dog") if name == "whole texts" else ("a cat", "a dog")
+    expected = ("It is a cat", "It is a dog") if name == "whole texts of sentences" else ("a cat", "a dog")
     (found,) = pairs(tmp_path, row)
     assert found == Pair(messages, *expected, 1)
 
@@ -74,7 +120,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "prompt of the assistant": ({**TEXT, "prompt": [USER, said("x")]}, "does not end in a user's turn"),
     "chosen by the user": ({**TEXT, "chosen": [USER]}, "chosen does not end in an assistant's turn"),
     "no common beginning": ({"chosen": "yes sir", "rejected": "no sir"}, "share no beginning"),
-    "only a beginning": ({"chosen": "yes sir ", "rejected": "yes sir no"}, "chosen is empty after the common"),
+    "only a beginning": ({"chosen": "Yes sir. ", "rejected": "Yes sir. No"}, "chosen is empty after the common"),
+    "parted in a sentence": ({"chosen": "It is a cat", "rejected": "It is a dog"}, "share no beginning that ends with"),
+    "transcripts that part early": (
+        {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: c\n\nAssistant: d"},
+        "differ before their last",
+    ),
+    "calls": (
+        {**TEXT, "chosen": {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}},
+        "calls functions",
+    ),
     "conversations that part early": (
         {"chosen": [USER, said("x")], "rejected": [{**USER, "content": "Hm?"}, said("y")]},
         "differ before their last message",
@@ -85,8 +140,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "prompt is not what the conversations",
     ),
     "unknown speaker": (
-        {**TEXT, "chosen": {"from": "tool", "value": "x"}},
-        "chosen has a turn from 'tool'",
+        {**TEXT, "chosen": {"from": "narrator", "value": "x"}},
+        "message 1 of chosen is from 'narrator'",
     ),
     "margin text": ({**TEXT, "margin": "much"}, "margin is str 'much', expected a number"),
     "margin null": ({**TEXT, "margin": None}, "margin is missing, expected a number"),
@@ -101,7 +156,7 @@ def test_bad_rows_are_named_with_their_reason(name: str, tmp_path: Path) -> None
     row, reason = BAD[name]
     good = {key: value for key, value in row.items() if key in ("margin", "reward_chosen", "reward_rejected")}
     good = {key: float(i == 1) for i, key in enumerate(sorted(good, reverse=True))}
-    whole = {"chosen": "one two", "rejected": "one three"} if "prompt" not in row else TEXT
+    whole = {"chosen": "One. Two", "rejected": "One. Three"} if "prompt" not in row else TEXT
     with pytest.raises(DataError, match=r"1 bad row") as caught:
         pairs(tmp_path, {**whole, **good}, row)
     assert "line 2: " in str(caught.value) and reason in str(caught.value)
@@ -144,17 +199,67 @@ def test_repeated_pairs_are_kept_and_said(tmp_path: Path) -> None:
 
 
 @given(
-    prompt=st.text("abc \n", min_size=1).filter(str.strip), chosen=st.text("abc ", max_size=9), rejected=st.text("xyz ")
+    prompt=st.text("abc. \n", min_size=1).filter(str.strip),
+    border=st.sampled_from([". ", "! ", "?” ", "\n", " \n\n", "。"]),
+    chosen=st.text("abc ", max_size=9),
+    rejected=st.text("xyz ", max_size=9),
 )
-def test_whole_texts_are_cut_between_words(prompt: str, chosen: str, rejected: str) -> None:
-    whole = (f"{prompt} {chosen}", f"{prompt} {rejected}")
-    messages, *completions = _split_texts(*whole)
+def test_whole_texts_are_cut_between_sentences(prompt: str, border: str, chosen: str, rejected: str) -> None:
+    whole = (f"{prompt}{border}{chosen}", f"{prompt}{border}{rejected}")
+    found = _split_texts(*whole)
+    assert not isinstance(found, str)
+    messages, *completions = found
     text = messages[0]["content"]
+    assert text.rstrip(" \t\n”")[-1:] in ".!?。" or text.endswith("\n")
     for completion, expected in zip(completions, whole, strict=True):
         assert expected.startswith(text) and expected.endswith(completion)
         assert expected[len(text) : len(expected) - len(completion)].strip(" \t") == ""
-        begin = len(expected) - len(completion)
-        assert expected[begin - 1].isspace()
+
+
+def test_indentation_behind_a_common_beginning_is_content(tmp_path: Path) -> None:
+    (found,) = pairs(tmp_path, {"chosen": "def f():\n    return 1", "rejected": "def f():\n    return 2"})
+    assert found.messages[0]["content"] == "def f():\n"
+    assert (found.chosen, found.rejected) == ("    return 1", "    return 2")
+
+
+def notes_of(tmp_path: Path, *rows: dict[str, Any]) -> list[str]:
+    notes: list[str] = []
+    pairs(tmp_path, *rows, on_note=notes.append)
+    return [note.removeprefix(f"{tmp_path}/pairs.jsonl: ") for note in notes]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("texts", []),
+        ("transcripts", ["2 rows read as transcripts (Human: … Assistant: …)."]),
+        ("a repeated prompt", ["2 rows whose chosen and rejected repeat the prompt, which is left out there."]),
+        (
+            "messages as JSON text",
+            [f"{column}: lists of messages, read from JSON text." for column in ("prompt", "chosen", "rejected")],
+        ),
+    ],
+)
+def test_conventions_are_said(name: str, said: list[str], tmp_path: Path) -> None:
+    row = UNDERSTOOD[name][0]
+    assert notes_of(tmp_path, row, row) == said
+
+
+def test_keys_and_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
+    row = {**TEXT, "chosen": [{**said("a"), "odd": 1}], "source": "x"}
+    assert notes_of(tmp_path, row) == ["chosen: not read: odd.", "not read: source."]
+
+
+def test_an_answer_that_begins_like_its_prompt_by_chance_is_kept(tmp_path: Path) -> None:
+    chance = {"prompt": "Hello", "chosen": "Hello you!", "rejected": "Hello."}
+    found = pairs(tmp_path, chance, TEXT, {**TEXT, "chosen": "c"})
+    assert (found[0].chosen, found[0].rejected) == ("Hello you!", "Hello.")
+
+
+@pytest.mark.parametrize(("written", "kept"), [(" a", "a"), ("    a", "    a"), ("\ta ", "\ta"), ("\na", "\na")])
+def test_white_space_before_a_completion_is_content_but_for_one_space(written: str, kept: str, tmp_path: Path) -> None:
+    (found,) = pairs(tmp_path, {"prompt": "p", "chosen": written, "rejected": "b"})
+    assert found.chosen == kept
 
 
 def encoder(style: str = "chat", **limits: Any) -> Encoder:

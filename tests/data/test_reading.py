@@ -72,7 +72,7 @@ def test_all_bad_lines_are_told_at_once(tmp_path: Path) -> None:
         b'{"a": 1, "a": 2}\n'
         b'{"a": "\\ud800"}\n'
         b"{}\n" + b'{"a": ' * 100_000 + b"\n"
-        b'{"a": 2, "extra": 3}\n',
+        b'{"a": 2, "extra": "\xc3\xa9\xc3\xa9"}\n',  # the file is UTF-8 but for one byte
     )
     with pytest.raises(DataError) as caught:
         read(file)
@@ -90,7 +90,7 @@ def test_all_bad_lines_are_told_at_once(tmp_path: Path) -> None:
         "Mend the data, or leave such rows out with --skip-bad 9.",
     ]
     table = read(file, skip_bad=9)
-    assert (table.rows, table.lines) == ([{"a": 1}, {"a": 2, "extra": 3}], [1, 12])
+    assert (table.rows, table.lines) == ([{"a": 1}, {"a": 2, "extra": "éé"}], [1, 12])
     assert [row.line for row in table.skipped] == list(range(3, 12))
     assert table.columns == ("a",)
 
@@ -101,17 +101,18 @@ def test_an_odd_first_row_does_not_condemn_the_others(tmp_path: Path) -> None:
 
 
 def test_bad_csv_rows(tmp_path: Path) -> None:
-    file = write(tmp_path, "rows.csv", b'text,label\n"two\nlines",a\nlonely\n\nx,y,z\n\xe9t\xe9,b\n"open,c\nd,e\n')
+    file = write(tmp_path, "rows.csv", b'text,label\n"tw\xc3\xb6\nlines",a\nlonely\n\nx,y,z\n\xe9,b\n"open,c\nd,e\n')
     with pytest.raises(DataError) as caught:
         read(file)
     assert str(caught.value).splitlines()[1:-1] == [
         "  line 4: has 1 fields, the header has 2",
         "  line 6: has 3 fields, the header has 2",
         "  line 7: is not valid UTF-8",
-        "  line 8: is broken: unexpected end of data",
+        "  line 8: lines 8 to 9: a quotation mark opened here is never closed, or closed in another row; line 9 is "
+        "read by itself",
     ]
     table = read(file, skip_bad=4)
-    assert (table.rows, table.lines) == ([{"text": "two\nlines", "label": "a"}], [2])
+    assert (table.rows, table.lines) == ([{"text": "twö\nlines", "label": "a"}, {"text": "d", "label": "e"}], [2, 9])
 
 
 def test_a_long_field_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -218,3 +219,111 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(DataError, match=r"did not give the data set some/set: Couldn't reach the hub"):
         read("some/set")
+
+
+# Encodings
+
+
+SAID = {
+    "utf-8": [],
+    "utf-8-sig": [],
+    "utf-16": ["read as UTF-16"],
+    "utf-16-be": ["read as UTF-16"],
+    "utf-32": ["read as UTF-32"],
+    "cp1252": ["not valid UTF-8, so read as Windows-1252"],
+}
+
+
+@pytest.mark.parametrize("encoding", SAID)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json"])
+def test_encodings_are_recognized_and_said(encoding: str, name: str, tmp_path: Path) -> None:
+    rows = [{"text": "café “or” naïve", "label": "5 €"}, {"text": "ça", "label": "6 €"}]
+    content = {
+        "rows.csv": "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows),
+        "rows.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        "rows.json": json.dumps(rows, ensure_ascii=False),
+    }[name]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    table = read(write(tmp_path, name, (mark + content).encode(encoding)))
+    assert table.rows == rows
+    assert table.notes == SAID[encoding]
+
+
+def test_a_mark_that_promises_too_much(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="begins with the mark of UTF-16 but is not valid UTF-16"):
+        read(write(tmp_path, "rows.csv", b"\xff\xfeabc"))
+
+
+@pytest.mark.parametrize("bad", [b"caf\xc3", b"\x93", b"\x00\xe9"])
+def test_damaged_lines_of_a_utf_8_file_are_bad_rows(bad: bytes, tmp_path: Path) -> None:
+    content = "text,label\nçédille,a\n".encode() + bad + b",b\n"
+    with pytest.raises(DataError, match="line 3: is not valid UTF-8"):
+        read(write(tmp_path, "rows.csv", content))
+
+
+# One object that holds the rows
+
+
+@pytest.mark.parametrize("name", ["data", "rows", "train", "examples"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_that_holds_the_rows(name: str, indent: int | None, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    written = json.dumps({"version": "1.0", "by": {name: [1]}, name: rows, "test": rows}, indent=indent)
+    table = read(write(tmp_path, "rows.json", written))
+    assert table.rows == rows
+    assert table.notes == [f"read the rows under {name!r}; not read: by, test, version"]
+    assert [written.split("\n")[line - 1].strip()[0] for line in table.lines] == ["{", "{"]
+
+
+def test_one_row_over_several_lines(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "rows.json", '\n{\n  "prompt": "a",\n  "completion": "b"\n}\n'))
+    assert (table.rows, table.lines, table.notes) == ([{"prompt": "a", "completion": "b"}], [2], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"data": [{"a": 1}], "rows": [{"a": 2}]}', "one object with rows under data and under rows"),
+        ('{\n"version": 1,\n"data": []\n}', "is one object; the rows are expected to be a list of objects under data"),
+        ('{\n  "data": [\n    {"a": 1},\n    {"a": }\n  ]\n}\n', r"rows.json: line 4: is not valid JSON"),
+        ('{\n  "data": [{"a": "\\ud800"}]\n}', "holds half of a surrogate pair"),
+    ],
+)
+def test_objects_that_hold_no_rows(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path, "rows.json", content))
+
+
+# Integers beside missing values
+
+WHOLE = ["label: whole numbers beside missing values are read as integers (1.0 as 1)"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "notes"),
+    [
+        ([1.0, None, 0.0], [1, None, 0], WHOLE),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], []),  # nothing is missing: they may be meant
+        ([1.0, None, 0.5], [1.0, None, 0.5], []),
+        ([1, None, 0], [1, None, 0], []),
+        ([True, None, 1.0], [True, None, 1.0], []),
+        (["1.0", None, "x"], ["1.0", None, "x"], []),
+    ],
+)
+def test_integer_labels_beside_a_null_stay_integers(
+    values: list[Any], expected: list[Any], notes: list[str], tmp_path: Path
+) -> None:
+    import pandas
+
+    rows = [{"text": "a", "label": value} for value in values]
+    table = read(write(tmp_path, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert repr([row["label"] for row in table.rows]) == repr(expected)
+    assert table.notes == notes
+    if notes:
+        frame = pandas.DataFrame(rows)  # pandas itself makes floats of such a column
+        frame.to_csv(tmp_path / "rows.csv", index=False)
+        frame.to_parquet(tmp_path / "rows.parquet")
+        for name in ("rows.csv", "rows.parquet"):
+            table = read(tmp_path / name)
+            assert repr([row["label"] for row in table.rows]) == repr(expected)
+            assert table.notes == notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_user_probe_takes_the_defaults_place(tmp_path: Path) -> None:
     file.write_text(json.dumps({"question": "?", "choices": ["a", "b"], "answer": "c"}) + "\n")
     with pytest.raises(DataError, match=r"line 1.*'c' is not among"):
         user_probes(file)
+
+
+def test_how_a_probe_was_read_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tunescope"), "propagate", True)  # a command of another test ends it
+    file = tmp_path / "probe.csv"
+    file.write_text("text;by\nsome text;Ann\n")
+    with caplog.at_level("INFO", logger="tunescope"):
+        assert user_probes(file).texts == ["some text"]
+    assert f"{file}: the delimiter is a semicolon." in caplog.messages
 
 
 @pytest.mark.data

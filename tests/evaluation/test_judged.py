@@ -34,7 +34,7 @@ def test_what_did_not_move_moved_nothing() -> None:
     assert card["kl"] == card["kl_low"] == card["kl_high"] == card["difference"] == 0
     assert card["score"] == card["base_score"] and card["win_rate"] == 0.5
     assert (card["rows"], card["samples"], card["metric"]) == (4, 12, "judge m:length")
-    assert card["notes"] == []
+    assert len(card["notes"]) == 1 and "difference and kl: the same on every row" in card["notes"][0]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -73,8 +73,8 @@ def test_failures_and_tempered_samples_are_said() -> None:
     judge = Function("m:f", fails_for_b)
     tempered = SAMPLING.model_copy(update={"temperature": 0.5})
     card = evaluate_judged(untouched(), ROWS, judge, tempered, skip_unjudged=6)
-    assert card["rows"] == 3 and len(card["notes"]) == 2
-    assert "line 2, sample 1: the judge returned nan" in card["notes"][0] and "temperature 1" in card["notes"][1]
+    assert card["rows"] == 3 and len(card["notes"]) == 3
+    assert "line 2, sample 1: the judge returned nan" in card["notes"][0] and "temperature 1" in card["notes"][2]
     with pytest.raises(DataError, match="no score for 3 samples, and 2 may be left out"):
         evaluate_judged(untouched(), ROWS, judge, SAMPLING, skip_unjudged=2)
     with pytest.raises(DataError, match=r"No prompt has samples(.|\n)*line 2, sample 1: the judge returned nan"):

@@ -7,14 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunescope.errors import DataError
 from tunescope.evaluation.statistics import (
     Difference,
     Interval,
     bootstrap_interval,
+    common_rows,
+    interval_of,
     paired_difference,
+    paired_difference_of,
+    paired_proportions,
     rows_needed,
     unpaired_difference,
     wilson_interval,
+    without_width,
 )
 
 scores = st.lists(st.floats(-1e3, 1e3).map(lambda value: round(value, 3)), min_size=1, max_size=120)
@@ -33,8 +39,58 @@ def test_the_interval_contains_the_mean_and_stays_inside_the_values(values: list
 
 @slow
 @given(st.floats(-1e6, 1e6), st.integers(1, 200))
-def test_constant_scores_have_zero_width(value: float, n: int) -> None:
-    assert bootstrap_interval([value] * n) == Interval(value, value)
+def test_constant_scores_without_a_span_have_no_width_and_say_so(value: float, n: int) -> None:
+    found = bootstrap_interval([value] * n)
+    assert found == Interval(value, value) and found.degenerate
+    said = without_width({"margin": found, "kl": Interval(0, 1), "score": found})
+    assert len(said) == 1 and said[0].startswith("margin and score: the same on every row")
+    assert without_width({"kl": Interval(0, 1)}) == []
+
+
+# z = 1.959964. Wilson at 0 of n: z² / (n + z²); Bonett and Price with no row that differs: z sqrt(2) / (n + 2).
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(20, 20, 0.8388748, 1.0), (0, 9, 0.0, 0.2991450), (9, 9, 0.7008550, 1.0), (0, 1, 0.0, 0.7934507)],
+)
+def test_at_the_boundary_an_accuracy_keeps_its_width(correct: int, n: int, low: float, high: float) -> None:
+    rows = [1.0] * correct + [0.0] * (n - correct)
+    for metric, unit in (("accuracy", 1.0), ("exact_match", 1.0), ("chrf", 100.0)):
+        found = interval_of([unit * value for value in rows], metric)
+        assert (found.low, found.high) == (pytest.approx(unit * low, abs=1e-5), pytest.approx(unit * high, abs=1e-5))
+        same = paired_difference_of([unit * value for value in rows], [unit * value for value in rows], metric)
+        reach = unit * 1.959964 * 2**0.5 / (n + 2)
+        assert (same.mean, same.low, same.high) == (0.0, pytest.approx(-reach), pytest.approx(reach))
+
+
+def test_paired_proportions_match_values_computed_by_hand() -> None:
+    # Only a right on 12 rows, only b on 2, of 50: p = 13/52, q = 3/52; 10/52 ± z sqrt((16/52 - (10/52)²) / 52).
+    a, b = [1] * 12 + [0] * 2 + [1] * 36, [0] * 12 + [1] * 2 + [1] * 36
+    found = paired_proportions(a, b)
+    assert (found.mean, found.low, found.high) == (
+        0.2,
+        pytest.approx(0.0509, abs=1e-4),
+        pytest.approx(0.3337, abs=1e-4),
+    )
+    assert paired_proportions(b, a) == -found
+    with pytest.raises(ValueError, match="a 1 or a 0"):
+        paired_proportions([0.5], [1])
+
+
+@slow
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+def test_paired_proportions_stay_inside_mirror_and_have_a_width(rows: list[tuple[bool, bool]]) -> None:
+    a, b = [float(row[0]) for row in rows], [float(row[1]) for row in rows]
+    found = paired_proportions(a, b)
+    assert -1 <= found.low <= found.mean <= found.high <= 1
+    assert not found.degenerate
+    mirrored = paired_proportions(b, a)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_common_rows_are_found_by_key() -> None:
+    assert common_rows(["a", "b", "c"], ["c", "x", "a"]) == ([0, 2], [2, 0])
+    with pytest.raises(DataError, match="no row in common"):
+        common_rows(["a"], ["b"])
 
 
 @slow
@@ -84,18 +140,17 @@ def test_coverage_on_bernoulli_rows_is_about_nominal(share: float) -> None:
 def test_two_methods_that_are_equal_are_rarely_told_apart() -> None:
     generator = np.random.default_rng(11)
     wrong = sum(
-        paired_difference(generator.random(100) < 0.8, generator.random(100) < 0.8, resamples=1000).resolved
-        for _ in range(400)
+        paired_proportions(generator.random(100) < 0.8, generator.random(100) < 0.8).resolved for _ in range(2000)
     )
-    assert wrong / 400 <= 0.06
+    assert wrong / 2000 <= 0.06
 
 
 def test_a_handful_of_rows_in_one_direction_is_no_proof() -> None:
     a, b = np.ones(200), np.ones(200)
     b[:4] = 0  # the exact sign test of 4 against 0 gives p = 0.125
-    assert not paired_difference(a, b).resolved
+    assert not paired_difference(a, b).resolved and not paired_proportions(a, b).resolved
     b[:12] = 0
-    assert paired_difference(a, b).resolved
+    assert paired_difference(a, b).resolved and paired_proportions(a, b).resolved
 
 
 def test_pairing_sees_what_separate_intervals_do_not() -> None:

@@ -7,6 +7,7 @@ import torch
 from tests.tiny import tiny_base
 
 from tunescope.data.encoding import Encoder
+from tunescope.data.identity import row_keys
 from tunescope.data.rows import Row
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
@@ -92,3 +93,23 @@ def test_card_has_what_eval_promises(customized: Customized) -> None:
     assert card["score_low"] <= card["score"] <= card["score_high"]
     assert card["ttft_ms"] > 0
     assert card["peak_memory_mb"] > 0
+
+
+def test_an_accuracy_at_the_boundary_has_wilsons_interval(customized: Customized) -> None:
+    rows = [Row(each.messages, "high", each.number) for each in ROWS]
+    card = evaluate(customized, rows, labels=("high", "low"))
+    while card["score"] not in (0.0, 1.0):  # a model made of noise takes sides by chance: keep the rows of one side
+        rows = [row for row, right in zip(rows, card["per_row"], strict=True) if right]
+        card = evaluate(customized, rows, labels=("high", "low"))
+    reach = 1.959964**2 / (len(rows) + 1.959964**2)
+    assert card["score_high"] - card["score_low"] == pytest.approx(reach)
+    assert (card["exact_match"], card["exact_match_low"]) == (0.0, 0.0)
+    assert card["exact_match_high"] == pytest.approx(reach)
+
+
+def test_scores_are_of_the_rows_they_name_though_lines_repeat(customized: Customized) -> None:
+    long = Row(({"role": "user", "content": "x"},), "y" * 600, 2)  # its completion does not fit: dropped
+    rows = [*ROWS[:4], long, *ROWS[4:6]]  # line 2 stands twice, as in rows of two files
+    found = measure_task(customized, rows, None, max_new_tokens=4)
+    assert len(found.per_row) == 6
+    assert found.row_keys == [key for row, key in zip(rows, row_keys(rows), strict=True) if row is not long]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from tests.inference.mix import METHODS, customized
 from tests.tiny import ARCHITECTURES, tiny_base
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tunescope.base import Base
 from tunescope.inference.llama import LlamaRunner
@@ -76,3 +79,60 @@ def test_scales_of_one_joint_input_take_the_generic_path() -> None:
             parameter.mul_(1.5)
     effects = [None, Compiled.of(made.customization, base)]
     assert torch.equal(logits(base, effects, generic=False), logits(base, effects, generic=True))
+
+
+@pytest.mark.parametrize("arch", FAMILY)
+def test_prompts_need_no_mask_off_the_cpu(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask rules out flash attention: rows that begin with the pass say that they are causal, padded ones too."""
+    base = tiny_base(arch)
+    ids = torch.randint(0, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(9).expand(2, 9).clone()
+    places[1, 6:] = -1
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    keep[0, 8] = keep[1, 5] = True
+    given: list[tuple[bool, bool]] = []
+
+    def attend(*args: object, **kwargs: object) -> object:
+        given.append((args[4] is None, kwargs.get("is_causal", False) is True))
+        return sdpa_attention_forward(*args, **kwargs)  # type: ignore[arg-type]
+
+    found = []
+    for off_the_cpu in (False, True):
+        passes = Passes(base, 2)
+        assert passes._llama is not None
+        if off_the_cpu:
+            passes._llama.causal = True
+            for layer in passes._llama._layers:
+                layer._attend = attend
+        with torch.inference_mode():
+            found.append(passes.logits([None, None], [0, 1], ids, places.clamp(min=0), places, keep))
+    assert torch.allclose(*found, atol=1e-4)
+    assert set(given) == {(True, True)}
+
+
+def test_hooks_are_registered_once_and_go_with_their_runner() -> None:
+    base = tiny_base("gpt2")
+    effects = [None, *(Compiled.of(customized(name, "gpt2").customization, base) for name in ("lora", "adapter"))]
+    modules = list(base.model.modules())
+
+    def hooks() -> list[int]:
+        return [key for m in modules for key in (*m._forward_hooks, *m._forward_pre_hooks)]
+
+    before = hooks()
+    passes = Passes(base, 3)
+    ids = torch.arange(6).view(3, 2)
+
+    def step(passes: Passes, number: int) -> None:
+        places = torch.tensor([[2 * number, 2 * number + 1]] * 3)
+        with torch.inference_mode():
+            passes.logits(effects, [0, 1, 2], ids, places, places, torch.ones_like(ids, dtype=torch.bool))
+
+    step(passes, 0)
+    registered = hooks()
+    step(passes, 1)
+    assert registered == hooks() != before
+    alone = base.forward(ids, torch.ones_like(ids))  # between passes the base is what it was
+    del passes
+    gc.collect()
+    assert hooks() == before
+    assert torch.equal(alone, base.forward(ids, torch.ones_like(ids)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.inference.mix import customized
 from tests.inference.test_prediction import LABELS, ROWS, patterned
 
 from tunescope.data.reading import Table, read, table_of
@@ -50,7 +50,7 @@ def test_columns_are_kept_in_their_order_before_the_answer(
             assert float(row["probability"]) == answer.probability
             of_each = row.get("probabilities") or {name: float(row[f"probability_{name}"]) for name in LABELS}
             assert of_each == answer.probabilities
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert sorted(path.name for path in out.parent.iterdir()) == [f".{out.name}.tunescope.json", out.name]
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -157,7 +157,7 @@ def test_other_settings_do_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_damaged_unfinished_call_is_said(tmp_path: Path, damage: bytes) -> None:
     out = tmp_path / "o.csv"
     partial_path(out).write_bytes(damage)
-    with pytest.raises(DataError, match=r"\.o\.csv\.partial\.jsonl is damaged|other settings"):
+    with pytest.raises(TunescopeError, match=r"\.o\.csv\.partial\.jsonl is damaged|other settings"):
         predict_file(predictor(), table(), out)
     assert not out.exists() and partial_path(out).read_bytes() == damage
     assert predict_file(predictor(), table(), out, restart=True).resumed == 0
@@ -197,14 +197,32 @@ def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.csv").mkdir()
     for name, overwrite, words in (
         ("o.csv", False, "exists already.*--overwrite"),
-        ("d.csv", True, r"exists already. Choose another --out\.$"),
+        ("o.csv", True, "was not written by tunescope"),
+        ("d.csv", True, "is a folder"),
         ("o.xlsx", False, "cannot tell the format"),
     ):
         with pytest.raises(TunescopeError, match=words):
             check_out(tmp_path / name, overwrite)
-    check_out(tmp_path / "o.csv", True)
+    assert (tmp_path / "o.csv").read_text() == "mine"
 
 
-def test_effects_of_a_memoized_customization_stay(tmp_path: Path) -> None:
-    """The helper of these tests leaves the customizations that other tests share as they are."""
-    assert customized("lora").template.pattern is None and patterned("lora").template.pattern is not None
+def test_an_earlier_file_is_replaced_where_that_is_asked(tmp_path: Path) -> None:
+    out = tmp_path / "o.csv"
+    predict_file(predictor(), table(), out)
+    before = out.read_bytes()
+    with pytest.raises(TunescopeError, match=r"exists already.*--overwrite"):
+        predict_file(predictor(()), table(), out)
+    assert out.read_bytes() == before
+    predict_file(predictor(()), table(), out, overwrite=True)
+    assert out.read_bytes() != before
+
+
+def test_there_is_one_writer(tmp_path: Path) -> None:
+    def second(done: int) -> None:
+        with (
+            ThreadPoolExecutor() as other,
+            pytest.raises(TunescopeError, match=r"o.csv is being written by another run \(process"),
+        ):
+            other.submit(check_out, tmp_path / "o.csv", True).result()
+
+    predict_file(predictor(), table(), tmp_path / "o.csv", on_done=second)

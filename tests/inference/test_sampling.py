@@ -110,6 +110,58 @@ def test_rows_have_settings_of_their_own() -> None:
     assert tokens.tolist() == [1, 1, 2, 2] and logprobs is None
 
 
+@pytest.mark.parametrize("broken", [[float("nan"), 1.0, 2.0], [float("inf"), 0.0, 0.0], [-float("inf")] * 3])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_p=0.9), Sampling(logprobs=True)])
+def test_a_row_whose_logits_are_not_finite_has_no_token_and_the_others_keep_theirs(
+    broken: list[float], sampling: Sampling
+) -> None:
+    whole = [[0.0, 3.0, 2.0], [1.0, 0.5, 0.0]]
+    draws = [Draw(sampling, row) for row in range(2)]
+    wanted, nats = choose(torch.tensor(whole), draws)
+    lost = Draw(sampling)
+    found, beside = choose(torch.tensor([whole[0], broken, whole[1]]), [draws[0], lost, draws[1]])
+    assert found.tolist() == [int(wanted[0]), -1, int(wanted[1])]
+    if nats is not None and beside is not None:
+        assert torch.equal(beside[[0, 2]], nats)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(
+        st.builds(
+            Sampling,
+            temperature=st.sampled_from([1e-5, 0.5, 2.0]),
+            top_k=st.none() | st.integers(1, 900),
+            top_p=st.sampled_from([0.2, 0.95, 1.0]),
+            min_p=st.sampled_from([0.0, 0.1]),
+            repetition_penalty=st.sampled_from([1.0, 1.5]),
+            min_new_tokens=st.integers(0, 2),
+            seed=st.integers(0, 99),
+        ),
+        min_size=2,
+        max_size=5,
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_a_row_draws_what_it_draws_alone(rows: list[Sampling], dtype: torch.dtype) -> None:
+    logits = 3 * torch.randn(len(rows), 700, generator=torch.Generator().manual_seed(rows[0].seed)).to(dtype)
+
+    def draw(sampling: Sampling) -> Draw:
+        return Draw(sampling, stop=frozenset({1, 2}), seen={3, 4})
+
+    together, _ = choose(logits.clone(), [draw(each) for each in rows])
+    alone = [int(choose(logits[i : i + 1].clone(), [draw(each)])[0]) for i, each in enumerate(rows)]
+    assert together.tolist() == alone
+
+
+def test_a_step_that_is_repeated_draws_the_same_number() -> None:
+    draw = Draw(Sampling(temperature=1.0, seed=4))
+    first = draw.uniform()
+    assert draw.uniform() == first
+    draw.took(7)
+    assert draw.uniform() != first
+
+
 def test_log_probabilities_are_the_models_own() -> None:
     logits = torch.tensor([[0.0, 3.0, 2.0]])
     _, logprobs = choose(logits.clone(), [Draw(Sampling(logprobs=True, repetition_penalty=10.0), seen={1})])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ def test_sentiment_knows_good_from_bad() -> None:
 def test_a_function_of_the_current_folder(module: None) -> None:
     assert load_judge("my_judges:words", tiny_base())(ASKED, ["one", "one two"]) == [2.0, 3.0]
     assert load_judge("my_judges:turns", tiny_base())([*ASKED, *ASKED], ["x"]) == [2.0]
+
+
+def test_the_current_folder_stands_for_no_installed_module(
+    module: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file there that is named like a library is not what the rest of the process imports from then on."""
+    (tmp_path / "colorsys.py").write_text("raise SystemExit")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    load_judge("my_judges:words", tiny_base())
+    assert sys.path[-1] == str(tmp_path)
+    assert hasattr(importlib.import_module("colorsys"), "hsv_to_rgb")
 
 
 @pytest.mark.parametrize(

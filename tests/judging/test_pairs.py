@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ from tunescope.data.pairs import to_pairs
 from tunescope.data.reading import read
 from tunescope.data.rows import Message, Row
 from tunescope.data.template import default_template
-from tunescope.errors import DataError, Interrupted
+from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.judging import Judged, Samples, make_pairs
 from tunescope.judging.judges import Function
-from tunescope.judging.pairs import _pairs, samples_path
+from tunescope.judging.pairs import _pairs, _unfinished, samples_path
 from tunescope.methods import Customization, Customized, ZeroShot
 
 ROWS = [Row(({"role": "user", "content": f"tell me of {thing}"},), None, i + 2) for i, thing in enumerate("abcde")]
@@ -98,6 +99,36 @@ def test_other_settings_do_not_go_on(tmp_path: Path, whole: list[str]) -> None:
     judge = Letters()
     make_pairs(plain(), ROWS, judge, SAMPLING, out, restart=True)
     assert len(judge.asked) == 5 and out.read_text() == whole[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("recipe.json", lambda text: text[:30]),
+        ("recipe.json", None),
+        ("samples.jsonl", lambda text: text.replace("[", "(", 1)),
+        ("samples.jsonl", lambda text: text.replace('"text"', '"txet"', 1)),
+        ("samples.jsonl", lambda text: text.replace("[0", "[99", 1)),
+    ],
+)
+def test_damaged_samples_are_named_with_the_remedy(
+    name: str, damage: Callable[[str], str] | None, tmp_path: Path, whole: list[str]
+) -> None:
+    out = tmp_path / "p.jsonl"
+    with pytest.raises(Interrupted):
+        make_pairs(plain(), ROWS[:1] * 2, Letters(stop_after=1), SAMPLING, out)
+    path = tmp_path / ".pairs" / "p.jsonl" / name
+    path.write_text(damage(path.read_text())) if damage else path.unlink()
+    with pytest.raises(TunescopeError, match=rf"{name} is damaged \(.*--restart"):
+        make_pairs(plain(), ROWS[:1] * 2, Letters(), SAMPLING, out)
+
+
+def test_ends_of_lines_in_a_completion_end_no_line(tmp_path: Path) -> None:
+    """U+2028 ends a line for ``str.splitlines``, not in JSON lines."""
+    file = tmp_path / "samples.jsonl"
+    sample = Judged("a\u2028b\x85c", [1], True, 1.0)
+    file.write_text(json.dumps([0, [asdict(sample)]], ensure_ascii=False) + "\n", encoding="utf-8")
+    assert _unfinished(file, 1) == {0: [sample]}
 
 
 def test_samples_without_a_score_are_named_and_left_out_up_to_a_limit(tmp_path: Path) -> None:

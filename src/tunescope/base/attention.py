@@ -1,4 +1,4 @@
-"""Attention for processors, and masks for texts that share their beginning.
+"""Attention for CPUs, and masks for texts that share their beginning.
 
 On a CPU plain grouped matrix products and a softmax beat torch's fused attention, above all in the backward pass, as
 long as the scores stay in the cache: they are computed for a block of queries at a time, in memory that every block
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 NAME = "tunescope_grouped"
 
@@ -177,11 +178,16 @@ def _store(target: torch.Tensor, folded: torch.Tensor) -> None:
     target.copy_(folded.view(target.shape))
 
 
-def register() -> str:
-    """Make the grouped attention known to transformers; returns the name to load a model with."""
-    AttentionInterface.register(NAME, grouped_attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
-    return NAME
+def kind_for(config: Any, device: torch.device) -> str:
+    """The ``attn_implementation`` to load a model with: on a CPU ours, where the architecture can take one that is not
+    its own (Falcon, Bloom and StableLM cannot); else transformers' sdpa where the architecture has it, or eager.
+    """
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if device.type == "cpu" and getattr(model, "_supports_attention_backend", False):
+        AttentionInterface.register(NAME, grouped_attention)
+        AttentionMaskInterface.register(NAME, eager_mask)
+        return NAME
+    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 def branch_mask(branch: torch.Tensor, position: torch.Tensor, past: int, window: int | None = None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,9 @@ def _remembered(folder: Path, model: nn.Module) -> str:
         return hash_weights(model)
     key = _hash_text(json.dumps([str(folder.resolve()), files]))
     memo = storage.cache_folder() / "fingerprints" / key
-    if memo.is_file():
-        return memo.read_text(encoding="ascii")
+    if memo.is_file() and re.fullmatch(rb"[0-9a-f]{64}", kept := memo.read_bytes()):
+        return kept.decode()
     value = hash_weights(model)
-    memo.parent.mkdir(parents=True, exist_ok=True)
     storage.atomic_write(memo, value)
     return value
 

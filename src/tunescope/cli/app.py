@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +34,32 @@ def build_app(arguments: list[str]) -> typer.Typer:
     _add_compare(app, arguments)
     app.add_typer(_bank_app(), name="bank")
     app.command()(doctor)
+    _expand_homes(app)
     return app
+
+
+def _expand_homes(app: typer.Typer) -> None:
+    """Have every path that a command takes begin at home where it begins in ``~``: the shell leaves ``--out=~/x``."""
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _expand_homes(group.typer_instance)
+    for command in app.registered_commands:
+        if command.callback is not None:
+            command.callback = _with_homes(command.callback)
+
+
+def _with_homes(command: Callable[..., Any]) -> Callable[..., Any]:
+    def at_home(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [at_home(each) for each in value]
+        # pathlib's own raises for an unknown user
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> Any:
+        return command(*args, **{name: at_home(value) for name, value in given.items()})
+
+    return run
 
 
 def pull(
@@ -92,6 +120,7 @@ def evaluate(
     judge: options.OptionalJudge = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Completions of each prompt to sample for --judge.")] = 4,
     skip_unjudged: options.SkipUnjudged = 10,
+    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost.
@@ -105,6 +134,7 @@ def evaluate(
     evaluate_entry(
         entry,
         base,
+        device,
         data,
         split=split,
         template=template,
@@ -298,11 +328,16 @@ def _bank_app() -> typer.Typer:
         show_entry(entry, Output(as_json))
 
     @app.command()
-    def verify(entry: options.Entry, base: options.OptionalBase = None, as_json: options.AsJson = False) -> None:
+    def verify(
+        entry: options.Entry,
+        base: options.OptionalBase = None,
+        device: options.Device = None,
+        as_json: options.AsJson = False,
+    ) -> None:
         """Check that an entry still is what was saved: base, tensors, template, and the logits it computes."""
         from tunescope.cli.banking import verify_entry
 
-        verify_entry(entry, base, Output(as_json))
+        verify_entry(entry, base, device, Output(as_json))
 
     @app.command()
     def export(
@@ -310,40 +345,48 @@ def _bank_app() -> typer.Typer:
         to: Annotated[str, typer.Option("--to", help="peft, or transformers for a merged model folder.")],
         out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
         base: options.OptionalBase = None,
+        device: options.Device = None,
         as_json: options.AsJson = False,
     ) -> None:
         """Write an entry for other tools: PEFT's format, or a transformers folder with the effects in its weights."""
         from tunescope.cli.banking import export_entry
 
-        export_entry(entry, to, out, base, Output(as_json))
+        export_entry(entry, to, out, base, device, Output(as_json))
 
     @app.command("import")
     def import_folder(
         folder: Annotated[Path, typer.Argument(help="A folder that PEFT wrote.")],
         base: options.BaseName,
         out: Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")],
+        device: options.Device = None,
+        template: options.Template = None,
+        style: options.Style = "auto",
         as_json: options.AsJson = False,
     ) -> None:
-        """Make an entry of a folder that PEFT wrote (LoRA, IA3, prompt tuning, p-tuning)."""
+        """Make an entry of a folder that PEFT wrote (LoRA, IA3, prompt tuning, p-tuning).
+
+        PEFT records no template: say with --style and --template what the adapter was trained under.
+        """
         from tunescope.cli.banking import import_entry
 
-        import_entry(folder, base, out, Output(as_json))
+        import_entry(folder, base, out, template, style, device, Output(as_json))
 
     @app.command()
     def merge(
         entries: Annotated[list[Path], typer.Argument(metavar="BANK/NAME...", help="LoRA entries of one base.")],
         out: Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")],
         weights: Annotated[
-            str | None, typer.Option(help="A weight for each, 0.7,0.3; equal shares by default.")
+            str | None, typer.Option(help="A weight for each, 0.7,0.3; equal ones that sum to 1 by default.")
         ] = None,
         how: Annotated[str, typer.Option(help="linear (exact), ties or dare.")] = "linear",
         density: Annotated[float, typer.Option(help="Share of the entries that ties and dare keep.")] = 0.5,
         rank: Annotated[int | None, typer.Option(min=1, help="Rank of the result; by default what it needs.")] = None,
+        device: options.Device = None,
         as_json: options.AsJson = False,
     ) -> None:
         """Make one LoRA of several."""
         from tunescope.cli.banking import merge_entries
 
-        merge_entries(entries, weights, how, density, rank, out, Output(as_json))
+        merge_entries(entries, weights, how, density, rank, out, device, Output(as_json))
 
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +13,12 @@ from tunescope import bank
 from tunescope.bank.merge import Combination, refuse_heads
 from tunescope.base import load_base
 from tunescope.base.device import dtype_name
+from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
-from tunescope.cli.training import refuse_existing
 from tunescope.errors import BankError, UnknownNameError
+from tunescope.locks import writing
 from tunescope.methods import Customized
+from tunescope.storage import check_replaceable
 
 
 def list_bank(folder: Path, output: Output) -> None:
@@ -75,9 +76,9 @@ def show_entry(entry: Path, output: Output) -> None:
     output.result(record, lambda console: print_facts(console, flat))
 
 
-def verify_entry(entry: Path, base: str | None, output: Output) -> None:
+def verify_entry(entry: Path, base: str | None, device: str | None, output: Output) -> None:
     """Check an entry and say what was checked."""
-    found = bank.verify(entry, base)
+    found = bank.verify(entry, base_of(entry, base, device))
     values = {"entry": str(entry), "verified": True, "max_logit_error": found.max_error, "dtype": found.dtype}
 
     def show(console: Console) -> None:
@@ -87,53 +88,68 @@ def verify_entry(entry: Path, base: str | None, output: Output) -> None:
     output.result(values, show)
 
 
-def export_entry(entry: Path, to: str, out: Path, base: str | None, output: Output) -> None:
+def export_entry(entry: Path, to: str, out: Path, base: str | None, device: str | None, output: Output) -> None:
     """Write an entry in another tool's format."""
     if to not in ("peft", "transformers"):
         raise UnknownNameError("format (--to)", to, ("peft", "transformers"))
-    if out.exists():
-        raise BankError(f"{out} exists already. Choose another --out.")
-    customized = bank.load(entry, base)
+    with writing(out):
+        check_replaceable(out, None)
+        values = _exported(entry, to, out, base, device)
+    output.result(values, lambda console: print_facts(console, values))
+
+
+def _exported(entry: Path, to: str, out: Path, base: str | None, device: str | None) -> dict[str, Any]:
+    customized = bank.load(entry, base_of(entry, base, device))
     values: dict[str, Any] = {"entry": str(entry), "to": to, "path": str(out)}
     if to == "peft":
         bank.export_peft(customized, out)
     elif customized.moves_base:
         refuse_heads(customized, "a language model's folder")
-        shutil.copytree(
-            entry, out, ignore=shutil.ignore_patterns("customization.json", "check.safetensors", "metrics*")
-        )
+        bank.export_model(entry, out)
     else:
         merged = bank.merge(customized, out)
         values |= {"dtype": merged.dtype, "max_logit_error": merged.max_error, "mean_logit_error": merged.mean_error}
-    output.result(values, lambda console: print_facts(console, values))
+    return values
 
 
-def import_entry(folder: Path, base: str, out: Path, output: Output) -> None:
+def import_entry(
+    folder: Path, base: str, out: Path, template: str | None, style: str, device: str | None, output: Output
+) -> None:
     """Make an entry of a folder that PEFT wrote."""
-    refuse_existing(out, overwrite=False)
-    loaded = load_base(base)
-    customized = bank.import_peft(folder, loaded)
-    _save(customized, out, {"imported_from": str(folder)})
+    with bank.claimed(out, overwrite=False):
+        loaded = load_base(base, device=device)
+        customized = bank.import_peft(folder, loaded, pattern=template, style=style)
+        _save(customized, out, {"imported_from": str(folder)})
     values = {
         "path": str(out),
         "method": customized.method.name,
         "trainable_parameters": customized.trainable_parameters,
+        "style": customized.template.style,
+        "style_by_default": style == "auto",
+        "template": template,
     }
     output.result(values, lambda console: print_facts(console, values))
 
 
 def merge_entries(
-    entries: list[Path], weights: str | None, how: str, density: float, rank: int | None, out: Path, output: Output
+    entries: list[Path],
+    weights: str | None,
+    how: str,
+    density: float,
+    rank: int | None,
+    out: Path,
+    device: str | None,
+    output: Output,
 ) -> None:
     """One LoRA entry of several."""
     if how not in get_args(Combination):
         raise UnknownNameError("combination (--how)", how, get_args(Combination))
-    refuse_existing(out, overwrite=False)
-    base = load_base(bank.read_record(entries[0]).base.name)
-    loras = [bank.load(entry, base) for entry in entries]
-    shares = _weights(weights, len(entries))
-    customized, error = bank.combine(loras, shares, how=how, density=density, rank=rank)  # type: ignore[arg-type]
-    _save(customized, out, {"merged_from": [str(entry) for entry in entries], "how": how, "weights": shares})
+    with bank.claimed(out, overwrite=False):
+        base = base_of(entries[0], None, device)
+        loras = [bank.load(entry, base) for entry in entries]
+        shares = _weights(weights, len(entries))
+        customized, error = bank.combine(loras, shares, how=how, density=density, rank=rank)  # type: ignore[arg-type]
+        _save(customized, out, {"merged_from": [str(entry) for entry in entries], "how": how, "weights": shares})
     values = {"path": str(out), "how": how, "weights": shares, "relative_error": error}
     output.result(values, lambda console: print_facts(console, values))
 

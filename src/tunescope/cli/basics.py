@@ -39,10 +39,17 @@ def examine(output: Output) -> None:
     """What this machine can do."""
     import torch
 
-    from tunescope.base.device import default_device, dtype_name, matmul_gflops, processor_name, resolve_dtype
+    from tunescope.base.device import (
+        available_devices,
+        device_name,
+        dtype_name,
+        matmul_gflops,
+        resolve_device,
+        resolve_dtype,
+    )
     from tunescope.storage import cache_folder
 
-    device = default_device()
+    device = resolve_device(None)
     cache = cache_folder()
     values: dict[str, Any] = {
         "tunescope": version("tunescope"),
@@ -50,7 +57,8 @@ def examine(output: Output) -> None:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "device": str(device),
-        "processor": processor_name(),
+        "devices": ", ".join(available_devices()),
+        "processor": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": _memory_gb(),

@@ -17,10 +17,11 @@ from tunescope.cli.progress import ComparisonProgress
 from tunescope.comparison import CompareSettings, Comparison, compare, render_table
 from tunescope.data.catalog import CATALOG
 from tunescope.data.reading import Table, read
-from tunescope.data.rows import Row, columns_of_rows, to_rows
+from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import default_probes, user_probes
+from tunescope.locks import check_free
 
 
 def compare_command() -> Callable[..., None]:
@@ -40,6 +41,7 @@ def compare_command() -> Callable[..., None]:
         template: options.Template = None,
         style: options.Style = "auto",
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         probe: Annotated[
             Path | None, typer.Option("--probe", help="Your own probe of forgetting: text, or question/choices/answer.")
         ] = None,
@@ -52,16 +54,16 @@ def compare_command() -> Callable[..., None]:
     ) -> None:
         """Train and measure the methods on your data within a budget, and say which one to take."""
         output = Output(as_json)
+        template = options.typed(template, output.note)
+        check_free(out)
         once = tuple(dict.fromkeys(settings.methods))
         settings = settings.model_copy(update={"budget_seconds": duration(budget), "methods": once})
         table = read(data, split=split, skip_bad=skip_bad)
         pattern = template or table.default_template
-        rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
-        for note in table.unread(columns_of_rows(table)) if pattern is None else []:
-            output.note(note)
-        test_rows = _test_rows(data, test, split, pattern, skip_bad)
+        rows = to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped), on_note=output.note)
+        test_rows = _test_rows(data, test, split, pattern, skip_bad, output)
         probes = user_probes(probe) if probe is not None else default_probes(everything=all_probes)
-        loaded = load_base(base, dtype=options.dtype(dtype))
+        loaded = load_base(base, dtype=options.dtype(dtype), device=device)
         default_template(loaded.tokenizer, pattern=pattern, style=style)  # a style that no method could take stops here
         progress = ComparisonProgress(output.progress)
         try:
@@ -85,7 +87,9 @@ def compare_command() -> Callable[..., None]:
     return with_settings(run, {"settings": CompareSettings}, leave_out=["budget_seconds"])
 
 
-def _test_rows(data: str, test: str | None, split: str | None, pattern: str | None, skip_bad: int) -> list[Row] | None:
+def _test_rows(
+    data: str, test: str | None, split: str | None, pattern: str | None, skip_bad: int, output: Output
+) -> list[Row] | None:
     """Rows named by --test, or the test part of a built-in set."""
     if test is not None:
         table: Table = read(test, skip_bad=skip_bad)
@@ -95,7 +99,7 @@ def _test_rows(data: str, test: str | None, split: str | None, pattern: str | No
         return None
     if not len(table):
         raise DataError(f"{table.path}: no test rows.")
-    return to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped))
+    return to_rows(table, pattern, skip_bad=skip_bad - len(table.skipped), on_note=output.note)
 
 
 def _show(console: Console, found: Comparison) -> None:

@@ -16,9 +16,10 @@ from tunescope import bank
 from tunescope.base import load_base
 from tunescope.cli import options
 from tunescope.cli.flags import with_settings
+from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output
+from tunescope.data.messages import Message, describe, messages_of
 from tunescope.data.reading import read_each
-from tunescope.data.rows import Message, messages_of
 from tunescope.errors import BankError, DataError, TunescopeError, UnknownNameError
 from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.prediction import probabilities_of, prompt_of_columns
@@ -59,6 +60,7 @@ def generate_command() -> Callable[..., None]:
             Path | None, typer.Option("--bank", help="Folder of the entries that the rows of --batch name.")
         ] = None,
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         as_json: Annotated[
             bool, typer.Option("--json", help="Print one JSON object a prompt, in order; after --batch one of totals.")
         ] = False,
@@ -69,19 +71,21 @@ def generate_command() -> Callable[..., None]:
         if batch is not None:
             if prompts:
                 raise TunescopeError("Give prompts, or a file of them with --batch, not both.")
-            _answer_batch(batch, bank_folder, base, dtype, sampling, output)
+            _answer_batch(batch, bank_folder, base, dtype, device, sampling, output)
             return
         if bank_folder is not None:
             raise TunescopeError("--bank goes with --batch. To run one entry, name it before the prompts: BANK/NAME.")
         if not prompts:
             raise TunescopeError("Give at least one prompt, or a file of them with --batch.")
-        _answer(prompts, base, dtype, sampling, output)
+        _answer(prompts, base, dtype, device, sampling, output)
 
     run.__doc__ = "Answer prompts by the base or its customizations, any mix of them in one batch."
     return with_settings(run, {"sampling": Sampling}, leave_out=_TEXTS)
 
 
-def _answer(prompts: list[str], base: str | None, dtype: str, sampling: Sampling, output: Output) -> None:
+def _answer(
+    prompts: list[str], base: str | None, dtype: str, device: str | None, sampling: Sampling, output: Output
+) -> None:
     entry = Path(prompts[0]) if _names_entry(prompts[0]) else None
     if entry is not None:
         bank.read_record(entry)  # a name that only nearly is an entry's is no prompt
@@ -96,9 +100,9 @@ def _answer(prompts: list[str], base: str | None, dtype: str, sampling: Sampling
     if entry is not None and bank.read_record(entry).labels and not sampling.choices:
         output.note(
             f"{entry} was trained on labels, and this answers with free text. A label with its probability, without "
-            f"typing the template: tunescope predict {shlex.quote(str(entry))} --data new.csv --out answers.csv"
+            f"typing the template:\n  tunescope predict {shlex.quote(str(entry))} --data new.csv --out answers.csv"
         )
-    engine = _engine(entry, base, dtype)
+    engine = _engine(entry, base, dtype, device)
     requests = [Request(prompt, _NAME if entry else None, sampling) for prompt in prompts]
     if len(requests) == 1 and sampling.n == 1 and not output.as_json:
         for piece in engine.stream(requests[0]):
@@ -112,20 +116,25 @@ def _answer(prompts: list[str], base: str | None, dtype: str, sampling: Sampling
         _print(answer, values, output)
 
 
-def _engine(entry: Path | None, base: str | None, dtype: str) -> Engine:
+def _engine(entry: Path | None, base: str | None, dtype: str, device: str | None) -> Engine:
     """An engine on the entry's base, or on an entry's own weights where it has some."""
     if entry is None:
         assert base is not None  # the caller asked for one of the two
-        return Engine(load_base(base, dtype=options.dtype(dtype)))
-    named = base if base is not None else bank.read_record(entry).base.name
-    customized = bank.load(entry, load_base(named, dtype=options.dtype(dtype)))
+        return Engine(load_base(base, dtype=options.dtype(dtype), device=device))
+    customized = bank.load(entry, base_of(entry, base, device, dtype))
     engine = Engine(customized.base)
     engine.load(_NAME, customized)
     return engine
 
 
 def _answer_batch(
-    path: Path, folder: Path | None, base: str | None, dtype: str, defaults: Sampling, output: Output
+    path: Path,
+    folder: Path | None,
+    base: str | None,
+    dtype: str,
+    device: str | None,
+    defaults: Sampling,
+    output: Output,
 ) -> None:
     """Answer the rows of a file; one that cannot be answered says why, and the others go on."""
     rows = [row for _line, row in read_each(path)]
@@ -140,7 +149,7 @@ def _answer_batch(
         base = bank.read_record(folder / entries[0]).base.name
     record_of = functools.cache(lambda name: bank.read_record(folder / name))
     parsed = [_request(row, defaults, entries, record_of) for row in rows]
-    engine = Engine(load_base(base, dtype=options.dtype(dtype)))
+    engine = Engine(load_base(base, dtype=options.dtype(dtype), device=device))
     refused = _load_entries(engine, folder, parsed)
     parsed = [refused.get(row.customization or "", row) if isinstance(row, Request) else row for row in parsed]
     printer = _InOrder(parsed, output)
@@ -216,8 +225,8 @@ def _prompt(field: str, value: Any, record: bank.Record | None) -> str | tuple[M
         DataError: it is not what its field is for.
     """
     if field == "row":
-        if not isinstance(value, dict):
-            raise DataError(f"row is {type(value).__name__}, expected an object of columns.")
+        if not isinstance(value, dict) or not value:
+            raise DataError(f"row is {describe(value)}, expected an object of columns.")
         return prompt_of_columns(value, record.template.pattern if record else None)
     if field == "messages":
         turns = messages_of(value, "messages")

@@ -12,6 +12,7 @@ from tunescope import bank
 from tunescope.base import load_base
 from tunescope.cli import options
 from tunescope.cli.flags import with_settings
+from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.progress import CountProgress
 from tunescope.data.reading import Table, read
@@ -20,7 +21,7 @@ from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
 from tunescope.evaluation import evaluate_judged
 from tunescope.judging import Samples, load_judge, make_pairs
-from tunescope.judging.pairs import samples_path
+from tunescope.judging.pairs import check_files, samples_path
 from tunescope.methods import Customization, Customized, ZeroShot
 
 # Nothing that pairs are made by.
@@ -47,22 +48,23 @@ def pairs_command() -> Callable[..., None]:
         skip_bad: options.SkipBad = 0,
         skip_unjudged: options.SkipUnjudged = 10,
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         restart: options.Restart = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of that name.")] = False,
         as_json: options.AsJson = False,
     ) -> None:
         output = Output(as_json)
-        _check_place(out, overwrite)
+        check_files(out, overwrite)
         table = read(prompts, split=split, skip_bad=skip_bad)
-        pattern = template or table.default_template
+        pattern = options.typed(template, output.note) or table.default_template
         left = skip_bad - len(table.skipped)
-        rows = to_rows(table, pattern, skip_bad=left, need_completion=False)[:max_prompts]
-        customized = _customized(entry, base, options.dtype(dtype))
+        rows = to_rows(table, pattern, skip_bad=left, need_completion=False, on_note=output.note)[:max_prompts]
+        customized = _customized(entry, base, dtype, device)
         chosen = load_judge(judge, customized.origin)
         with CountProgress(output.progress, "sampling", len(rows), "prompts") as progress:
             made = make_pairs(
                 customized, rows, chosen, sampling, out, skip_unjudged=skip_unjudged, restart=restart,
-                on_prompt=progress,
+                overwrite=overwrite, on_prompt=progress,
             )  # fmt: skip
         for note in made.notes:
             output.note(note)
@@ -76,6 +78,7 @@ def pairs_command() -> Callable[..., None]:
 def evaluate_by_judge(
     entry: Path | None,
     base: str | None,
+    device: str | None,
     table: Table,
     *,
     judge: str,
@@ -92,8 +95,8 @@ def evaluate_by_judge(
         raise TunescopeError("--judge compares an entry with its base: name an entry of a bank.")
     record = bank.read_record(entry)
     pattern = template or record.template.pattern or table.default_template
-    rows = to_rows(table, pattern, skip_bad=skip_bad, need_completion=False)[:max_rows]
-    customized = bank.load(entry, base)
+    rows = to_rows(table, pattern, skip_bad=skip_bad, need_completion=False, on_note=output.note)[:max_rows]
+    customized = bank.load(entry, base_of(entry, base, device))
     chosen = load_judge(judge, customized.origin)
     sampling = Samples(n=n, max_new_tokens=max_new_tokens)
     with CountProgress(output.progress, "sampling", 2 * len(rows), "prompts") as progress:
@@ -109,21 +112,11 @@ def evaluate_by_judge(
     output.result(card, lambda console: print_facts(console, shown))
 
 
-def _customized(entry: Path | None, base: str | None, dtype: options.Dtype) -> Customized:
+def _customized(entry: Path | None, base: str | None, dtype: str, device: str | None) -> Customized:
     if entry is None and base is None:
         raise TunescopeError("Name whose completions to sample: an entry of a bank, or a base with --base.")
     if entry is not None:
-        named = base if base is not None else bank.read_record(entry).base.name
-        return bank.load(entry, load_base(named, dtype=dtype))
+        return bank.load(entry, base_of(entry, base, device, dtype))
     assert base is not None  # one of the two was named
-    loaded = load_base(base, dtype=dtype)
+    loaded = load_base(base, dtype=options.dtype(dtype), device=device)
     return Customized(loaded, Customization(ZeroShot(), default_template(loaded.tokenizer), {}), loaded)
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Stop before any work where its result would have no place."""
-    if out.suffix != ".jsonl":
-        raise TunescopeError(f"{out}: pairs are written as JSON lines. Give --out a name that ends in .jsonl.")
-    for path in (out, samples_path(out)):
-        if path.exists() and not overwrite:
-            raise TunescopeError(f"{path} exists already. Choose another --out, or replace it with --overwrite.")

@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tunescope.cli.output import Output
+from tunescope.cli import options
+from tunescope.cli.output import Output, visible
 from tunescope.data.encoding import Encoded, EncodedPair, Encoder
 from tunescope.data.pairs import is_pairs, repeated
 from tunescope.data.reading import Table, read
-from tunescope.data.rows import label_set, to_rows
 from tunescope.data.template import default_template
-from tunescope.objectives import DPO
+from tunescope.objectives import DPO, SFT
 
 _WIDTH, _BINS = 50, 12
 _STYLES = {
@@ -46,12 +46,12 @@ def look_at(
     tokenizer, context = load_tokenizer(base)
     table = read(data, split=split, skip_bad=skip_bad)
     left = max(skip_bad - len(table.skipped), 0)
-    pattern = template or table.default_template
+    pattern = options.typed(template, output.note) or table.default_template
     made = default_template(tokenizer, pattern=pattern, style=style)
     seen = (
-        _pairs(table, Encoder(tokenizer, made, context, max_length, DPO.cut), template, left)
+        _pairs(table, Encoder(tokenizer, made, context, max_length, DPO.cut), template, left, output)
         if is_pairs(table)
-        else _rows(table, Encoder(tokenizer, made, context, max_length), pattern, left)
+        else _rows(table, Encoder(tokenizer, made, context, max_length), pattern, left, output)
     )
     encoded, encoder = seen.encoded, seen.encoder
     lengths = [len(example) for example in encoded]
@@ -74,7 +74,7 @@ def look_at(
         for example, pieces in zip(encoded[:shown], examples, strict=True):
             text = Text()
             for kind, piece in pieces:
-                text.append(piece, style=_STYLES[kind])
+                text.append(visible(piece), style=_STYLES[kind])
             cut = f", {example.dropped} prompt tokens cut" if example.dropped else ""
             console.print(Text(f"row of line {example.number}, {len(example)} tokens{cut}", style="bold"))
             console.print(text, "\n")
@@ -88,9 +88,9 @@ def look_at(
             f"{values['rows']} rows, {values['task']}. {values['tokens']} tokens, {values['trained_tokens']} of them "
             f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."
         )
-        console.print(facts, markup=False)
+        console.print(visible(facts), markup=False)
         for note in [*seen.notes, *(encoder.notes() or ["Nothing is cut and no row is dropped."])]:
-            console.print(note, markup=False)
+            console.print(visible(note), markup=False)
 
     output.result(values, show)
 
@@ -107,16 +107,17 @@ class _Seen:
     notes: list[str]
 
 
-def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int) -> _Seen:
-    rows = to_rows(table, pattern, skip_bad=skip_bad, need_completion=False)
-    labels, encoded = label_set(rows), encoder.encode_all(rows)
+def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, output: Output) -> _Seen:
+    objective = SFT()
+    rows = objective.rows(table, pattern, skip_bad, output.note)
+    labels, encoded = objective.labels(rows), encoder.encode_all(rows)
     trained = sum(len(e.completion) + sum(b - a for a, b in e.earlier) for e in encoded)
     task = f"classification into {', '.join(labels)}" if labels else "text"
     return _Seen(len(rows), task, encoded, encoder, trained, [])
 
 
-def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int) -> _Seen:
-    pairs = DPO().rows(table, pattern, skip_bad)
+def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, output: Output) -> _Seen:
+    pairs = DPO().rows(table, pattern, skip_bad, output.note)
     encoded = encoder.encode_pairs(pairs)
     trained = sum(len(pair.chosen) + len(pair.rejected) for pair in encoded)
     return _Seen(len(pairs), "pairs", encoded, encoder, trained, repeated(pairs))

@@ -56,7 +56,9 @@ def _say(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text("Error: ", style="bold red") + Text(message))
+    from tunescope.cli.output import visible
+
+    Console(stderr=True, soft_wrap=True).print(Text("Error: ", style="bold red") + Text(visible(message)))
 
 
 def _shortened(path: str, most: int = 200) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -23,7 +25,11 @@ Data = Annotated[
 Split = Annotated[str | None, typer.Option("--split", help="Which part of a built-in or hub data set.")]
 Template = Annotated[
     str | None,
-    typer.Option("--template", help='How columns make a prompt and its completion: "{text} topic: {label}".'),
+    typer.Option(
+        "--template",
+        help='How columns make a prompt and its completion: "{text} topic: {label}". Braces hold the name of a column, '
+        "{{ and }} are braces; \\n is a line break, \\t a tab, \\\\ a backslash.",
+    ),
 ]
 Style = Annotated[str, typer.Option("--style", help="chat, plain, or auto for what the base's tokenizer is made for.")]
 DtypeName = Annotated[
@@ -48,6 +54,19 @@ SkipUnjudged = Annotated[int, typer.Option("--skip-unjudged", min=0, help="How m
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; progress goes to stderr.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run and start over.")]
 Entry = Annotated[Path, typer.Argument(metavar="BANK/NAME", help="An entry of a bank.")]
+
+
+def typed(template: str | None, on_note: Callable[[str], None]) -> str | None:
+    """A template as it was meant: shells pass a typed ``\\n`` on as a backslash and an n. Says so where it changes."""
+    if template is None:
+        return None
+    meant = re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], template)
+    if meant != template:
+        on_note("In --template \\n is read as a line break, \\t as a tab and \\\\ as a backslash.")
+    return meant
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def dtype(name: str) -> Dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,13 @@ from rich.console import Console
 
 # Where there is no terminal there is no width to keep to, but tables need some.
 _PLAIN_WIDTH = 120
+# Control characters, halves of characters, and the marks that turn the direction of writing around.
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what a terminal would act on; line breaks and tabs stay."""
+    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Output:
@@ -35,12 +43,13 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something worth knowing that is not the result."""
-        self.progress.print(text, style="yellow", markup=False)
+        self.progress.print(visible(text), style="yellow", markup=False)
 
     def result(self, values: Any, show: Callable[[Console], None]) -> None:
         """The result: one JSON object a call, or as ``show`` prints it for people."""
         if self.as_json:
-            typer.echo(json.dumps(_finite(values), ensure_ascii=False, allow_nan=False))
+            text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False)
+            typer.echo(_ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
         else:
             show(self.console)
 
@@ -60,7 +69,7 @@ class _Said(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), style="dim", markup=False)
+        self._console.print(visible(record.getMessage()), style="dim", markup=False)
 
 
 def print_facts(console: Console, facts: dict[str, Any]) -> None:
@@ -74,5 +83,5 @@ def print_facts(console: Console, facts: dict[str, Any]) -> None:
 
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+            table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else visible(str(value))))
     console.print(table)

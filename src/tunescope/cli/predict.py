@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tunescope import bank
-from tunescope.base import load_base
-from tunescope.cli import options
+from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.progress import CountProgress
 from tunescope.data.reading import read
 from tunescope.data.rows import answer_columns
-from tunescope.errors import DataError, TunescopeError
+from tunescope.errors import DataError
 from tunescope.evaluation.statistics import wilson_interval
 from tunescope.inference import Predictor, predict_file
 from tunescope.inference.prediction_file import Predicted, check_out
@@ -40,19 +39,18 @@ def predict_rows(
 ) -> None:
     """Write the rows with their answers, and say how many there are and how sure they are."""
     record = bank.read_record(entry)
-    if out.exists() and Path(data).exists() and out.samefile(data):
-        raise TunescopeError(f"{out} holds the rows of --data. Choose another --out.")
     check_out(out, overwrite)
     table = read(data, split=split, skip_bad=skip_bad, optional=answer_columns(record.template.pattern))
-    named = base if base is not None else record.base.name
-    customized = bank.load(entry, load_base(named, dtype=options.dtype(dtype), device=device))
+    customized = bank.load(entry, base_of(entry, base, device, dtype))
     try:
         predictor = Predictor.recorded(customized, record, max_new_tokens=max_new_tokens, max_length=max_length)
     except DataError as error:
         raise DataError(str(error).replace("max_new_tokens", "--max-new-tokens")) from None
     started = time.perf_counter()
     with CountProgress(output.progress, "predicting", len(table) + len(table.skipped), "rows") as progress:
-        found = predict_file(predictor, table, out, skip_bad=skip_bad, restart=restart, on_done=progress)
+        found = predict_file(
+            predictor, table, out, skip_bad=skip_bad, overwrite=overwrite, restart=restart, on_done=progress
+        )
     seconds = time.perf_counter() - started
     for note in _notes(found, predictor):
         output.note(note)
@@ -90,7 +88,7 @@ def _true_labels(found: Predicted) -> dict[int, str]:
 
 
 def _notes(found: Predicted, predictor: Predictor) -> list[str]:
-    notes = []
+    notes = list(found.questions.notes)
     if cut := found.questions.cut:
         notes.append(f"{'1 prompt was' if cut == 1 else f'{cut} prompts were'} cut to fit (the middle of the text).")
     if unfinished := sum(not answer.finished for answer in found.predictions):

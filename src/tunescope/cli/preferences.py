@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tunescope import bank
 from tunescope.bank import Record
+from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
 from tunescope.data.reading import Table
 from tunescope.data.rows import to_rows
@@ -15,6 +16,7 @@ from tunescope.errors import TunescopeError
 from tunescope.evaluation.preferences import evaluate_preferences, plot_reliability
 from tunescope.objectives import PreferenceObjective, reward_scores
 from tunescope.objectives.registry import OBJECTIVES
+from tunescope.storage import check_output
 from tunescope.training.run import rows_hash
 
 
@@ -29,6 +31,7 @@ def preference_objective(record: Record) -> PreferenceObjective | None:
 def evaluate_pairs(
     entry: Path,
     base: str | None,
+    device: str | None,
     table: Table,
     *,
     max_rows: int | None,
@@ -38,6 +41,8 @@ def evaluate_pairs(
     output: Output,
 ) -> None:
     """Measure an entry on pairs, keep the measurements in its record, and print them."""
+    if plot is not None:
+        check_output(plot)
     record = bank.read_record(entry)
     objective = preference_objective(record)
     if objective is None:
@@ -45,11 +50,12 @@ def evaluate_pairs(
             f"{entry} was trained for {record.objective or 'nothing'}, not on pairs, so it has no rewards to measure "
             f"on {table.path}. Give rows with prompt and completion."
         )
-    pairs = objective.rows(table, None, skip_bad)
+    pairs = objective.rows(table, None, skip_bad, output.note)
     if record.data and rows_hash(pairs) == record.data.sha256:
         output.note("These are the pairs it was trained on: the scores say nothing about new pairs.")
     with output.progress.status("measuring"):
-        card = evaluate_preferences(bank.load(entry, base), objective, pairs[:max_rows], max_length=max_length)
+        customized = bank.load(entry, base_of(entry, base, device))
+        card = evaluate_preferences(customized, objective, pairs[:max_rows], max_length=max_length)
     card["artifact_mb"] = bank.size_mb(entry)
     bank.write_card(entry, card)
     for note in card["notes"]:
@@ -64,6 +70,7 @@ def evaluate_pairs(
 def score_texts(
     entry: Path,
     base: str | None,
+    device: str | None,
     table: Table,
     *,
     max_rows: int | None,
@@ -72,8 +79,8 @@ def score_texts(
     output: Output,
 ) -> None:
     """What a reward model finds texts worth: a line a row, in order."""
-    rows = to_rows(table, skip_bad=skip_bad)[:max_rows]
-    customized = bank.load(entry, base)
+    rows = to_rows(table, skip_bad=skip_bad, on_note=output.note)[:max_rows]
+    customized = bank.load(entry, base_of(entry, base, device))
     with output.progress.status("scoring"):
         rewards = reward_scores(
             customized, [row.messages for row in rows], [row.completion or "" for row in rows], max_length=max_length

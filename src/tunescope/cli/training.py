@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tunescope import bank
 from tunescope.base import load_base
 from tunescope.cli import options
 from tunescope.cli.flags import with_settings
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.progress import TrainingProgress
 from tunescope.data.reading import read
-from tunescope.errors import TunescopeError
 from tunescope.methods import Method
 from tunescope.objectives import Objective
 from tunescope.objectives.registry import OBJECTIVES
@@ -50,28 +50,31 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         style: options.Style = "auto",
         skip_bad: options.SkipBad = 0,
         dtype: options.DtypeName = "auto",
+        device: options.Device = None,
         restart: options.Restart = False,
         overwrite: Overwrite = False,
         as_json: options.AsJson = False,
     ) -> None:
         # What --objective names is known before the flags are made (see app): here it is ``goal``.
         output = Output(as_json)
-        refuse_existing(out, overwrite)
+        bank.check_free(out, overwrite=overwrite)
         table = read(data, split=split, skip_bad=skip_bad)
-        if table.skipped:
-            output.note(f"{table.path}: left out {len(table.skipped)} bad rows, as --skip-bad allows.")
+        pattern = options.typed(template, output.note) or table.default_template
+        rows = goal.rows(table, pattern, skip_bad - len(table.skipped), output.note)
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
-                load_base(base, dtype=options.dtype(dtype)),
+                load_base(base, dtype=options.dtype(dtype), device=device),
                 method,
                 goal,
-                table,
+                rows,
                 settings=settings,
                 out=out,
-                pattern=template,
+                pattern=pattern,
                 style=style,
-                skip_bad=skip_bad - len(table.skipped),
+                skip_bad=skip_bad - len(table.skipped) - (len(table) - len(rows)),
+                name=table.name,
                 restart=restart,
+                overwrite=overwrite,
                 on_step=progress,
             )
         for note in trained.notes:
@@ -93,18 +96,3 @@ def training_command(method_class: type[Method], objective_class: type[Objective
 def meaningless(method_class: type[Method]) -> set[str]:
     """Settings of the loop that say nothing about a method: all but the seed (few-shot draws by it) if none trains."""
     return set(TrainSettings.model_fields) - {"seed"} if method_class.trains == "nothing" else set()
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Stop before any work where its result would have no place.
-
-    Raises:
-        TunescopeError: the place is taken.
-    """
-    if out.name.startswith(".") and out.name != "..":
-        raise TunescopeError(f"{out}: names that begin with a dot are kept for unfinished work. Choose another --out.")
-    if not out.exists() or (overwrite and (out / "customization.json").is_file()):
-        return
-    if (out / "customization.json").is_file():
-        raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
-    raise TunescopeError(f"{out} exists and is no bank entry, so it is not touched. Choose another --out.")

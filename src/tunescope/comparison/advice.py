@@ -2,7 +2,7 @@
 
 The rule, in order:
 
-1. Set the method with the highest score against every other by `paired_difference` over the same test rows. Those not
+1. Set the method with the highest score against every other by a paired difference over the same test rows. Those not
    shown to be worse are *comparable*: there is no difference that this data can show.
 2. Among them take the cheapest: nothing trained before something trained; then what shares the frozen base before a
    whole model of its own (full fine-tuning), which must be stored and served apart; then less forgetting (in steps of
@@ -25,7 +25,8 @@ from tunescope.comparison.table import Advice, Alternative, Probe, Row
 from tunescope.evaluation.statistics import (
     Difference,
     Interval,
-    paired_difference,
+    common_rows,
+    paired_difference_of,
     rows_needed,
     unpaired_difference,
     wilson_interval,
@@ -66,7 +67,7 @@ def advise(rows: Sequence[Row], metric: str) -> Advice:
         headline = "No method has a score, so there is nothing to recommend."
         return Advice(recommended=None, headline=headline, reasons=failed, text="\n".join([headline, *failed]))
     best = scored[0]
-    behind = {row.name: difference(best, row) for row in scored[1:]}
+    behind = {row.name: difference(best, row, metric) for row in scored[1:]}
     comparable = [row for row in scored if row is best or behind[row.name].low <= 0]
     chosen = min(comparable, key=lambda row: _cost_order(row, comparable))
     fronts = {cost: pareto(scored, cost) for cost in COSTS}
@@ -78,6 +79,7 @@ def advise(rows: Sequence[Row], metric: str) -> Advice:
         _forgetting(chosen),
         *(_forgetting(row) for row in comparable if row is not chosen and notable_forgetting(row)),
         _whole_copy(chosen),
+        _other_rows(chosen, scored),
         *failed,
     ]
     reasons = [reason for reason in reasons if reason]
@@ -117,15 +119,22 @@ def pareto(rows: Sequence[Row], cost_key: str) -> list[str]:
     return [row.name for _, row in front]
 
 
-def difference(a: Row, b: Row) -> Difference:
-    """Score of ``a`` minus score of ``b`` with its 95% interval, paired over the test rows where both have them.
+def difference(a: Row, b: Row, metric: str) -> Difference:
+    """Score of ``a`` minus score of ``b`` with its 95% interval, paired over the test rows that both were measured on.
 
-    Without per-row scores the two intervals are combined, which is conservative; without intervals nothing is known
-    about the uncertainty and the interval is unbounded.
+    Where a row was dropped for one of them, the difference is that of the rows they share. Without per-row scores the
+    two intervals are combined, which is conservative; without intervals nothing is known about the uncertainty and the
+    interval is unbounded.
+
+    Raises:
+        DataError: per-row scores of two sets of rows that have none in common.
     """
     mean = _score(a) - _score(b)
-    if a.per_row and len(a.per_row) == len(b.per_row):
-        found = paired_difference(a.per_row, b.per_row)
+    if a.row_keys and b.row_keys:
+        first, second = common_rows(a.row_keys, b.row_keys)
+        found = paired_difference_of([a.per_row[i] for i in first], [b.per_row[i] for i in second], metric)
+        if set(a.row_keys) != set(b.row_keys):
+            return found
         # A corpus score (chrF) is not the mean of its rows; the spread is theirs, the center the score's.
         return Difference(mean, found.low - found.mean + mean, found.high - found.mean + mean)
     if None not in (a.score_low, a.score_high, b.score_low, b.score_high):
@@ -235,9 +244,9 @@ def _against_zero_shot(chosen: Row, scored: Sequence[Row], metric: str) -> str:
     plain = next((row for row in scored if row.method == "zero-shot"), None)
     if plain is None or len(scored) == 1:
         return ""
-    if not any(difference(row, plain).low > 0 for row in scored if row is not plain):
+    if not any(difference(row, plain, metric).low > 0 for row in scored if row is not plain):
         return f"Nothing here is shown to beat {plain.name}, the base model as it is."
-    gain = difference(chosen, plain)
+    gain = difference(chosen, plain, metric)
     return f"Against {plain.name}, the base model as it is, {chosen.name} gains {_with_interval(gain, metric)}."
 
 
@@ -252,13 +261,13 @@ def _resolution(
     """What the number of test rows cannot tell, and roughly how many would."""
     if len(comparable) < 2:
         return ""
-    rows = len(best.per_row)
     other = chosen if chosen is not best else comparable[1]
+    rows = len(set(best.row_keys) & set(other.row_keys))
     gap = behind[other.name]
     if not math.isfinite(gap.high):
         return "The scores come without intervals or per-row values, so no difference can be told from chance."
     sentences = []
-    if gap.high * form.metric_scale(metric) > FINE_ENOUGH and not _identical(best, other):
+    if gap.high * form.metric_scale(metric) > FINE_ENOUGH:
         on = f"With {rows} test rows the" if rows else "The"
         sentences.append(
             f"{on} test set is too small to tell: {best.name} may be up to {form.points(gap.high, metric)} points "
@@ -307,8 +316,18 @@ def _whole_copy(chosen: Row) -> str:
     return f"Full fine-tuning makes a whole model of its own{size}: it shares no base with other customizations."
 
 
+def _other_rows(chosen: Row, scored: Sequence[Row]) -> str:
+    """Which methods were not measured on all of the rows that the choice was, and how many they share."""
+    rows = set(chosen.row_keys)
+    others = [(row.name, set(row.row_keys)) for row in scored if row.row_keys]
+    fewer = [f"{name} ({len(rows & other)} rows)" for name, other in others if rows and other != rows]
+    if not fewer:
+        return ""
+    return f"{chosen.name} has {len(rows)} test rows; set against it over the rows they share: {form.listing(fewer)}."
+
+
 def _alternative(row: Row, chosen: Row, comparable: bool, metric: str) -> Alternative:
-    gap = difference(row, chosen)
+    gap = difference(row, chosen, metric)
     bounded = math.isfinite(gap.low) and math.isfinite(gap.high)
     deltas = {key: _delta(row, chosen, key) for key in ("forgetting_on", "ttft_ms", "ms_per_token", "seconds")}
     parameters = _delta(row, chosen, "trainable_parameters")
@@ -388,7 +407,7 @@ def _probes(row: Row) -> list[Probe]:
 
 
 def _identical(a: Row, b: Row) -> bool:
-    return bool(a.per_row) and a.per_row == b.per_row
+    return bool(a.row_keys) and (a.row_keys, a.per_row) == (b.row_keys, b.per_row)
 
 
 def _with_interval(gap: Difference, metric: str) -> str:

@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -21,7 +20,6 @@ from tunescope.comparison import formatting as form
 from tunescope.comparison.advice import COSTS, difference, notable_forgetting
 from tunescope.comparison.figures import color, figures
 from tunescope.comparison.table import Comparison, Row
-from tunescope.storage import atomic_write
 
 _COST_NAMES = {
     "trainable_parameters": "trainable parameters",
@@ -40,26 +38,8 @@ class Cell:
     warn: bool = False
 
 
-def write_report(comparison: Comparison, path: str | Path) -> Path:
-    """Write the comparison as one self-contained HTML file, wholly or not at all.
-
-    Args:
-        comparison: as measured; rows without a score appear in the table with their note.
-        path: of the file; missing parent folders are made.
-
-    Returns:
-        The path written.
-
-    Raises:
-        TunescopeError: the disk is full or the folder cannot be written.
-    """
-    path = Path(path)
-    atomic_write(path, render_report(comparison))
-    return path
-
-
 def render_report(comparison: Comparison) -> str:
-    """The page of `write_report` as text."""
+    """The comparison as one self-contained HTML page; rows without a score appear in the table with their note."""
     from plotly.offline import get_plotlyjs  # slow to import, and only needed here
 
     plots = figures(comparison)
@@ -148,7 +128,7 @@ def _gain(row: Row, comparison: Comparison) -> Cell:
     plain = next((other for other in comparison.rows if other.method == "zero-shot"), None)
     if plain is None or plain.score is None or row.score is None or row is plain:
         return Cell(form.MISSING, None)
-    gap = difference(row, plain)
+    gap = difference(row, plain, comparison.metric)
     shown = form.points(gap.mean, comparison.metric, signed=True)
     low, high = (form.points(bound, comparison.metric, signed=True) for bound in (gap.low, gap.high))
     return Cell(shown, gap.mean, f"{low} to {high}" if abs(gap.low) != float("inf") else "")

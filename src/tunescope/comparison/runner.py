@@ -7,12 +7,13 @@ it was, down to the optimizer step.
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,32 @@ from pydantic import Field
 import tunescope
 from tunescope import bank, storage
 from tunescope.base import Base
-from tunescope.base.device import dtype_name, processor_name
+from tunescope.base.device import device_name, dtype_name
 from tunescope.comparison.advice import advise
 from tunescope.comparison.budget import affordable_steps
-from tunescope.comparison.report import write_report
-from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo
+from tunescope.comparison.report import render_report
+from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe
 from tunescope.comparison.table import Row as Measured
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
+from tunescope.data.template import default_template
 from tunescope.errors import DataError, Interrupted, TunescopeError
-from tunescope.evaluation import Probes, evaluate
+from tunescope.evaluation import PER_ROW, Probes, evaluate
 from tunescope.evaluation.task import check_labels
+from tunescope.locks import writing
 from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
 from tunescope.settings import Settings
 from tunescope.training import StepMetrics, TrainSettings, train
-from tunescope.training.run import METRICS, rows_hash
+from tunescope.training.metrics import METRICS
+from tunescope.training.run import rows_hash
 
-_STATE = "state.json"
+_STATE, _ROWS, _SECONDS, _COSTS = "state.json", "rows", "seconds", "evaluation_seconds"
+COMPARISON = storage.Kind(
+    "comparison",
+    unsealed=(_STATE, _SECONDS, _COSTS, "comparison.json", "report.html", f"{_ROWS}/*.json", f"{_ROWS}/*.steps"),
+)
+_RESTART = "--restart begins anew."
 
 
 class CompareSettings(Settings):
@@ -97,15 +106,15 @@ class _Work:
     name: str
     watcher: Watcher
     clock: _Clock
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 class _Clock:
     """Time used, counted over all parts of a comparison that was interrupted."""
 
     def __init__(self, out: Path) -> None:
-        self._file = out / "seconds"
-        self._before = float(self._file.read_text(encoding="ascii")) if self._file.is_file() else 0.0
+        self._file = out / _SECONDS
+        self._before = storage.read_state(self._file, _seconds, _RESTART) if self._file.is_file() else 0.0
         self._start = time.monotonic()
 
     def seconds(self) -> float:
@@ -147,7 +156,8 @@ def compare(
 
     Raises:
         UnknownNameError: a method that is not known.
-        TunescopeError: ``out`` holds a comparison of other settings or data.
+        TunescopeError: ``out`` holds a comparison under other conditions (named) or something else, or another run
+            writes there.
         Interrupted: after Ctrl-C; call again to go on.
     """
     settings, out = settings or CompareSettings(), Path(out)
@@ -156,11 +166,20 @@ def compare(
     labels = label_set(train_rows)
     if labels:
         check_labels(test_rows, labels)
-    _claim(out, base, train_rows, test_rows, settings, restart)
-    clock = _Clock(out)
-    work = _Work(
-        base, train_rows, test_rows, labels, pattern, style, probes, settings, out, name, watcher or Watcher(), clock
-    )
+    state = _conditions(base, train_rows, test_rows, settings, style, probes)
+    with writing(out):
+        _claim(out, state, [method.name for method in methods], restart)
+        work = _Work(
+            base, train_rows, test_rows, labels, pattern, style, probes, settings, out, name, watcher or Watcher(),
+            _Clock(out), notes,
+        )  # fmt: skip
+        _check_state(work, methods)
+        return _compared(work, methods)
+
+
+def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
+    """Measure every method that is not measured yet, and write what came out."""
+    base, settings, out, labels = work.base, work.settings, work.out, work.labels
     rows = []
     for number, method in enumerate(methods):
         work.watcher.begin(method.name, number + 1, len(methods))
@@ -178,17 +197,17 @@ def compare(
         tunescope=tunescope.__version__,
         base=BaseInfo(name=base.name, fingerprint=base.fingerprint.short, parameters=base.parameters),
         data=DataInfo(
-            name=name,
-            sha256=rows_hash(train_rows),
-            train_rows=len(train_rows),
-            test_rows=len(test_rows),
-            template=pattern or "as given in the rows",
+            name=work.name,
+            sha256=rows_hash(work.train_rows),
+            train_rows=len(work.train_rows),
+            test_rows=len(work.test_rows),
+            template=work.pattern or "as given in the rows",
             task="classification" if labels else "text",
             labels=list(labels or ()),
-            notes=[*notes, *work.notes],
+            notes=work.notes,
         ),
         machine=MachineInfo(
-            processor=processor_name(),
+            processor=device_name(base.device),
             cores=os.cpu_count() or 1,
             torch=torch.__version__,
             dtype=dtype_name(base.dtype),
@@ -199,10 +218,10 @@ def compare(
         rows=rows,
         advice=advise(rows, "accuracy" if labels else "chrf"),
         report=str(out / "report.html"),
-        seconds=round(clock.seconds(), 1),
+        seconds=round(work.clock.seconds(), 1),
     )
     storage.atomic_write(out / "comparison.json", comparison.to_json())
-    write_report(comparison, out / "report.html")
+    storage.atomic_write(out / "report.html", render_report(comparison))
     return comparison
 
 
@@ -234,39 +253,73 @@ def _labels_of(rows: Sequence[Row], labels: Sequence[str] | None) -> list[str] |
     return [row.completion or "" for row in rows] if labels else None
 
 
-def _claim(
-    out: Path, base: Base, train_rows: list[Row], test_rows: list[Row], settings: CompareSettings, restart: bool
-) -> None:
-    """Make ``out`` this comparison's, or check that it is.
+def _conditions(
+    base: Base,
+    train_rows: list[Row],
+    test_rows: list[Row],
+    settings: CompareSettings,
+    style: str,
+    probes: Probes | None,
+) -> dict[str, Any]:
+    """All that makes rows comparable, by name.
 
     The methods and the budget may change between calls: what is already measured is kept, and more time or another
     method goes on from there.
     """
-    state = {
+    versions = {name: metadata.version(name) for name in ("tunescope", "torch", "transformers")}
+    return {
+        "version": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "device": f"{base.device.type}, {device_name(base.device)}",
+        "dtype": dtype_name(base.dtype),
+        "style": default_template(base.tokenizer, style=style).style,
         "base": base.fingerprint.model_dump(),
         "training rows": rows_hash(train_rows),
         "test rows": rows_hash(test_rows),
+        "probes": probes.sha256() if probes is not None else None,
         "settings": settings.model_dump(mode="json", exclude={"methods", "budget_seconds"}),
     }
+
+
+def _claim(out: Path, state: dict[str, Any], methods: Sequence[str], restart: bool) -> None:
+    """Make ``out`` this comparison's, or check that it is."""
+    if restart and storage.is_marked(out):
+        _refuse_others(out, methods)
+        storage.remove_folder(out, COMPARISON)
+    storage.claim_folder(out, COMPARISON)
     path = out / _STATE
-    if restart and path.is_file():
-        shutil.rmtree(out)
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [key for key in state if before.get(key) != state[key]]:
+    if path.exists() or (out / _ROWS).exists():
+        before = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART)
+        if differing := [_differing(key, before.get(key), now) for key, now in state.items() if before.get(key) != now]:
             raise TunescopeError(
                 f"{out} holds a comparison with another {', '.join(differing)}. Choose another --out, or --restart to "
                 "replace it."
             )
-    elif out.is_dir() and any(out.iterdir()):
-        raise TunescopeError(f"{out} is not empty and holds no comparison. Choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
     storage.atomic_write(path, json.dumps(state, indent=2))
 
 
+def _differing(name: str, before: Any, now: Any) -> str:
+    """A condition that changed, with what it was where that is readable."""
+    if isinstance(before, dict) and isinstance(now, dict) and name == "settings":
+        return f"settings ({', '.join(key for key in now if before.get(key) != now[key])})"
+    if name in ("version", "device", "dtype", "style") and before is not None:
+        return f"{name} ({before}; now {now})"
+    return name
+
+
+def _refuse_others(out: Path, methods: Sequence[str]) -> None:
+    """Keep the entries that someone trained into a comparison's bank: they are no part of it."""
+    own = {*methods, *METHODS.names(), *(path.stem for path in (out / _ROWS).glob("*"))}
+    if others := [entry for entry in bank.list_entries(out / "bank") if entry.name not in own]:
+        raise TunescopeError(
+            f"{others[0]} is no entry of the comparison in {out}, so nothing was deleted. Move it away, or choose "
+            "another --out."
+        )
+
+
 def _kept(work: _Work, method: Method) -> Measured | None:
-    path = work.out / "rows" / f"{method.name}.json"
-    return Measured.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+    path = work.out / _ROWS / f"{method.name}.json"
+    remedy = "Delete this file to measure the method again, or begin anew with --restart."
+    return storage.read_state(path, Measured.model_validate_json, remedy) if path.is_file() else None
 
 
 def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
@@ -277,9 +330,7 @@ def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measur
         raise
     except TunescopeError as error:
         return Measured(method=method.name, name=method.name, note=str(error))
-    path = work.out / "rows" / f"{method.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    storage.atomic_write(path, row.model_dump_json())
+    storage.atomic_write(work.out / _ROWS / f"{method.name}.json", row.model_dump_json())
     return row
 
 
@@ -300,7 +351,7 @@ def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measu
         max_length=work.settings.max_length,
         on_stage=work.watcher.stage,
     )
-    bank.write_card(entry, {key: value for key, value in card.items() if key != "per_row"})
+    bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW})
     _remember_cost(work, time.monotonic() - started)
     _note(work, "testing", card["notes"])
     return _row(method, card, training, entry)
@@ -339,6 +390,19 @@ def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
     work.notes += [note for said in notes if (note := f"In {stage}: {said}") not in work.notes]
 
 
+def _check_state(work: _Work, methods: Sequence[Method]) -> None:
+    """Read once what is kept of an earlier call: damage stops the comparison, and is no failure of a method."""
+    _costs(work)
+    for method in methods:
+        _kept(work, method)
+        _kept_steps(work, method)
+
+
+def _kept_steps(work: _Work, method: Method) -> int | None:
+    path = work.out / _ROWS / f"{method.name}.steps"
+    return storage.read_state(path, int, _RESTART) if path.is_file() else None
+
+
 def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:
     """The loop's settings with the steps that the method's share of the budget pays for; None if it pays for none.
 
@@ -352,10 +416,8 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
     )
     if method.trains == "nothing":
         return common
-    kept = work.out / "rows" / f"{method.name}.steps"
-    if kept.is_file():
-        steps = int(kept.read_text(encoding="ascii"))
-    else:
+    steps = _kept_steps(work, method)
+    if steps is None:
         work.watcher.stage("estimating")
         to_train = sum(other.trains != "nothing" for other in remaining)
         left = work.settings.budget_seconds - work.clock.seconds() - _cost(work) * len(remaining)
@@ -364,15 +426,12 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
         )
         if not steps:
             return None
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        storage.atomic_write(kept, str(steps))
+        storage.atomic_write(work.out / _ROWS / f"{method.name}.steps", str(steps))
     return common.model_copy(update={"max_steps": steps})
 
 
 def _remember_cost(work: _Work, seconds: float) -> None:
-    path = work.out / "evaluation_seconds"
-    before = path.read_text(encoding="ascii") if path.is_file() else ""
-    storage.atomic_write(path, f"{before}{seconds:.1f}\n")
+    storage.atomic_write(work.out / _COSTS, "".join(f"{each:.1f}\n" for each in [*_costs(work), seconds]))
 
 
 def _cost(work: _Work) -> float:
@@ -380,8 +439,19 @@ def _cost(work: _Work) -> float:
 
     The median of those done, which one slow method (few-shot and its long prompts) does not move.
     """
-    path = work.out / "evaluation_seconds"
-    return statistics.median(map(float, path.read_text(encoding="ascii").split())) if path.is_file() else 0.0
+    return statistics.median(_costs(work) or [0.0])
+
+
+def _costs(work: _Work) -> list[float]:
+    path = work.out / _COSTS
+    return storage.read_state(path, lambda text: list(map(_seconds, text.split())), _RESTART) if path.is_file() else []
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{text.strip()} is no time")
+    return value
 
 
 def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: Path) -> Measured:
@@ -391,6 +461,9 @@ def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: 
         key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if training
     }
     values["peak_memory_mb"] = max(card["peak_memory_mb"], training.get("peak_memory_mb", 0.0))
+    values["probes"] = {
+        name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
+    }
     values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
     return Measured(
         method=method.name,

@@ -87,6 +87,9 @@ class Row(Record):
     macro_f1: float | None = None
     exact_match: float | None = None
     """Share of test rows whose freely generated text equals the target."""
+    exact_match_low: float | None = None
+    exact_match_high: float | None = None
+    """95% confidence interval of `exact_match`."""
     chrf: float | None = None
     """Corpus chrF, 0 to 100."""
     nll_per_token: float | None = None
@@ -126,7 +129,9 @@ class Row(Record):
     path: str | None = None
     """Where the customization was saved."""
     per_row: list[float] = []
-    """Score of each test row, in the order of the test set; the paired comparison needs it."""
+    """Score of each test row that was measured, in the order of the test set."""
+    row_keys: list[str] = []
+    """Which row each of `per_row` is of, by ``data.identity``: what paired comparisons pair by."""
     curve: list[tuple[int, float | None, float]] = []
     """Training loss as (step, loss in nats per trained token, seconds since the start)."""
     note: str | None = None
@@ -144,7 +149,7 @@ class Row(Record):
                 cleaned[key] = None
                 lost.append(key)
         if any(_not_finite(value) for value in values.get("per_row") or ()):
-            cleaned["per_row"] = []
+            cleaned["per_row"] = cleaned["row_keys"] = []
             lost.append("per_row")
         cleaned["curve"] = [
             (step, None if _not_finite(loss) else loss, seconds) for step, loss, seconds in values.get("curve") or ()
@@ -154,6 +159,12 @@ class Row(Record):
         if cleaned.get("score") is None and not cleaned.get("note"):
             cleaned["note"] = "not measured"
         return cleaned
+
+    @model_validator(mode="after")
+    def _keyed(self) -> Self:
+        if self.row_keys and len(self.row_keys) != len(self.per_row):
+            raise ValueError(f"{len(self.per_row)} scores of rows, but {len(self.row_keys)} keys of rows")
+        return self
 
     @property
     def trains(self) -> bool:

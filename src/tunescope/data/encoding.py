@@ -201,8 +201,8 @@ class Encoder:
         """
         return [found for _, found in self._all(rows, self.encode)]
 
-    def fitting(self, rows: Iterable[Row]) -> list[tuple[Row, Encoded]]:
-        """``encode_all`` with the row beside each."""
+    def fitting(self, rows: Iterable[Row]) -> list[tuple[int, Encoded]]:
+        """``encode_all`` with the row's index beside each."""
         return self._all(rows, self.encode)
 
     def encode_pairs(self, pairs: Iterable[Pair]) -> list[EncodedPair]:
@@ -213,9 +213,9 @@ class Encoder:
         """
         return [found for _, found in self._all(pairs, self.encode_pair)]
 
-    def _all(self, rows: Iterable[_R], encode: Callable[[_R], _E | None]) -> list[tuple[_R, _E]]:
-        found: list[tuple[_R, _E]] = []
-        for row in rows:
+    def _all(self, rows: Iterable[_R], encode: Callable[[_R], _E | None]) -> list[tuple[int, _E]]:
+        found: list[tuple[int, _E]] = []
+        for i, row in enumerate(rows):
             try:
                 encoded = encode(row)
             except DataError as error:
@@ -223,7 +223,7 @@ class Encoder:
                 self.bad.append(BadRow(row.number, str(error)))
                 continue
             if encoded is not None:
-                found.append((row, encoded))
+                found.append((i, encoded))
         check_bad(self.source, self.bad, self.skip_bad)
         return found
 

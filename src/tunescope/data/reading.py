@@ -5,13 +5,11 @@ Strict: whatever cannot be a row is reported with its line and the reason, all o
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
+import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tunescope.archives import without_secrets
 from tunescope.data import catalog
+from tunescope.data.charsets import decode
+from tunescope.data.json_rows import Parsed, json_document, json_lines
+from tunescope.data.separated import separated
 from tunescope.errors import DataError, TunescopeError, UnknownNameError
 from tunescope.storage import cache_folder, disk_errors
 
@@ -47,6 +49,7 @@ class Table:
         sha256: of the file's bytes; of the rows as JSON for a set from the hub.
         columns: the columns that every row has, in the order of the first row.
         skipped: rows left out because ``skip_bad`` allowed it.
+        notes: how the file was read where it is not what its name promises (encoding, delimiter), in words.
         default_template: how the catalog makes prompts of such rows.
     """
 
@@ -57,6 +60,7 @@ class Table:
     sha256: str
     columns: tuple[str, ...]
     skipped: list[BadRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     default_template: str | None = None
 
     def __len__(self) -> int:
@@ -65,10 +69,10 @@ class Table:
     def unread(self, known: Collection[str]) -> list[str]:
         """What is said of columns beside the ``known`` ones, also of those that only some rows have; empty for none."""
         others = sorted({column for row in self.rows for column in row} - set(known))
-        return [f"{self.path}: not read: {', '.join(others)}."] if others else []
+        return [f"not read: {', '.join(others)}"] if others else []
 
 
-_Parsed = Iterator[tuple[int, dict[str, Any] | str]]  # the line and the row, or the line and what is wrong with it
+_Reader = Callable[[bytes, Path, list[str]], Parsed]  # a file's bytes and its path to rows; notes are added to
 
 
 def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0, optional: Collection[str] = ()) -> Table:
@@ -111,8 +115,8 @@ def table_of(rows: Sequence[Mapping[str, Any]], *, skip_bad: int = 0, optional: 
         DataError: no rows, or more bad ones than allowed.
     """
     digest = hashlib.sha256(json.dumps([dict(row) for row in rows], default=str).encode()).hexdigest()
-    parsed = iter(enumerate((dict(row) for row in rows), start=1))
-    return _checked(parsed, skip_bad, name="rows", path="rows", sha256=digest, optional=optional)
+    parsed: Parsed = iter(enumerate((dict(row) or "is an empty object" for row in rows), start=1))
+    return _checked(parsed, skip_bad, [], optional, name="rows", path="rows", sha256=digest)
 
 
 def check_bad(path: str | Path, bad: Sequence[BadRow], skip_bad: int) -> None:
@@ -141,7 +145,7 @@ def read_each(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """
     if path.suffix.lower() != ".jsonl":
         raise DataError(f"{path}: expected a .jsonl file, with one JSON object a line.")
-    return iter(_jsonl(_content(path), path))
+    return json_lines(_content(path).decode("utf-8-sig", "surrogateescape"), path, [])
 
 
 def _content(path: Path) -> bytes:
@@ -158,8 +162,9 @@ def _from_file(path: Path, skip_bad: int, optional: Collection[str]) -> Table:
                         f"Known: {', '.join(_READERS)}.")  # fmt: skip
     content = _content(path)
     digest = hashlib.sha256(content).hexdigest()
-    parsed = reader(content, path)
-    return _checked(parsed, skip_bad, name=path.name, path=str(path), sha256=digest, optional=optional)
+    notes: list[str] = []
+    parsed = reader(content, path, notes)
+    return _checked(parsed, skip_bad, notes, optional, name=path.name, path=str(path), sha256=digest)
 
 
 def _from_catalog(name: str, split: str | None) -> Table:
@@ -185,7 +190,14 @@ def _from_catalog(name: str, split: str | None) -> Table:
 
 
 def _checked(
-    parsed: _Parsed, skip_bad: int, *, name: str, path: str, sha256: str, optional: Collection[str] = ()
+    parsed: Parsed,
+    skip_bad: int,
+    notes: list[str],
+    optional: Collection[str] = (),
+    *,
+    name: str,
+    path: str,
+    sha256: str,
 ) -> Table:
     """Sort out the bad rows; among them those without a column that the greater part of the rows has, ``optional``
     ones aside.
@@ -211,143 +223,46 @@ def _checked(
     if not good:
         raise DataError(f"{path} holds no rows.")
     columns = tuple(column for column in good[0][1] if all(column in row for _, row in good))
-    return Table([row for _, row in good], [line for line, _ in good], name, path, sha256, columns, bad)
+    rows = [row for _, row in good]
+    notes.extend(_mend_integers(rows, columns))
+    return Table(rows, [line for line, _ in good], name, path, sha256, columns, bad, notes)
 
 
-def _jsonl(content: bytes, _path: Path) -> _Parsed:
-    for line, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if raw.strip():
-            yield line, _json_row(raw)
+def _mend_integers(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Make integers of whole numbers that pandas wrote as 1.0 because others of the column are missing.
+
+    Returns:
+        What is said of such columns.
+    """
+    mended = []
+    for column in columns:
+        present = [row[column] for row in rows if not _is_missing(row[column])]
+        if len(present) in (0, len(rows)) or not all(map(_is_whole, present)):
+            continue
+        if len({isinstance(value, str) for value in present}) > 1 or all(type(value) is int for value in present):
+            continue
+        for row in rows:
+            value = row[column]
+            row[column] = None if _is_missing(value) else int(float(value))
+        mended.append(f"{column}: whole numbers beside missing values are read as integers (1.0 as 1)")
+    return mended
 
 
-def _json_row(raw: bytes) -> dict[str, Any] | str:
-    try:
-        return _object(json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant))
-    except UnicodeDecodeError as error:
-        return f"is not valid UTF-8 (byte {error.start + 1} of the line)"
-    except json.JSONDecodeError as error:
-        return f"is not valid JSON: {error.msg} at column {error.colno}"
-    except ValueError as error:
-        return f"is not valid JSON: {error}"
-    except RecursionError:
-        return "is nested too deeply"
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _object(value: Any) -> dict[str, Any] | str:
-    if not isinstance(value, dict):
-        return f"is a JSON {_KINDS.get(type(value), 'value')}, expected an object"
-    if not value:
-        return "is an empty object"
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair (\\ud800 to \\udfff), which is no text"
-    return value
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d{1,15}\.0", value, re.ASCII) is not None
+    return type(value) is int or (isinstance(value, float) and value.is_integer() and abs(value) < 2**53)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"{twice!r} stands twice in one object")
-    return row
+def _text(reader: Callable[[str, Path, list[str]], Parsed]) -> _Reader:
+    return lambda content, path, notes: reader(decode(content, path, notes), path, notes)
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _json(content: bytes, path: Path) -> _Parsed:
-    """One array of objects, or JSON lines under this name."""
-    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _jsonl(content, path)
-        return
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: line {line} is not valid UTF-8.") from error
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-    place, line = text.index("[") + 1, 1
-    seen, first = 0, True
-    while True:
-        place = _blank_end(text, place)
-        if not first and text.startswith(",", place):
-            place = _blank_end(text, place + 1)
-        elif text.startswith("]", place):
-            if rest := text[place + 1 :].strip():
-                raise DataError(f"{path}: {rest[:20]!r} stands behind the end of the array.")
-            return
-        elif not first:
-            line += text.count("\n", seen, place)
-            raise DataError(f"{path}: line {line}: expected a comma or the end of the array after this element.")
-        line += text.count("\n", seen, place)
-        seen, first = place, False
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or error
-            raise DataError(f"{path}: the element at line {line} is not valid JSON: {reason}.") from error
-        yield line, _object(value)
-
-
-def _blank_end(text: str, place: int) -> int:
-    while place < len(text) and text[place] in " \t\r\n":
-        place += 1
-    return place
-
-
-def _separated(delimiter: str) -> Callable[[bytes, Path], _Parsed]:
-    def parse(content: bytes, path: Path) -> _Parsed:
-        # Bytes that are no UTF-8 become lone surrogates, so that the rows which hold them can be told.
-        text = content.decode("utf-8-sig", errors="surrogateescape")
-        csv.field_size_limit(sys.maxsize)  # a field may be a whole document
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        while True:
-            line = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if header is None:
-                    raise DataError(f"{path}: the header is broken: {error}.") from error
-                yield line, f"is broken: {error}"
-                continue
-            if not fields:  # a blank line
-                continue
-            if header is None:
-                header = _header(fields, path)
-                continue
-            yield line, _separated_row(header, fields)
-
-    return parse
-
-
-def _header(fields: list[str], path: Path) -> list[str]:
-    if any(not name.strip() for name in fields):
-        raise DataError(f"{path}: the header (first line) has a column without a name.")
-    if twice := [name for name, count in Counter(fields).items() if count > 1]:
-        raise DataError(f"{path}: the header names {twice[0]!r} twice.")
-    if not _is_text(fields):
-        raise DataError(f"{path}: the header is not valid UTF-8.")
-    return fields
-
-
-def _separated_row(header: list[str], fields: list[str]) -> dict[str, Any] | str:
-    if len(fields) != len(header):
-        return f"has {len(fields)} fields, the header has {len(header)}"
-    if not _is_text(fields):
-        return "is not valid UTF-8"
-    return dict(zip(header, fields, strict=True))
-
-
-def _is_text(fields: list[str]) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for value in fields if not value.isascii() for letter in value)
-
-
-def _parquet(content: bytes, path: Path) -> _Parsed:
+def _parquet(content: bytes, path: Path, _notes: list[str]) -> Parsed:
     import pyarrow
     from pyarrow import parquet
 
@@ -369,11 +284,11 @@ def _from_hub(name: str, split: str | None, skip_bad: int) -> Table:
     except TunescopeError:
         raise
     except Exception as error:  # what the hub, the network and each file format may raise has no common ancestor
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise DataError(
             f"The hub did not give the data set {name}: {reason} Check the name (organization/name, with :subset "
             f"where it has several), the network and HF_HUB_OFFLINE. Built in: {', '.join(catalog.CATALOG)}."
-        ) from error
+        ) from None  # whose message may hold a token
     split = split or ("train" if "train" in parts else next(iter(parts)))
     if split not in parts:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(parts)}.")
@@ -388,7 +303,7 @@ def _hub_table(part: Any, title: str, skip_bad: int) -> Table:
                 value = row[column]
                 row[column] = None if value is None or value < 0 else feature.int2str(value)
     digest = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
-    return _checked(iter(enumerate(rows, start=1)), skip_bad, name=title, path=title, sha256=digest)
+    return _checked(iter(enumerate(rows, start=1)), skip_bad, [], name=title, path=title, sha256=digest)
 
 
 def _some_names(folder: Path) -> str:
@@ -405,12 +320,11 @@ def _near(path: Path) -> str:
     return f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
 
 
-_KINDS: dict[type, str] = {list: "array", str: "string", int: "number", float: "number", bool: "boolean"}
-_READERS: dict[str, Callable[[bytes, Path], _Parsed]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".json": _json,
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
+_READERS: dict[str, _Reader] = {
+    ".jsonl": _text(json_lines),
+    ".ndjson": _text(json_lines),
+    ".json": _text(json_document),
+    ".csv": _text(separated(",")),
+    ".tsv": _text(separated("\t")),
     ".parquet": _parquet,
 }

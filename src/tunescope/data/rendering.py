@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunescope.data.chat_template import render_chat
-from tunescope.data.rows import IGNORED_SPACE, Message, Row, completion_content
+from tunescope.data.rows import IGNORED_SPACE, Message, Row, spoken
 from tunescope.data.template import Template
 from tunescope.errors import DataError
 
@@ -81,7 +81,7 @@ class Renderer:
         Raises:
             DataError: as ``prompt``.
         """
-        completion = completion_content(row.completion or "")
+        completion = spoken(row.completion or "")
         prompt = self.prompt(row.messages, row.tools)
         if not self._chat:
             if row.tool_calls:
@@ -112,7 +112,7 @@ class Renderer:
         """
         marked = self.whole(Row(tuple(messages), _MARKER, 0, tools=tuple(tools)))
         found = []
-        for completion in map(completion_content, completions):
+        for completion in map(spoken, completions):
             if marked.kept and completion.strip() == completion and "<" not in completion:
                 found.append(replace(marked, text=marked.text.replace(_MARKER, completion)))
             else:
@@ -193,7 +193,7 @@ class Renderer:
         for message in messages:
             content = message["content"] or ""
             if message["role"] == "assistant":  # a shot reads as the row does
-                texts = self._joined(texts, completion_content(content)) + "\n\n"
+                texts = self._joined(texts, spoken(content)) + "\n\n"
             else:
                 texts += content.rstrip(IGNORED_SPACE) + "\n\n" if message["role"] == "system" else content
         return texts

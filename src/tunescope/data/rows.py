@@ -1,27 +1,24 @@
 """What a row says, once its columns are understood: a prompt, and the completion to learn.
 
-Conventional columns: ``prompt, completion``; ``messages``; ``prompt`` alone; or any columns with a pattern such as
+By convention: ``prompt, completion``; ``messages`` (OpenAI's, with ``tools``); ``conversations`` (ShareGPT's);
+``instruction, input, output`` (Alpaca's); ``prompt`` alone. Any other columns with a pattern such as
 ``"{sentence} sentiment: {label}"`` whose last field is the completion.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunescope.data.messages import Message, describe, from_json, messages_of, tools_of, unread_keys
+from tunescope.data.patterns import Pattern
 from tunescope.data.reading import BadRow, Table, check_bad
 from tunescope.errors import DataError
 
-# ``role`` and ``content``; where they stand in the row also ``tool_calls``, ``tool_call_id``, ``name``, and ``weight``
-# (0 on an assistant's turn: shown, but not learned).
-Message = dict[str, Any]
 # At the ends of a prompt or completion: no part of what is said, and what stands between the two is the template's.
 IGNORED_SPACE = " \t"
-_FIELD = re.compile(r"\{(\w+)\}")
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,9 @@ class Row:
     """One example.
 
     Attributes:
-        messages: what stands before the completion; the last one is the user's. One for a prompt given as text.
-        completion: the text to learn, without spaces around it, or None where there is only a prompt.
+        messages: what stands before the completion; the last one is the user's, or a tool's result. One for a prompt
+            given as text.
+        completion: the text to learn, as ``spoken`` gives it, or None where there is only a prompt.
         number: line in the file, from 1, for messages about it.
         tool_calls: functions that the answer calls, as the chat template's ``tool_calls``; the completion is then the
             text beside them, and may be empty.
@@ -55,37 +53,23 @@ class Row:
         return [self.messages, self.completion, *functions]
 
 
-def completion_content(text: str) -> str:
-    """What a completion says: without spaces and tabs at its end, and without the one space before it that stands for
-    the gap between prompt and completion. Other white space at its beginning is content, as code's indentation is.
+def spoken(text: str) -> str:
+    """A completion without what separates it from its prompt and its end.
+
+    Spaces and tabs at its end go, and a single space before it: GPT-style data writes " yes", which is the label "yes".
+    Any other white space before it is content, such as the indentation of code.
     """
     text = text.rstrip(IGNORED_SPACE)
-    return text[1:] if text[:1] == " " and text[1:2] not in (" ", "\t", "\n", "\r") else text
-
-
-def pattern_fields(pattern: str) -> tuple[list[str], str]:
-    """The input fields of a pattern and its completion field, the last one.
-
-    Raises:
-        DataError: fewer than two fields, or text after the completion field.
-    """
-    fields = _FIELD.findall(pattern)
-    if len(fields) < 2 or not pattern.rstrip().endswith("{" + fields[-1] + "}"):
-        raise DataError(
-            f"Template {pattern!r} must name at least one input field and end in the field to learn, as in "
-            '"{sentence} sentiment: {label}".'
-        )
-    return fields[:-1], fields[-1]
-
-
-def columns_of_rows(table: Table) -> set[str]:
-    """The columns that ``to_rows`` reads without a pattern."""
-    return {"messages"} if "messages" in table.columns else {"prompt", "completion"}
+    return text[1:] if text.startswith(" ") and not text[1:2].isspace() else text
 
 
 def answer_columns(pattern: str | None) -> tuple[str, ...]:
-    """The columns that hold the completion: rows without completions may lack them."""
-    return ("completion",) if pattern is None else (pattern_fields(pattern)[1],)
+    """The columns that hold the completion, by the pattern or by convention: rows without one may lack them.
+
+    Raises:
+        DataError: a pattern that cannot be understood.
+    """
+    return ("completion", "output") if pattern is None else (Pattern.parse(pattern).target,)
 
 
 def to_rows(
@@ -94,7 +78,8 @@ def to_rows(
     *,
     skip_bad: int = 0,
     need_completion: bool = True,
-    on_bad: Callable[[BadRow], None] = lambda bad: None,
+    on_note: Callable[[str], None] = lambda note: None,
+    on_bad: Callable[[BadRow], None] | None = None,
 ) -> list[Row]:
     """Understand the columns of a table.
 
@@ -102,53 +87,100 @@ def to_rows(
         table: rows as read.
         pattern: how any columns make prompt and completion, whatever their names; the table's own default where None
             and it has one.
-        skip_bad: how many rows that do not fit may be left out (they are counted in the caller's report).
+        skip_bad: how many rows that do not fit may be left out.
         need_completion: False accepts rows with a prompt alone: the completion's column is missing, or empty.
-        on_bad: callback for each row that does not fit.
+        on_note: callback for what is worth knowing of how the rows were read: encoding and delimiter, the convention,
+            what was not read, how many rows were left out. Each note names the table.
+        on_bad: callback for each row that does not fit. Who asks for them reports them: no note counts them then.
 
     Raises:
         DataError: columns that no convention fits, or rows that do not fit theirs, each with its line and reason.
     """
-    convert = _converter(table, table.default_template if pattern is None else pattern, need_completion)
+    convention = _convention(table, table.default_template if pattern is None else pattern, need_completion)
     rows, bad = [], []
     for fields, line in zip(table.rows, table.lines, strict=True):
-        made = convert(fields, line)
+        made = convention.convert(fields, line)
         if isinstance(made, Row):
             rows.append(made)
         else:
             bad.append(BadRow(line, made))
-            on_bad(bad[-1])
+    if on_bad is not None:
+        for each in bad:
+            on_bad(each)
     check_bad(table.path, bad, skip_bad)
     if not rows:
         raise DataError(f"{table.path}: no usable rows.")
+    for note in [*reading_notes(table, 0 if on_bad else len(bad)), *convention.notes()]:
+        on_note(f"{table.path}: {note}.")
     return rows
 
 
-def _converter(table: Table, pattern: str | None, need_completion: bool) -> Any:
+def reading_notes(table: Table, bad: int) -> list[str]:
+    """What is said of how a table was read; ``bad`` rows of it were left out later."""
+    left_out = len(table.skipped) + bad
+    rows = "1 bad row" if left_out == 1 else f"{left_out} bad rows"
+    return [*table.notes, *([f"left out {rows}, as --skip-bad allows"] if left_out else [])]
+
+
+def messages_notes(table: Table, columns: Sequence[str]) -> list[str]:
+    """What is said of columns that hold messages: that they were text, and which keys nothing reads."""
+    said = []
+    for column in columns:
+        values = [row.get(column) for row in table.rows]
+        if any(isinstance(value, str) and isinstance(from_json(value), list) for value in values):
+            said.append(f"{column}: lists of messages, read from JSON text")
+        if keys := unread_keys(values):
+            said.append(f"{column}: not read: {', '.join(keys)}")
+    return said
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """One way to understand a table's columns.
+
+    Attributes:
+        convert: makes the row of the fields at a line, or says why there is none.
+        notes: what is worth knowing, once all rows are converted.
+    """
+
+    convert: Callable[[Mapping[str, Any], int], Row | str]
+    notes: Callable[[], list[str]] = list
+
+
+def _convention(table: Table, pattern: str | None, need: bool) -> _Convention:
+    """The way to understand a table: the pattern, or what its columns say."""
     columns = set(table.columns)
     if pattern is not None:
-        inputs, target = pattern_fields(pattern)
-        needed = {*inputs, target} if need_completion else set(inputs)
-        if missing := sorted(needed - columns):
-            raise DataError(
-                f"{table.path}: the template names {', '.join(missing)}, but the columns are "
-                f"{', '.join(sorted(columns))}."
-            )
-        head = pattern[: pattern.rindex("{" + target + "}")]
-        return lambda fields, line: _from_pattern(fields, line, head, target, need_completion)
+        understood = Pattern.parse(pattern)
+        try:
+            understood.check(table.columns, target=need)
+        except DataError as error:
+            raise DataError(f"{table.path}: {error}") from None
+        return _Convention(lambda fields, line: _from_pattern(fields, line, understood, need))
     if "messages" in columns:
-        return lambda fields, line: _from_messages(fields, line, need_completion)
-    if "prompt" in columns and ("completion" in columns or not need_completion):
-        return lambda fields, line: _from_prompt(fields, line, need_completion)
-    wanted = "prompt and completion, or messages" if need_completion else "prompt, or messages"
+        return _conversation(table, "messages", need)
+    if "prompt" in columns and ("completion" in columns or not need):
+        return _Convention(
+            lambda fields, line: _from_prompt(fields, line, need),
+            lambda: [*messages_notes(table, _PROMPT), *table.unread(_PROMPT)],
+        )
+    if "conversations" in columns:
+        return _conversation(table, "conversations", need)
+    if "instruction" in columns and ("output" in columns or not need):
+        said = "read as Alpaca's rows: instruction, a line break and input make the prompt, output is learned"
+        return _Convention(
+            lambda fields, line: _from_alpaca(fields, line, need), lambda: [said, *table.unread(_ALPACA)]
+        )
     raise DataError(
-        f"{table.path}: the columns are {', '.join(sorted(columns))}; expected {wanted}. Other columns need a "
-        'template, for example --template "{text} topic: {label}".'
+        f"{table.path}: the columns are {', '.join(sorted(columns))}; expected prompt and completion, messages, "
+        "conversations (ShareGPT), or instruction and output (Alpaca)"
+        f"{'' if need else '; without completions prompt, messages, conversations or instruction'}. Other columns need "
+        'a template, for example --template "{text} topic: {label}".'
     )
 
 
-def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, need: bool) -> Row | str:
-    inputs = dict.fromkeys(_FIELD.findall(head))
+def _from_pattern(fields: Mapping[str, Any], line: int, pattern: Pattern, need: bool) -> Row | str:
+    inputs, target = pattern.fields, pattern.target
     asked = target in fields and (need or not _is_unlabelled(fields[target]))
     for name in [*inputs, *([target] if asked else [])]:
         if not _is_scalar(fields[name]):
@@ -157,71 +189,102 @@ def _from_pattern(fields: Mapping[str, Any], line: int, head: str, target: str, 
         return f"{' and '.join(inputs)} {'is' if len(inputs) == 1 else 'are'} empty"
     if asked and not str(fields[target]).strip():
         return f"{target} is empty"
-    text = _FIELD.sub(lambda match: str(fields[match.group(1)]), head)
-    return _row(({"role": "user", "content": text},), str(fields[target]) if asked else None, line)
+    completion = spoken(str(fields[target])) if asked else None
+    return Row(({"role": "user", "content": pattern.render(fields)},), completion, line)
 
 
 def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
-    prompt, completion = fields.get("prompt"), fields.get("completion")
+    completion = from_json(fields.get("completion"))
     if not need and _is_unlabelled(completion):
         completion = None
+    calls: tuple[dict[str, Any], ...] = ()
     if isinstance(completion, list):  # TRL's conversational form
-        turns = messages_of(completion, "completion")
+        turns = messages_of(completion, "completion", whole=False)
         if isinstance(turns, str):
             return turns
         if len(turns) > 1 or turns[0]["role"] != "assistant":
             return "completion is a list, but not of one message by the assistant"
-        completion = turns[0]["content"]
+        completion, calls = turns[0]["content"], tuple(turns[0].get("tool_calls", ()))
     if not isinstance(completion, str) and (need or completion is not None):
         return f"completion is {describe(completion)}, expected text"
-    if isinstance(completion, str) and not completion.strip():
+    if isinstance(completion, str) and not completion.strip() and not calls:
         return "completion is empty"
+    prompt = from_json(fields.get("prompt"))
     if isinstance(prompt, str):
         if not prompt.strip():
             return "prompt is empty"
-        return _row(({"role": "user", "content": prompt},), completion, line)
-    turns = messages_of(prompt, "prompt", "text, or a list")
-    if isinstance(turns, str):
-        return turns
-    if turns[-1]["role"] != "user":
-        return "prompt does not end in a user's turn"
-    return _row(turns, completion, line)
+        turns = ({"role": "user", "content": prompt},)
+    else:
+        turns = messages_of(prompt, "prompt", "text, or a list", whole=False)
+        if isinstance(turns, str):
+            return turns
+        if turns[-1]["role"] not in ("user", "tool"):
+            return "prompt does not end in a user's turn"
+    return Row(turns, None if completion is None else spoken(completion), line, calls)
 
 
-def _from_messages(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
-    turns = messages_of(fields.get("messages"), "messages")
-    if isinstance(turns, str):
-        return turns
-    if turns[-1]["role"] == "user":
-        return "messages does not end in an assistant's turn" if need else _row(turns, None, line)
-    if len(turns) < 2 or turns[-2]["role"] != "user":
-        return "messages has no user's turn right before the last one"
-    return _row(turns[:-1], turns[-1]["content"], line)
+_PROMPT = ("prompt", "completion")
+_ALPACA = ("instruction", "input", "output")
 
 
-def _row(messages: tuple[Message, ...], completion: str | None, line: int) -> Row:
-    return Row(messages, completion if completion is None else completion_content(completion), line)
+def _from_alpaca(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
+    instruction, given, output = (fields.get(name) for name in _ALPACA)
+    if not isinstance(instruction, str) or not instruction.strip():
+        return f"instruction is {'empty' if instruction == '' else describe(instruction)}, expected text"
+    if given is not None and not isinstance(given, str):
+        return f"input is {describe(given)}, expected text"
+    if need or not _is_unlabelled(output):
+        if not isinstance(output, str):
+            return f"output is {describe(output)}, expected text"
+        if not output.strip():
+            return "output is empty"
+    prompt = f"{instruction}\n{given}" if given and given.strip() else instruction
+    completion = spoken(output) if isinstance(output, str) and output.strip() else None
+    return Row(({"role": "user", "content": prompt},), completion, line)
 
 
-def messages_of(value: Any, column: str, expected: str = "a list") -> tuple[Message, ...] | str:
-    """The messages of a column's value, checked, or why they are not usable."""
-    if not isinstance(value, list) or not value:
-        return f"{column} is {describe(value)}, expected {expected} of {{role, content}}"
-    begun = False
-    for i, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            return f"message {i} of {column} is not an object with text under content"
-        role = message.get("role")
-        if role not in _ROLES:
-            return f"message {i} of {column} has role {role!r}, expected one of {', '.join(_ROLES)}"
-        if role != "system" and not message["content"].strip():
-            return f"message {i} of {column} is empty"
-        if begun and role == "system":
-            return f"message {i} of {column} has role 'system', which can only stand first"
-        if not begun and role == "assistant" and column == "messages":
-            return f"message {i} of {column} is by the assistant, with no user's turn before it"
-        begun = begun or role != "system"
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+def _conversation(table: Table, column: str, need: bool) -> _Convention:
+    """Rows of whole conversations, and of the functions that may be called in them."""
+    shortened: list[int] = []
+
+    def convert(fields: Mapping[str, Any], line: int) -> Row | str:
+        turns = messages_of(fields.get(column), column)
+        if isinstance(turns, str):
+            return turns
+        tools = tools_of(fields.get("tools"))
+        if isinstance(tools, str):
+            return tools
+        row = _from_turns(turns, column, line, tools, need)
+        if isinstance(row, Row) and len(row.messages) + (row.completion is not None) < len(turns):
+            shortened.append(line)
+        return row
+
+    def notes() -> list[str]:
+        first = from_json(table.rows[0].get(column))
+        said = []
+        if isinstance(first, list) and isinstance(first[0], dict) and "from" in first[0]:
+            said.append("read as ShareGPT conversations")
+        if shortened:
+            rows = "1 row ends" if len(shortened) == 1 else f"{len(shortened)} rows end"
+            said.append(f"{rows} in turns of weight 0, which are left out with what stands between them")
+        return [*said, *messages_notes(table, (column,)), *table.unread({column, "tools"})]
+
+    return _Convention(convert, notes)
+
+
+def _from_turns(
+    turns: tuple[Message, ...], column: str, line: int, tools: tuple[dict[str, Any], ...], need: bool
+) -> Row | str:
+    """The row that a conversation is: its last assistant's turn that is not weighted 0 is the completion."""
+    if turns[-1]["role"] != "assistant":
+        return f"{column} does not end in an assistant's turn" if need else Row(turns, None, line, (), tools)
+    learned = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("weight") != 0]
+    if not learned:
+        return f"{column} has no turn to learn: those of the assistant have weight 0"
+    before, last = turns[: learned[-1]], turns[learned[-1]]
+    if not before or before[-1]["role"] not in ("user", "tool"):
+        return f"{column} has no user's turn right before the last one"
+    return Row(before, spoken(last["content"]), line, tuple(last.get("tool_calls", ())), tools)
 
 
 def _is_unlabelled(value: Any) -> bool:
@@ -233,20 +296,15 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def describe(value: Any) -> str:
-    """A value in a few words, for the reason why a row is bad."""
-    return "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-
-
 def label_set(rows: Sequence[Row], most: int = 50) -> tuple[str, ...] | None:
     """The labels, sorted, when the rows are a classification task: few distinct one-line completions, often repeated.
 
-    None when they are free text. At most ``most`` labels of at most 60 characters, each needed for on average four rows
-    or more: with fewer examples a label is as likely an answer that happened to recur.
+    None when they are free text, or call functions. At most ``most`` labels of at most 60 characters, each needed for
+    on average four rows or more: with fewer examples a label is as likely an answer that happened to recur.
     """
     completions = [row.completion for row in rows if row.completion is not None]
     labels = sorted(set(completions))
     short = all(len(label) <= 60 and "\n" not in label for label in labels)
-    if not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
+    if any(row.tool_calls for row in rows) or not short or not 2 <= len(labels) <= min(most, len(completions) // 4):
         return None
     return tuple(labels)

@@ -1,7 +1,7 @@
 """Measurements of one customization: its task, what it forgot, its latency and cost."""
 
-from tunescope.evaluation.card import Card, evaluate
+from tunescope.evaluation.card import PER_ROW, Card, evaluate
 from tunescope.evaluation.forgetting import Probes, default_probes, user_probes
 from tunescope.evaluation.judged import evaluate_judged
 
-__all__ = ["Card", "Probes", "default_probes", "evaluate", "evaluate_judged", "user_probes"]
+__all__ = ["PER_ROW", "Card", "Probes", "default_probes", "evaluate", "evaluate_judged", "user_probes"]

@@ -10,11 +10,13 @@ from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.evaluation.forgetting import Probes, measure_forgetting
 from tunescope.evaluation.latency import measure_latency
-from tunescope.evaluation.statistics import bootstrap_interval
+from tunescope.evaluation.statistics import Interval, interval_of, wilson_interval
 from tunescope.evaluation.task import measure_task
 from tunescope.methods import Customized
 
 Card = dict[str, Any]
+PER_ROW = ("per_row", "row_keys")
+"""What a card holds of each row: for comparisons, too much for a record."""
 
 
 def evaluate(
@@ -41,13 +43,15 @@ def evaluate(
         on_stage: told what is being measured now.
 
     Returns:
-        ``nll_per_token, tokens, accuracy, macro_f1, exact_match, chrf, score, score_low, score_high, metric, per_row,
-        forgetting_on, forgetting_off, general_loss, general_loss_base, probes, trainable_parameters, ttft_ms,
-        ms_per_token, prompt_tokens, extra_prompt_tokens, peak_memory_mb, rows, notes``. ``score`` is the accuracy, or
-        the mean of the sentences' chrF (0-100), with its 95% bootstrap interval. Peak memory is of this evaluation, in
-        1e6 bytes.
+        ``nll_per_token, tokens, accuracy, macro_f1, exact_match, exact_match_low, exact_match_high, chrf, score,
+        score_low, score_high, metric, per_row, row_keys, forgetting_on, forgetting_off, general_loss,
+        general_loss_base, probes, trainable_parameters, ttft_ms, ms_per_token, prompt_tokens, extra_prompt_tokens,
+        peak_memory_mb, rows, notes``. ``score`` is the accuracy with its 95% Wilson interval, or the mean of the
+        sentences' chrF (0-100) with its 95% bootstrap interval. Exact match and the probes' accuracies have Wilson
+        intervals too. ``per_row`` are the scores of the rows that ``row_keys`` names, for paired comparisons. Peak
+        memory is of this evaluation, in 1e6 bytes.
     """
-    memory.reset_peak()
+    memory.reset_peak(customized.base.device)
     on_stage("task")
     task = measure_task(
         customized,
@@ -60,15 +64,19 @@ def evaluate(
     on_stage("latency")
     encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length, max_length)
     latency = measure_latency(customized, [encoded.prompt for encoded in encoder.encode_all(rows[:101])])
-    interval = bootstrap_interval(task.per_row)
+    metric = "accuracy" if labels else "chrf"
+    interval = interval_of(task.per_row, metric)
+    matches = _wilson(task.exact_match, task.generated_rows)
     card: Card = {
-        "metric": "accuracy" if labels else "chrf",
+        "metric": metric,
         "rows": len(rows),
         "nll_per_token": task.nll_per_token,
         "tokens": task.tokens,
         "accuracy": task.accuracy,
         "macro_f1": task.macro_f1,
         "exact_match": task.exact_match,
+        "exact_match_low": matches and matches.low,
+        "exact_match_high": matches and matches.high,
         "chrf": task.chrf,
         "generated_rows": task.generated_rows,
         "score": sum(task.per_row) / len(task.per_row),
@@ -85,7 +93,8 @@ def evaluate(
     if probes is not None:
         on_stage("forgetting")
         card |= _forgetting(customized, probes)
-    return card | {"peak_memory_mb": round(memory.peak_mb(), 1), "per_row": task.per_row, "notes": task.notes}
+    per_row = {"per_row": task.per_row, "row_keys": task.row_keys}
+    return card | {"peak_memory_mb": round(memory.peak_mb(customized.base.device), 1), **per_row, "notes": task.notes}
 
 
 def _forgetting(customized: Customized, probes: Probes) -> Card:
@@ -98,9 +107,16 @@ def _forgetting(customized: Customized, probes: Probes) -> Card:
         "probes": {
             name: {
                 "accuracy": accuracy,
+                "accuracy_low": interval.low,
+                "accuracy_high": interval.high,
                 "base_accuracy": found.general_base.accuracy[name],
                 "rows": found.general.questions[name],
             }
             for name, accuracy in found.general.accuracy.items()
+            if (interval := _wilson(accuracy, found.general.questions[name]))
         },
     }
+
+
+def _wilson(accuracy: float | None, rows: int) -> Interval | None:
+    return None if accuracy is None else wilson_interval(round(accuracy * rows), rows)

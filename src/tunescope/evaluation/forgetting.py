@@ -6,10 +6,13 @@ a prompting method adds only text that other requests need not carry, so it forg
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tunescope.base import Base
@@ -20,6 +23,7 @@ from tunescope.errors import DataError
 from tunescope.inference import Item, score
 from tunescope.methods import Customization, Customized, ZeroShot
 
+_log = logging.getLogger(__name__)
 _GENERAL_TEXT = "grimm"
 _KNOWLEDGE = ("openbookqa", "piqa", "commonsenseqa")
 # Tokens a chunk of general text has, and how many chunks the sample takes: the rise of a loss over the same
@@ -51,6 +55,11 @@ class Probes:
     questions: dict[str, list[Question]]
     all: bool = False
     _of_base: dict[str, General] = field(default_factory=dict)
+
+    def sha256(self) -> str:
+        """Over all that is asked, as 64 hexadecimal digits: two measurements compare only under the same."""
+        questions = {name: [asdict(each) for each in found] for name, found in self.questions.items()}
+        return hashlib.sha256(json.dumps([self.texts, questions, self.all], sort_keys=True).encode()).hexdigest()
 
     def of_base(self, origin: Base) -> General:
         """The untouched base's values, measured once."""
@@ -97,6 +106,8 @@ def user_probes(path: str | Path) -> Probes:
         DataError: neither kind of row, or an answer that is not among the choices.
     """
     table = read(path)
+    for note in table.notes:
+        _log.info("%s: %s.", table.path, note)
     if "text" in table.columns:
         for row, line in zip(table.rows, table.lines, strict=True):
             if not isinstance(row["text"], str) or len(row["text"].split()) < 2:

@@ -12,7 +12,14 @@ from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import DataError
-from tunescope.evaluation.statistics import Difference, Interval, bootstrap_interval, paired_difference, wilson_interval
+from tunescope.evaluation.statistics import (
+    Difference,
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+    wilson_interval,
+    without_width,
+)
 from tunescope.inference import Item, score
 from tunescope.judging import Judge, Judged, Samples, Unjudged, judged_samples
 from tunescope.methods import Customization, Customized, ZeroShot
@@ -53,7 +60,7 @@ def evaluate_judged(
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
     """
-    memory.reset_peak()
+    memory.reset_peak(customized.base.device)
     reference = _reference(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
@@ -81,8 +88,13 @@ def evaluate_judged(
         first = "base_score" if name == "base" else name
         card |= {first: float(mean), f"{name}_low": interval.low, f"{name}_high": interval.high}
     lengths = {"tokens": tokens, "base_tokens": _mean_tokens(base)}
-    card |= {"kl_per_token": card["kl"] / tokens, **lengths, "peak_memory_mb": round(memory.peak_mb(), 1)}
-    return card | {"notes": [*failed.notes(), *_tempered(sampling)]}
+    card |= {
+        "kl_per_token": card["kl"] / tokens,
+        **lengths,
+        "peak_memory_mb": round(memory.peak_mb(customized.base.device), 1),
+    }
+    notes = without_width({name: interval for name, (_, interval) in intervals.items()})
+    return card | {"notes": [*failed.notes(), *notes, *_tempered(sampling)]}
 
 
 def win_rate(scores: np.ndarray, others: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tunescope.base.device import synchronize
 from tunescope.inference import Engine, Sampling
 from tunescope.methods import Customized
 
@@ -59,6 +60,5 @@ def _time_one(engine: Engine, prompt: list[int]) -> tuple[float, float]:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter()

@@ -13,7 +13,7 @@ from tunescope import memory, storage
 from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
 from tunescope.errors import DataError
-from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval
+from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval, without_width
 from tunescope.methods import Customized
 from tunescope.objectives import PreferenceObjective
 
@@ -50,8 +50,8 @@ def evaluate_preferences(
     Raises:
         DataError: no pair fits.
     """
-    memory.reset_peak()
     base = customized.base
+    memory.reset_peak(base.device)
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
     examples = encoder.encode_pairs(pairs)
     if not examples:
@@ -84,8 +84,8 @@ def evaluate_preferences(
         "calibration_error": error,
         "reliability": bins,
         "trainable_parameters": customized.trainable_parameters,
-        "peak_memory_mb": round(memory.peak_mb(), 1),
-        "notes": [*objective.notes(pairs), *encoder.notes()],
+        "peak_memory_mb": round(memory.peak_mb(base.device), 1),
+        "notes": [*objective.notes(pairs), *encoder.notes(), *without_width({"margin": margin})],
     }
 
 
@@ -126,7 +126,11 @@ def reliability(margins: np.ndarray) -> tuple[float, list[dict[str, float]]]:
 
 
 def plot_reliability(card: Card, path: Path) -> None:
-    """Write the reliability of a card as an HTML page that needs nothing else: accuracy against confidence."""
+    """Write the reliability of a card as an HTML page that needs nothing else: accuracy against confidence.
+
+    Raises:
+        TunescopeError: a file is there that tunescope did not write.
+    """
     import plotly.graph_objects as go
 
     bins = card["reliability"]
@@ -151,4 +155,4 @@ def plot_reliability(card: Card, path: Path) -> None:
         yaxis_title="share of pairs in which the preferred completion is the chosen one",
         template="plotly_white",
     )
-    storage.atomic_write(path, figure.to_html(include_plotlyjs=True))
+    storage.write_output(path, figure.to_html(include_plotlyjs=True))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tunescope.data.encoding import Encoder
+from tunescope.data.identity import row_keys
 from tunescope.data.rows import Row
 from tunescope.errors import DataError
 from tunescope.inference import Item, Sampling, Score, generate_ids, score
@@ -28,6 +29,7 @@ class TaskScores:
         chrf: sacrebleu's chrF (0-100) of the generated texts; None with labels.
         generated_rows: how many rows exact_match and chrf are over.
         per_row: for each row, 1 or 0 for a right or wrong label, or the sentence's chrF: what intervals need.
+        row_keys: which row each of ``per_row`` is of, by ``data.identity``: what differences are paired by.
         extra_prompt_tokens: mean number of prompt tokens that the customization adds to a row's own.
         notes: rows cut or dropped.
     """
@@ -40,6 +42,7 @@ class TaskScores:
     chrf: float | None
     generated_rows: int
     per_row: list[float]
+    row_keys: list[str]
     extra_prompt_tokens: float
     notes: list[str]
 
@@ -79,17 +82,18 @@ def measure_task(
         raise DataError(
             "No row fits: every one was dropped. Shorten the rows, raise --max-length or lower --max-new-tokens."
         )
-    kept, encoded = [row for row, _ in fitting], [found for _, found in fitting]
+    all_keys = row_keys(rows)
+    kept, keys = [rows[i] for i, _ in fitting], [all_keys[i] for i, _ in fitting]
     items = [
-        Item(*encoder.candidates(e.messages, labels, row.tools)) if labels else Item(e.prompt, [e.completion])
-        for row, e in fitting
+        Item(*encoder.candidates(e.messages, labels, rows[i].tools)) if labels else Item(e.prompt, [e.completion])
+        for i, e in fitting
     ]
     scored = score(customized, items, on_item=on_row)
     truth = [labels.index(row.completion or "") if labels else 0 for row in kept]
     logprob = sum(scores[i].logprob for scores, i in zip(scored, truth, strict=True))
     tokens = sum(scores[i].tokens for scores, i in zip(scored, truth, strict=True))
     texts = [row.completion or "" for row in kept[:generate_rows]]
-    prompts = [encoder.prompt(e.messages, row.tools) for row, e in fitting[:generate_rows]]
+    prompts = [encoder.prompt(e.messages, rows[i].tools) for i, e in fitting[:generate_rows]]
     written = [g.text for g in generate_ids(customized, prompts, Sampling(max_new_tokens=limit))]
     matches = [a.strip() == b.strip() for a, b in zip(written, texts, strict=True)]
     chosen = [_likeliest(scores) for scores in scored]
@@ -103,7 +107,8 @@ def measure_task(
         chrf=None if labels or not texts else _chrf(written, texts),
         generated_rows=len(texts),
         per_row=right if labels else [_sentence_chrf(a, b) for a, b in zip(written, texts, strict=True)],
-        extra_prompt_tokens=sum(e.extra for e in encoded) / len(encoded),
+        row_keys=list(keys if labels else keys[: len(texts)]),
+        extra_prompt_tokens=sum(e.extra for _, e in fitting) / len(fitting),
         notes=encoder.notes(),
     )
 

@@ -11,16 +11,20 @@ event loop has one task that makes them; each step serves everyone.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from tunescope import memory
 from tunescope.base import Base
 from tunescope.data.encoding import PromptTokens
 from tunescope.data.rows import Message
-from tunescope.errors import EngineError
+from tunescope.errors import EngineError, TunescopeError
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import TokenTexts
 from tunescope.inference.residents import Resident, Residents
@@ -126,6 +130,8 @@ class Engine:
         prefix_mb: memory for beginnings that prompts share, in 1e6 bytes.
         customizations_mb: memory for customizations, in 1e6 bytes. What was used longest ago and came from a folder is
             read again when it is needed.
+        kv_mb: memory for the keys and values of rows under way, in 1e6 bytes; half of what is free now by default, as
+            activations need some too. Requests wait until theirs fit.
     """
 
     def __init__(
@@ -136,13 +142,15 @@ class Engine:
         max_waiting: int = 1024,
         prefix_mb: float = 512,
         customizations_mb: float = 2048,
+        kv_mb: float | None = None,
     ) -> None:
         for name, value in (("slots", slots), ("max_waiting", max_waiting)):
             if value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}.")
+        kv_bytes = _free_bytes(base) // 2 if kv_mb is None else int(kv_mb * 1e6)
         self.base = base
         self.max_waiting = max_waiting
-        self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6))
+        self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6), kv_bytes=kv_bytes)
         self._residents = Residents(base, int(customizations_mb * 1e6), self.scheduler.forget)
         self._token_texts = TokenTexts(base.tokenizer)
         self._lock = threading.RLock()
@@ -302,9 +310,7 @@ class Engine:
                 f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
                 "later."
             )
-        rows = self.base.embedding.num_embeddings
-        if foreign := [token for token in sampling.stop_tokens if not 0 <= token < rows]:
-            raise EngineError(f"stop_tokens has {foreign[0]}, and the base's tokens are 0 to {rows - 1}.")
+        self._check_ids(tokens, choices, resident, sampling)
         room = sum(map(len, choices)) if choices else sampling.max_new_tokens + len(prompt.owed)
         context = self.base.context_length
         if not tokens:
@@ -313,6 +319,13 @@ class Engine:
             raise EngineError(
                 f"The prompt has {len(tokens)} tokens: with {room} new ones it exceeds the base's context of "
                 f"{context}. Shorten it or ask for fewer new tokens (max_new_tokens)."
+            )
+        most = len(tokens) + room
+        if not self.scheduler.fits(most):
+            raise EngineError(
+                f"The keys and values of up to {most} tokens take {self.scheduler.kv_bytes_of(most) / 1e6:.1f} MB, "
+                "more than the engine has for them (kv_mb). Shorten the prompt, ask for fewer new tokens "
+                "(max_new_tokens), or give it more memory."
             )
         jobs = [
             Job(
@@ -332,6 +345,24 @@ class Engine:
             self.scheduler.add(job)
         return Ticket(jobs)
 
+    def _check_ids(self, tokens: list[int], choices: list[list[int]], resident: Resident, sampling: Sampling) -> None:
+        """Refuse ids that no embedding answers: an id out of range would fail the pass that other rows share."""
+        size, virtual = self.base.embedding.num_embeddings, resident.virtual_tokens
+        of = "the base" if resident.name is None else resident.name
+        if resident.template.virtual_tokens != virtual:
+            raise EngineError(
+                f"{of}: its template has {resident.template.virtual_tokens} virtual tokens and its tensors {virtual}: "
+                "the entry is damaged. Train it again."
+            )
+        given = [("The prompt", token, -virtual) for token in (min(tokens), max(tokens))] if tokens else []
+        given += [("A choice", token, 0) for choice in choices for token in choice]
+        given += [("stop_tokens", token, 0) for token in sampling.stop_tokens]
+        given += [(f"The template of {of} for its stop tokens", token, 0) for token in resident.template.stop]
+        for what, token, least in given:
+            if not least <= token < size:
+                some = f", its virtual tokens {-virtual} to -1" if least else ""
+                raise EngineError(f"{what} has {token}, and the base's tokens are 0 to {size - 1}{some}.")
+
     def _answer_all(self, submits: Sequence[_Submit], on_done: Callable[[int, Generated], None]) -> list[Generated]:
         answers: dict[int, Generated] = {}
         tickets: dict[int, Ticket] = {}
@@ -340,7 +371,7 @@ class Engine:
             answers[index] = answer
             on_done(index, answer)
 
-        ahead = 4 * self.scheduler.passes.slots.rows
+        ahead = 4 * self.scheduler.passes.rows
         following = 0
         try:
             while len(answers) < len(submits):
@@ -354,7 +385,7 @@ class Engine:
                         finish(following, outcome)
                     following += 1
                 for index in [index for index, ticket in tickets.items() if ticket.done]:
-                    finish(index, tickets.pop(index).result())
+                    finish(index, _result(tickets.pop(index)))
                 if len(answers) < len(submits):
                     self.step()
         finally:
@@ -369,8 +400,10 @@ class Engine:
                 return None
             try:
                 return submit()
-            except EngineError as error:
+            except TunescopeError as error:
                 return _refused(str(error))
+            except Exception as error:  # a prompt that a chat template or tokenizer fails on: the others go on
+                return _refused(f"The request could not be read: {_told(error)}")
 
     def _has_room(self, samples: int) -> bool:
         return len(self.scheduler.waiting) + samples <= self.max_waiting
@@ -393,9 +426,18 @@ class Engine:
             stepped.set()
 
 
+def _result(ticket: Ticket) -> Generated:
+    try:
+        return ticket.result()
+    except EngineError as error:
+        return _refused(str(error))
+
+
 def _generated(job: Job) -> Generated:
+    if isinstance(job.error, EngineError):
+        raise job.error
     if job.error is not None:
-        raise EngineError(f"The engine failed while it computed this answer: {job.error}") from job.error
+        raise EngineError(f"The engine failed while it computed this answer: {_told(job.error)}") from job.error
     return Generated(
         text=job.text.text,
         tokens=job.written,
@@ -404,9 +446,23 @@ def _generated(job: Job) -> Generated:
         prompt_tokens=len(job.tokens),
         cached_tokens=job.cached,
         logprobs=job.logprobs if job.sampling.logprobs else None,
-        choice_logprobs=dict(zip(job.sampling.choices, job.choice_logprobs, strict=True)) if job.choices else None,
+        # One that was cancelled before its turn has chosen none.
+        choice_logprobs=dict(zip(job.sampling.choices, job.choice_logprobs, strict=True))
+        if job.choice_logprobs
+        else None,
     )
+
+
+def _told(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
 
 
 def _refused(why: str) -> Generated:
     return Generated(text="", tokens=[], finished=False, reason="error", error=why)
+
+
+def _free_bytes(base: Base) -> int:
+    """Memory left where the base lies."""
+    if base.device.type == "cuda":
+        return torch.cuda.mem_get_info(base.device)[0]
+    return int(min(memory.available_mb() * 1e6, sys.maxsize))

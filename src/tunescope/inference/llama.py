@@ -25,7 +25,8 @@ from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
 from tunescope.inference.products import Product, packs, product
 from tunescope.inference.row_effects import Plan
-from tunescope.inference.runners import Pass, sites_of, with_virtual
+from tunescope.inference.runners import Pass, of_rows, sites_of
+from tunescope.inference.slots import Part
 
 _FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 # Frequencies that depend on the length of the text cannot be tabulated once.
@@ -45,6 +46,8 @@ class LlamaRunner:
         self._head = _side_by_side([base.model.lm_head], pack)
         self._kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * len(self._layers)
         self._groups = self._config.num_key_value_heads
+        # On an accelerator a mask would rule out flash attention; the CPU's attention looks at a mask's blocks.
+        self.causal = base.device.type != "cpu"
         self._cos = self._sin = torch.empty(0)
 
     @staticmethod
@@ -67,22 +70,45 @@ class LlamaRunner:
 
     def logits(self, work: Pass) -> torch.Tensor:
         """See ``runners.Runner``."""
-        ids = work.plan.virtual(work.ids)
-        x = with_virtual(ids, self._model.embed_tokens(ids.clamp(min=0)), work.plan.stack.table)
+        device = self._base.device
+        x = work.with_virtual(self._model.embed_tokens(work.ids.clamp(min=0).to(device)))
         cos, sin = self._rotation(work.positions, x)
-        masks = work.mask if isinstance(work.mask, dict) else dict.fromkeys(self._kinds, work.mask)
-        if work.ids.shape[1] == 1:  # one new token a row: see ``_mix_one``
-            masks = {kind: mask[:, 0].repeat_interleave(self._groups, dim=0) for kind, mask in masks.items()}
+        masks = [self._masks(part, work) for part in work.access.parts]
         for layer, kind in zip(self._layers, self._kinds, strict=True):
-            x = layer.forward(x, cos, sin, masks[kind], work)
-        kept = x[work.keep]
+            x = layer.forward(x, cos, sin, [each[kind] for each in masks], work)
+        if not bool(work.keep.all()):
+            x = x.flatten(0, 1)[work.keep.flatten().nonzero().squeeze(-1).to(device)]
+        kept = x.reshape(-1, x.shape[-1])
         if not len(kept):  # a packed product wants at least one row
             return kept.new_empty(0, self._config.vocab_size)
         return self._head(self._model.norm(kept))
 
+    def _masks(self, part: Part, work: Pass) -> dict[str, torch.Tensor | None]:
+        """What a part's rows may see in each kind of layer: a mask, or None where a token sees all before it and
+        ``part`` is read no further. For one new token a row [rows · groups, 1, seen], see ``_mix_one``."""
+        length = work.ids.shape[1]
+        if self.causal and work.mask is None and self._is_causal(part.places):
+            part.seen = length
+            return dict.fromkeys(self._kinds)
+        if work.mask is not None:
+            mask = of_rows(work.mask, part.rows)
+        else:
+            mask = self._base.place_masks(part.places.clamp(min=0).to(self._base.device), part.seen)
+        masks = mask if isinstance(mask, dict) else dict.fromkeys(self._kinds, mask)
+        if length > 1:
+            return masks
+        return {kind: mask[:, 0].repeat_interleave(self._groups, dim=0) for kind, mask in masks.items()}
+
+    def _is_causal(self, places: torch.Tensor) -> bool:
+        """Whether rows begin with their first token and see all before them: padding behind a row needs no mask."""
+        length = places.shape[1]
+        wide = all(window is None or window >= length for window in self._base.windows.values())
+        return wide and length > 1 and bool((places[:, 0] == 0).all())
+
     def _rotation(self, positions: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [rows, length, 1, head_dim] of the positions, the sine's first half negated for ``_rotate``."""
         most = int(positions.max()) + 1
+        positions = positions.to(like.device)
         if len(self._cos) < most:
             every = torch.arange(max(most, 2 * len(self._cos), 256), device=positions.device)
             cos, sin = self._model.rotary_emb(like, every[None])
@@ -111,13 +137,13 @@ class _Layer:
         self._attend = grouped_attention if base.device.type == "cpu" else sdpa_attention_forward
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, work: Pass
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, masks: list[torch.Tensor | None], work: Pass
     ) -> torch.Tensor:
-        """[rows, length, hidden] to the same."""
+        """[rows, length, hidden] to the same; a mask for the rows of each arena."""
         plan, (qkv, o, gate_up, down) = work.plan, self._sites
         h = self._norm(x)
         h = _linear(self._qkv, plan, qkv, h)
-        h = _linear(self._o, plan, o, self._mix(h, cos, sin, mask, work))
+        h = _linear(self._o, plan, o, self._mix(h, cos, sin, masks, work))
         x = x + _block(plan, self._blocks[0], h)
         h = _linear(self._gate_up, plan, gate_up, self._mlp_norm(x))
         gate, up = h.chunk(2, dim=-1)
@@ -125,9 +151,12 @@ class _Layer:
         return x + _block(plan, self._blocks[1], h)
 
     def _mix(
-        self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, work: Pass
+        self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, masks: list[torch.Tensor | None], work: Pass
     ) -> torch.Tensor:
-        """Attention: [rows, length, q + k + v features] to [rows, length, q features]."""
+        """Attention: [rows, length, q + k + v features] to [rows, length, q features].
+
+        Each arena's rows read its memory as it lies there; everything else of a pass is done for all rows together.
+        """
         rows, length, _ = qkv.shape
         lanes = qkv.view(rows, length, -1, self._width)
         rotated, values = lanes[:, :, : self._heads + self._groups], lanes[:, :, self._heads + self._groups :]
@@ -136,11 +165,21 @@ class _Layer:
             normed = [norm(part) for norm, part in zip((self._query_norm, self._key_norm), parts, strict=True)]
             rotated = torch.cat(normed, dim=2)
         rotated = _rotate(rotated, cos, sin).transpose(1, 2)
-        keys, values = work.access.exchange(self._index, rotated[:, self._heads :], values.transpose(1, 2))
-        queries = rotated[:, : self._heads]
-        if length == 1:
+        queries, keys, values = rotated[:, : self._heads], rotated[:, self._heads :], values.transpose(1, 2)
+        mixed = []
+        for part, mask in zip(work.access.parts, masks, strict=True):
+            own = part.exchange(self._index, keys[part.rows], values[part.rows])
+            mixed.append(self._mix_part(queries[part.rows], *own, mask))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _mix_part(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, _, length, _ = queries.shape
+        if length == 1 and mask is not None:
             return self._mix_one(queries, keys, values, mask)
-        mixed, _ = self._attend(self._attention, queries, keys, values, mask, scaling=self._attention.scaling)
+        more = {"is_causal": True} if mask is None else {}
+        mixed, _ = self._attend(self._attention, queries, keys, values, mask, scaling=self._attention.scaling, **more)
         return mixed.reshape(rows, length, -1)
 
     def _mix_one(

@@ -11,8 +11,8 @@ import torch
 from tunescope.base import Base
 from tunescope.inference.llama import LlamaRunner
 from tunescope.inference.row_effects import Compiled, Plan, Stack
-from tunescope.inference.runners import HookedRunner, Pass
-from tunescope.inference.slots import Access, Slots
+from tunescope.inference.runners import HookedRunner, Pass, of_rows
+from tunescope.inference.slots import Slots
 
 
 class Passes:
@@ -20,17 +20,18 @@ class Passes:
 
     Args:
         base: frozen.
-        rows: how many slots there are, and the most rows of a pass.
+        rows: the most rows of a pass.
 
     Attributes:
+        rows: the most rows of a pass.
         slots: the key-value memory.
         positions: positions computed so far, padding counted: what a test can count where a clock cannot be trusted.
         count: passes so far.
     """
 
     def __init__(self, base: Base, rows: int) -> None:
-        self.base = base
-        self.slots = Slots(rows, base.model.config.get_text_config().num_hidden_layers)
+        self.base, self.rows = base, rows
+        self.slots = Slots(base.model.config.get_text_config().num_hidden_layers)
         self.positions = self.count = 0
         self._hooked = HookedRunner(base)
         self._llama = LlamaRunner(base) if LlamaRunner.applies(base) else None
@@ -50,25 +51,36 @@ class Passes:
     ) -> torch.Tensor:
         """Logits [kept positions, vocabulary] of new tokens, whose keys and values go into the slots.
 
+        The tensors but the mask are on the CPU: nothing then waits for an accelerator in order to learn a length.
+
         Args:
             effects: each row's customization; None is the base.
-            slots: each row's slot.
+            slots: each row's slot, any number; a new one is opened.
             ids: [rows, length]; negative ids are virtual tokens of the row's customization.
             positions: [rows, length], for the position embedding.
-            places: [rows, length] where the tokens stand in their slots; room is made for them.
+            places: [rows, length] where the tokens stand in their slots, -1 for padding; room is made for them.
             keep: [rows, length] boolean, the positions whose logits are wanted.
-            mask: as ``Base.masks`` makes; by default each token sees its own place and those before it.
+            mask: as ``Base.masks`` makes, on the base's device; by default each token sees its own place and those
+                before it.
         """
         self.positions += ids.numel()
         self.count += 1
-        seen = int(places.max()) + 1
-        self.slots.reserve(max(slots) + 1, seen)
-        if mask is None:
-            seen = self.slots.worth_reading(seen)
-            mask = self.base.place_masks(places, seen)
+        self.slots.arrange(slots, (places.amax(1) + 1).tolist())
+        order, back = sorted(range(len(slots)), key=lambda row: self.slots.order(slots[row])), None
+        if order != list(range(len(slots))):
+            number = keep.flatten().cumsum(0).view_as(keep)  # of each kept position, in the order that was asked for
+            back = number[order][keep[order]].argsort()
+            effects, slots = [effects[row] for row in order], [slots[row] for row in order]
+            ids, positions, places, keep = (each[order] for each in (ids, positions, places, keep))
+            mask = of_rows(mask, order)
         plan = self._plan_for(effects)
         runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked
-        return runner.logits(Pass(ids, positions, mask, Access(self.slots, slots, places, seen), plan, keep))
+        access = self.slots.access(slots, places, self.base.device)
+        if mask is not None:
+            for part in access.parts:
+                part.seen = int(part.places.max()) + 1
+        found = runner.logits(Pass(ids, positions, places, mask, access, plan, keep))
+        return found if back is None else found[back.to(found.device)]
 
     def forget(self, effects: Compiled) -> None:
         """Keep no customization that is no longer served longer than its rows need it."""
@@ -85,7 +97,7 @@ class Passes:
                 self._recent.move_to_end(each)
         numbers = [self._stack.number(each) for each in effects]
         if None in numbers:
-            while len(self._recent) > self.slots.rows:
+            while len(self._recent) > self.rows:
                 self._recent.popitem(last=False)
             self._stack = Stack(list(self._recent), self.base)
             numbers = [self._stack.number(each) for each in effects]

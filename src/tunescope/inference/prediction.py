@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from tunescope import bank
 from tunescope.bank import Record
 from tunescope.data.encoding import Encoder
+from tunescope.data.messages import Message
 from tunescope.data.reading import BadRow, Table, check_bad, table_of
-from tunescope.data.rows import Message, Row, answer_columns, to_rows
+from tunescope.data.rows import Row, answer_columns, to_rows
 from tunescope.errors import BankError, DataError
 from tunescope.inference.engine import Engine, Generated
 from tunescope.inference.sampling import Sampling
@@ -96,6 +97,7 @@ class Questions:
         asked: those that can be answered.
         bad: why the others cannot, by index.
         truth: the completions of the rows that have one, by index.
+        notes: what is worth knowing of how they were read.
         cut: how many prompts lost a part of their text to fit.
     """
 
@@ -105,6 +107,7 @@ class Questions:
     asked: list[Question] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
     truth: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     cut: int = 0
 
     def __len__(self) -> int:
@@ -199,11 +202,11 @@ class Predictor:
         found = _in_order(table)
         good = [index for index in range(len(found)) if index not in found.bad]
         # Lines are not unique (a JSON array may stand on one), so rows are numbered by index until they are reported.
-        numbered = replace(table, lines=good)
+        numbered = replace(table, lines=good, skipped=[])
         try:
             rows = to_rows(
                 numbered, self.customized.template.pattern, skip_bad=len(table), need_completion=False,
-                on_bad=lambda bad: found.bad.update({bad.line: bad.reason}),
+                on_note=found.notes.append, on_bad=lambda bad: found.bad.update({bad.line: bad.reason}),
             )  # fmt: skip
         except DataError:
             found.check(skip_bad)
@@ -237,7 +240,7 @@ class Predictor:
         encoder = self._encoder(found.path, len(rows))
         longest = max(self.labels, key=lambda label: len(encoder.tokenizer(label)["input_ids"]), default=None)
         asked = encoder.fitting([replace(row, completion=longest, tool_calls=()) for row in rows])
-        found.asked = [Question(row.number, encoded.messages, row.tools, len(encoded)) for row, encoded in asked]
+        found.asked = [Question(rows[i].number, encoded.messages, rows[i].tools, len(encoded)) for i, encoded in asked]
         found.cut = sum(encoded.dropped > 0 for _, encoded in asked)
         found.bad |= {bad.line: bad.reason for bad in encoder.bad}
         room = min(self._room, self.max_length or self._room)
@@ -335,7 +338,7 @@ def prompt_of_columns(columns: Mapping[str, Any], pattern: str | None) -> tuple[
     try:
         row = to_rows(table_of([columns]), pattern, need_completion=False, on_bad=bad.append)[0]
     except DataError as error:
-        raise DataError(f"{bad[0].reason}." if bad else str(error)) from None
+        raise DataError(f"{bad[0].reason}." if bad else str(error).removeprefix("rows: ")) from None
     if row.tools:
         raise DataError("tools cannot be given with a row: leave the column out.")
     return row.messages

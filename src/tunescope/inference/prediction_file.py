@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from tunescope import storage
 from tunescope.base.device import dtype_name
 from tunescope.data.reading import Table
 from tunescope.data.writing import check_ending, is_flat, written
-from tunescope.errors import DataError, Interrupted
+from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.inference.prediction import Answers, Prediction, Predictor, Questions
+from tunescope.locks import writing
 from tunescope.methods.fingerprint import hash_customized
 
 
@@ -42,12 +44,11 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Stop before any work where its result would have no place.
 
     Raises:
-        DataError: a name without a format, or one that is taken.
+        TunescopeError: a name without a format, a file that is there and not to be replaced or was not written here, or
+            another run that writes it.
     """
-    check_ending(out)
-    if out.exists() and not (overwrite and out.is_file()):
-        remedy = "" if out.is_dir() else ", or replace it with --overwrite"
-        raise DataError(f"{out} exists already. Choose another --out{remedy}.")
+    with writing(out) as final:
+        _check_out(out, final, overwrite)
 
 
 def predict_file(
@@ -56,10 +57,11 @@ def predict_file(
     out: Path,
     *,
     skip_bad: int = 0,
+    overwrite: bool = False,
     restart: bool = False,
     on_done: Callable[[int], None] = lambda done: None,
 ) -> Predicted:
-    """Answer the rows of a table and write them with their answers; see ``check_out`` for a file that is there.
+    """Answer the rows of a table and write them with their answers.
 
     Each row keeps its columns. Behind them stand ``prediction``; with labels ``probability``, of the one predicted, and
     ``probability_LABEL`` of each, in JSON one object ``probabilities``; and where rows may be skipped ``error``. A row
@@ -70,20 +72,56 @@ def predict_file(
         table: the rows.
         out: the file to write; its ending says the format.
         skip_bad: how many rows may stay without an answer.
+        overwrite: replace a file of an earlier call.
         restart: forget what an unfinished call answered.
         on_done: callback with the number of rows done, those without an answer included.
 
     Raises:
         DataError: rows that do not fit, a column that has the name of one that is added, or an unfinished call with
             other settings.
+        TunescopeError: as ``check_out``.
         Interrupted: after Ctrl-C; what was answered is kept.
     """
     _check_columns(predictor, table, out, skip_bad)
     questions = predictor.questions(table, skip_bad)
-    partial = partial_path(out)
-    answers = _begun(partial, out, _recipe(predictor, table), questions, restart)
-    resumed = len(answers)
-    on_done(len(questions.bad) + resumed)
+    with writing(out) as final:
+        _check_out(out, final, overwrite)
+        partial = partial_path(final)
+        answers = _begun(partial, out, _recipe(predictor, table), questions, restart)
+        resumed = len(answers)
+        _complete(predictor, questions, answers, partial, on_done)
+        predictions = questions.predictions(answers, skip_bad)
+        rows = [
+            {**row, **_added(predictor, found, out), **({"error": _error(found, line)} if skip_bad else {})}
+            for row, line, found in zip(questions.rows, questions.lines, predictions, strict=True)
+        ]
+        storage.write_output(out, written(rows, out))
+        partial.unlink()
+    return Predicted(questions, predictions, resumed)
+
+
+def partial_path(out: Path) -> Path:
+    """Where the answers of an unfinished call lie."""
+    return out.with_name(f".{out.name}.partial.jsonl")
+
+
+def _check_out(out: Path, final: Path, overwrite: bool) -> None:
+    check_ending(out)
+    goes_on = partial_path(final).is_file()  # a call that was killed while it wrote its file
+    if final.is_file() and not overwrite and not goes_on:
+        raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
+    storage.check_output(out)
+
+
+def _complete(
+    predictor: Predictor,
+    questions: Questions,
+    answers: dict[int, Prediction],
+    partial: Path,
+    on_done: Callable[[int], None],
+) -> None:
+    """Add the answers that are missing, each to the file at once."""
+    on_done(len(questions.bad) + len(answers))
     with storage.disk_errors(partial), partial.open("a", encoding="utf-8") as file:
 
         def keep(part: Answers) -> None:
@@ -100,19 +138,6 @@ def predict_file(
             raise Interrupted(
                 f"Stopped after {len(answers)} of {len(questions.asked)} rows. Make the same call to go on from there."
             ) from None
-    predictions = questions.predictions(answers, skip_bad)
-    rows = [
-        {**row, **_added(predictor, found, out), **({"error": _error(found, line)} if skip_bad else {})}
-        for row, line, found in zip(questions.rows, questions.lines, predictions, strict=True)
-    ]
-    storage.atomic_write(out, written(rows, out))
-    partial.unlink()
-    return Predicted(questions, predictions, resumed)
-
-
-def partial_path(out: Path) -> Path:
-    """Where the answers of an unfinished call lie."""
-    return out.with_name(f".{out.name}.partial.jsonl")
 
 
 def _added(predictor: Predictor, found: Prediction, out: Path) -> dict[str, Any]:
@@ -164,25 +189,23 @@ def _begun(
     """The answers of an unfinished call; a line that it was killed in is cut off.
 
     Raises:
-        DataError: it had other settings, or its file is damaged.
+        DataError: it had other settings.
+        TunescopeError: its file is damaged.
     """
     if restart or not partial.is_file():
         storage.atomic_write(partial, json.dumps(recipe) + "\n")
         return {}
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    asked = {question.index for question in questions.asked}
-    try:
-        first, *lines = map(json.loads, whole.decode().splitlines())
-        before = dict(first)
-        answers = {int(index): Prediction(**found) for line in lines for index, found in line.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{partial} is damaged ({error}). Delete it, or start over with --restart.") from error
+
+    def parse(text: str) -> tuple[dict[str, Any], dict[int, Prediction]]:
+        first, *lines = map(json.loads, text.split("\n")[:-1])
+        return dict(first), {int(index): Prediction(**found) for line in lines for index, found in line.items()}
+
+    before, answers = storage.read_state(partial, parse, "Start over with --restart.")
     if differing := [name for name in recipe if before.get(name) != recipe[name]]:
         raise DataError(
             f"Unfinished predictions for {out} had other settings ({', '.join(differing)}). Give the same settings to "
             "go on with them, or --restart to start over."
         )
-    if len(whole) < len(content):
-        storage.atomic_write(partial, whole)
+    os.truncate(partial, partial.read_bytes().rfind(b"\n") + 1)
+    asked = {question.index for question in questions.asked}
     return {index: found for index, found in answers.items() if index in asked}

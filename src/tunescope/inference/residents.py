@@ -42,6 +42,11 @@ class Resident:
     on_disk: bool = False
     path: Path | None = None
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many virtual tokens its effects have."""
+        return 0 if self.effects is None or self.effects.table is None else len(self.effects.table)
+
     def prompt(self, prompt: str | Sequence[Message]) -> PromptTokens:
         """Tokens of a request's prompt.
 

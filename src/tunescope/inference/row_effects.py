@@ -9,7 +9,7 @@ Three steps, each done as rarely as possible:
    with u and s from IA3, A and B from LoRA, and s, t and B from DoRA, whose re-scaling of W x is a scale too.
 2. ``Stack``: once for each set of customizations that run together. Their A lie below each other, their B side by side,
    so that one product serves them all whatever their ranks; index 0 of every scale is the identity, the base.
-3. ``Plan``: once for each batch of rows. A mask [rows, 1, ranks] keeps of A x what belongs to the row, and each row's
+3. ``Plan``: once for each batch of rows. A mask [rows, 1, ranks] selects of A x what belongs to the row, and each row's
    scales are gathered. Every layer of every step then only computes, without a look at who is who.
 """
 
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from tunescope.base import Base
+from tunescope.base.device import dtype_name
 from tunescope.base.sites import Site
 from tunescope.errors import EngineError
 from tunescope.inference.products import Product, packs, product
@@ -98,9 +100,11 @@ class Compiled:
                         raise EngineError(f"{type(effect).__name__} at {place} is no effect that rows can share.")
             linear = {place: _at_rest(effect, base) for place, effect in linear.items()}
         compiled = cls(linear, bottleneck, table)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in compiled._tensors()):
-            # A masked infinity is not a number, so one broken customization would break its neighbors' rows.
-            raise EngineError("Its tensors hold values that are not finite. Train it again.")
+        if broken := compiled._not_finite():
+            # The matmuls of a stack hold every customization's columns: inf · 0 would reach the rows of the others.
+            raise EngineError(
+                f"Its tensors at {broken} hold values that are not finite in {dtype_name(base.dtype)}. Train it again."
+            )
         return compiled
 
     @property
@@ -114,10 +118,17 @@ class Compiled:
             effect.input_scale is not None for key, effect in self.linear.items() if key.rpartition(".")[2] == site
         )
 
+    def _not_finite(self) -> str | None:
+        """Where a tensor holds NaN or infinity: a site, or ``embedding``; None where none does."""
+        return next((place for place, tensor in self._placed() if not bool(torch.isfinite(tensor).all())), None)
+
     def _tensors(self) -> list[torch.Tensor]:
-        parts = [*self.linear.values(), *self.bottleneck.values()]
-        found = [tensor for part in parts for tensor in part if isinstance(tensor, torch.Tensor)]
-        return found if self.table is None else [*found, self.table]
+        return [tensor for _, tensor in self._placed()]
+
+    def _placed(self) -> list[tuple[str, torch.Tensor]]:
+        parts = [*self.linear.items(), *self.bottleneck.items()]
+        found = [(site, tensor) for site, part in parts for tensor in part if isinstance(tensor, torch.Tensor)]
+        return found if self.table is None else [*found, ("embedding", self.table)]
 
 
 def _then_low_rank(before: LinearEffect, effect: LowRank, site: Site) -> LinearEffect:
@@ -290,7 +301,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class LinearRows:
-    """A ``StackedLinear`` for the rows of a batch: ``mask`` [rows, 1, ranks], the vectors [rows, 1, features]."""
+    """A ``StackedLinear`` for the rows of a batch: ``mask`` [rows, 1, ranks], boolean; vectors [rows, 1, features]."""
 
     reduce: Product | None
     expand: Product | None
@@ -311,13 +322,14 @@ class LinearRows:
         if self.shift is not None:
             output = (output + self.shift).to(dtype)
         if self.reduce is not None and self.expand is not None and self.mask is not None:
-            output = output + self.expand(self.reduce(given) * self.mask)
+            output = output + self.expand(torch.where(self.mask, self.reduce(given), 0))
         return output
 
 
 @dataclass(frozen=True)
 class BottleneckRows:
-    """A ``StackedBottleneck`` for the rows of a batch: ``mask`` [rows, 1, widths], ``up_bias`` [rows, 1, hidden]."""
+    """A ``StackedBottleneck`` for the rows of a batch: ``mask`` [rows, 1, widths], boolean; ``up_bias``
+    [rows, 1, hidden]."""
 
     stacked: StackedBottleneck
     mask: torch.Tensor
@@ -329,7 +341,7 @@ class BottleneckRows:
         low = stacked.down(output)
         parts = low.split([width for _, width in stacked.activations], dim=-1)
         active = [activation(part) for (activation, _), part in zip(stacked.activations, parts, strict=True)]
-        low = (active[0] if len(active) == 1 else torch.cat(active, dim=-1)) * self.mask
+        low = torch.where(self.mask, active[0] if len(active) == 1 else torch.cat(active, dim=-1), 0)
         return output + (stacked.up(low) + self.up_bias)
 
 
@@ -345,10 +357,24 @@ class Plan:
         self.stack, self.numbers = stack, tuple(numbers)
         self.members = [stack.members[number - 1] for number in sorted(set(numbers)) if number]
         self._rows = torch.tensor(self.numbers, device=base.device)
-        self._dtype = base.dtype
         self._masks: dict[tuple[int, ...], torch.Tensor | None] = {}
         self._linear: dict[tuple[Site, ...], LinearRows | None] = {}
         self._bottleneck: dict[Site, BottleneckRows | None] = {}
+        self._base = base
+        self._of_rows: dict[tuple[int, int], Plan] = {}
+
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """Where its effects act: site keys, and ``embedding`` for virtual tokens."""
+        keys = {key for member in self.members for key in (*member.linear, *member.bottleneck)}
+        return frozenset(keys | {"embedding"} if any(m.table is not None for m in self.members) else keys)
+
+    def of_rows(self, rows: slice) -> Plan:
+        """The plan of some of the rows; the same one every time."""
+        key = (rows.start, rows.stop)
+        if key not in self._of_rows:
+            self._of_rows[key] = Plan(self.stack, self.numbers[rows], self._base)
+        return self._of_rows[key]
 
     def virtual(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [rows, length] with each row's virtual tokens as negative ids into the stack's ``table``."""
@@ -396,8 +422,11 @@ class Plan:
         return LinearRows(*low_rank, mask, **vectors)
 
     def _mask(self, owner: tuple[int, ...]) -> torch.Tensor | None:
-        """[rows, 1, columns], one where the column is the row's own; None where no column belongs to these rows."""
+        """[rows, 1, columns], True where the column is the row's own; None where no column belongs to these rows.
+
+        It selects and does not multiply: what another customization makes of a row may overflow, and inf · 0 is NaN.
+        """
         if owner not in self._masks:
-            own = self._rows[:, None] == torch.tensor(owner, device=self._rows.device)
-            self._masks[owner] = own.to(self._dtype)[:, None] if owner and bool(own.any()) else None
+            own = torch.tensor(self.numbers)[:, None] == torch.tensor(owner)
+            self._masks[owner] = own[:, None].to(self._rows.device) if owner and bool(own.any()) else None
         return self._masks[owner]

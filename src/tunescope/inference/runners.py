@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
-from tunescope.base import Base
+from tunescope.base import Base, alibi
 from tunescope.base.sites import BLOCK_SITES, OutputEffect, Site
 from tunescope.inference.row_effects import Plan
-from tunescope.inference.slots import Access, SlotCache
+from tunescope.inference.slots import Access, Part
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass.
+    """One forward pass. Its own tensors are on the CPU, but for the mask.
 
     Attributes:
         ids: [rows, length]; negative ids are virtual tokens of the row's customization.
         positions: [rows, length], for the position embedding.
-        mask: what ``Base.masks`` makes, over the places that ``access`` reads.
+        places: [rows, length] where the tokens stand in their slots, -1 for padding.
+        mask: what each token may see, as ``Base.masks`` makes; None where it is its own place and those before it.
         access: where keys and values go and come from.
         plan: the rows' effects.
         keep: [rows, length] boolean, the positions whose logits are wanted.
@@ -30,10 +36,27 @@ class Pass:
 
     ids: torch.Tensor
     positions: torch.Tensor
+    places: torch.Tensor
     mask: Any
     access: Access
     plan: Plan
     keep: torch.Tensor
+
+    @cached_property
+    def virtual(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where virtual tokens stand in the flattened batch, and the rows of the stack's table that they are."""
+        ids = self.plan.virtual(self.ids).flatten()
+        where = (ids < 0).nonzero().squeeze(-1)
+        table = self.plan.stack.table
+        return None if table is None or not len(where) else (where.to(table.device), (-1 - ids[where]).to(table.device))
+
+    def with_virtual(self, embedded: torch.Tensor) -> torch.Tensor:
+        """``embedded`` [rows, length, hidden] with the virtual tokens in their places."""
+        if self.virtual is None or self.plan.stack.table is None:
+            return embedded
+        where, rows = self.virtual
+        flat = embedded.reshape(-1, embedded.shape[-1])
+        return flat.index_copy(0, where, self.plan.stack.table[rows].to(flat.dtype)).view_as(embedded)
 
 
 class Runner(Protocol):
@@ -45,50 +68,161 @@ class Runner(Protocol):
 
 
 class HookedRunner:
-    """Runs the model's own code, with the plan's effects on hooks. Works for every architecture that has sites."""
+    """Runs the model's own code, with the plan's effects on hooks. Works for every architecture that has sites.
+
+    Hooks are registered when a pass needs more of them than there are. They do what the pass under way in their thread
+    says; between passes they do nothing, and they go with the runner.
+    """
 
     def __init__(self, base: Base) -> None:
         self._base = base
+        self._current = _Current()
+        self._sites: frozenset[str] = frozenset()
+        self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _remove, self._handles)
 
     def logits(self, work: Pass) -> torch.Tensor:
-        """See ``Runner``."""
-        with self._attached(work.plan):
+        """See ``Runner``.
+
+        A model's own attention takes one block of memory. Rows of several arenas are copied together for it, unless
+        that moves more than the weights, which a pass for each arena reads again.
+        """
+        parts = work.access.parts
+        if (
+            len(parts) > 1
+            and work.mask is None
+            and self._copied(work.access) > self._base.parameters * self._base.dtype.itemsize
+        ):
+            return torch.cat([self._logits(_only(work, part)) for part in parts])
+        return self._logits(work)
+
+    def _copied(self, access: Access) -> float:
+        """Bytes of keys and values of all rows as long as the longest."""
+        arena = access.parts[0].arena
+        return access.rows * access.seen * arena.nbytes / arena.positions
+
+    def _logits(self, work: Pass) -> torch.Tensor:
+        self._hook(work.plan.sites)
+        device = self._base.device
+        mask = work.mask
+        if mask is None:
+            mask = self._base.place_masks(work.places.clamp(min=0).to(device), work.access.seen)
+        self._current.work = work
+        try:
             return self._base.forward(
-                work.plan.virtual(work.ids),
-                work.mask,
-                position_ids=work.positions,
-                keep=work.keep,
+                work.ids.clamp(min=0).to(device),
+                mask,
+                position_ids=work.positions.to(device),
+                keep=work.keep.to(device),
                 cache=SlotCache(work.access),
             )
-
-    @contextmanager
-    def _attached(self, plan: Plan) -> Iterator[None]:
-        handles, rows = [], len(plan.numbers)
-        try:
-            if plan.stack.table is not None and plan.members:
-                handles += _virtual_tokens(self._base.embedding, plan.stack.table)
-            for site in self._base.sites.all if plan.members else ():
-                if site.name in BLOCK_SITES:
-                    bottleneck = plan.bottleneck(site)
-                    if bottleneck is not None:
-                        handles.append(site.on_output(_per_row(bottleneck.after, rows)))
-                    continue
-                linear = plan.linear((site,))
-                if linear is None:
-                    continue
-                if linear.input_scale is not None:
-                    before = _per_row(lambda _given, x, linear=linear: linear.before(x), rows)  # type: ignore[misc]
-                    handles.append(site.on_input(lambda x, before=before: before(x, x)))  # type: ignore[misc]
-                handles.append(site.on_output(_per_row(linear.after, rows)))
-            yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._current.work = None
+
+    def _hook(self, sites: frozenset[str]) -> None:
+        """Register hooks at these sites, all anew where one lacks: a module's act in the order of its sites."""
+        if sites <= self._sites:
+            return
+        _remove(self._handles)
+        self._sites |= sites
+        self._handles += _register(self._base, self._sites, self._current)
+
+
+class _Current(threading.local):
+    """The pass under way in this thread."""
+
+    work: Pass | None = None
+
+
+def _only(work: Pass, part: Part) -> Pass:
+    """The rows of one arena as a pass of their own."""
+    rows = part.rows
+    return Pass(
+        work.ids[rows],
+        work.positions[rows],
+        work.places[rows],
+        None,
+        Access([part.alone()]),
+        work.plan.of_rows(rows),
+        work.keep[rows],
+    )
+
+
+class SlotCache(Cache):
+    """The slots as transformers' models want them."""
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(layers=[])
+        self._access = access
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by each attention layer; rows of several arenas come back as long as the longest."""
+        access = self._access
+        found = [part.exchange(layer_idx, key_states[part.rows], value_states[part.rows]) for part in access.parts]
+        if len(found) == 1:
+            return found[0]
+        keys, values = (
+            torch.cat([functional.pad(each, (0, 0, 0, access.seen - each.shape[2])) for each in side])
+            for side in zip(*found, strict=True)
+        )
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions and masks are always given, and models that count from here would count twice."""
+        return 0
+
+
+def of_rows(mask: Any, rows: Any) -> Any:
+    """A mask, or one for each kind of attention layer, of some rows of the batch."""
+    if isinstance(mask, dict):
+        return {kind: of_rows(each, rows) for kind, each in mask.items()}
+    return None if mask is None else alibi.of_rows(mask, rows)
 
 
 def sites_of(base: Base, layer: int, names: tuple[str, ...]) -> tuple[Site, ...]:
     """The sites of these names in a layer."""
     return tuple(base.sites[f"{layer}.{name}"] for name in names)
+
+
+def _register(base: Base, sites: frozenset[str], current: _Current) -> Iterator[RemovableHandle]:
+    def embedded(_module: torch.nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return output if current.work is None else current.work.with_virtual(output)
+
+    yield base.embedding.register_forward_hook(embedded)
+    for site in base.sites.all:
+        if site.key in sites:
+            yield site.on_output(_output_effect(site, current))
+            if site.name not in BLOCK_SITES:
+                yield site.on_input(_input_effect(site, current))
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
+
+
+def _output_effect(site: Site, current: _Current) -> OutputEffect:
+    def effect(given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        work = current.work
+        if work is None:
+            return output
+        found = work.plan.bottleneck(site) if site.name in BLOCK_SITES else work.plan.linear((site,))
+        return output if found is None else _per_row(found.after, len(work.ids))(given, output)
+
+    return effect
+
+
+def _input_effect(site: Site, current: _Current) -> Callable[[torch.Tensor], torch.Tensor]:
+    def effect(given: torch.Tensor) -> torch.Tensor:
+        work = current.work
+        found = None if work is None else work.plan.linear((site,))
+        if work is None or found is None or found.input_scale is None:
+            return given
+        return _per_row(lambda _given, x: found.before(x), len(work.ids))(given, given)
+
+    return effect
 
 
 def _per_row(apply: OutputEffect, rows: int) -> OutputEffect:
@@ -100,25 +234,3 @@ def _per_row(apply: OutputEffect, rows: int) -> OutputEffect:
         return apply(given.view(rows, -1, given.shape[-1]), output.view(rows, -1, output.shape[-1])).view_as(output)
 
     return unfolded
-
-
-def _virtual_tokens(embedding: torch.nn.Module, table: torch.Tensor) -> list[Any]:
-    """Have the embedding answer negative ids from the table: the same as ``methods.effects.Prefix`` does for one."""
-    held: list[torch.Tensor] = []
-
-    def before(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        held[:] = [args[0]]
-        return (args[0].clamp(min=0), *args[1:])
-
-    def after(_module: torch.nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return with_virtual(held.pop(), output, table)
-
-    return [embedding.register_forward_pre_hook(before), embedding.register_forward_hook(after)]
-
-
-def with_virtual(ids: torch.Tensor, embedded: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-    """``embedded`` [rows, length, hidden] with row -1 - id of the table where the id is negative."""
-    virtual = ids < 0
-    if table is None or not virtual.any():
-        return embedded
-    return embedded.masked_scatter(virtual[..., None], table[-1 - ids[virtual]])

@@ -24,7 +24,7 @@ class Sampling(Settings):
     max_new_tokens: int = Field(128, gt=0)
     """Most tokens to generate for a prompt."""
     min_new_tokens: int = Field(0, ge=0)
-    """Before this many tokens the stop tokens are not chosen."""
+    """Before this many tokens the stop tokens are not chosen. Choices are answered as a whole, whatever it is."""
     temperature: float = Field(0.0, ge=0)
     """0 takes the likeliest token; higher values sample more freely."""
     top_k: int | None = Field(None, gt=0)
@@ -92,9 +92,10 @@ class Draw:
     owed: Owed | None = None
 
     def __post_init__(self) -> None:
-        # Each row has a generator of its own: what it draws does not depend on who is beside it.
+        # Each row has a generator of its own: what it draws does not depend on the other rows of the batch.
         seed = (self.sampling.seed + self.sample * 1_000_003) % 2**63
         self._generator = torch.Generator().manual_seed(seed)
+        self._uniform: float | None = None
 
     def took(self, token: int) -> None:
         """The text goes on with ``token``."""
@@ -102,10 +103,14 @@ class Draw:
         repays = self.owed is not None and self.owed.covers(token)
         self.owed = self.owed.after(token) if self.owed is not None else None
         self.written += not repays
+        self._uniform = None
 
     def uniform(self) -> float:
-        """The next number of the row's own, in [0, 1)."""
-        return torch.rand((), generator=self._generator, dtype=torch.float64).item()
+        """The row's own number in [0, 1) for its next token: the same one until ``took``, so that a step can be
+        repeated."""
+        if self._uniform is None:
+            self._uniform = torch.rand((), generator=self._generator, dtype=torch.float64).item()
+        return self._uniform
 
     def among(self, nats: Sequence[float]) -> int:
         """Which of several log-probabilities: the highest, or drawn by probability ** (1 / temperature)."""
@@ -123,21 +128,24 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
         draws: by row.
 
     Returns:
-        [rows] token ids, and [rows] nats in float32 or None.
+        [rows] token ids, and [rows] nats in float32 or None. A row whose highest logit is not finite has no next
+        token: its id is -1 and its nats mean nothing.
     """
     wanted = any(draw.sampling.logprobs for draw in draws)
     adjusted = _adjust(logits.clone() if wanted else logits, draws)
+    highest, tokens = adjusted.max(-1, keepdim=True)  # argmax of bfloat16 is four times as slow; NaN is the highest
+    lost = ~highest.isfinite()
+    tokens = tokens.squeeze(-1)
     sampled = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    if len(sampled) == len(draws):
-        tokens = _sample(adjusted, draws)
-    else:
-        tokens = adjusted.max(-1).indices  # argmax of bfloat16 is four times as slow
-        if sampled:
-            index = torch.tensor(sampled, device=logits.device)
-            tokens[index] = _sample(adjusted[index], [draws[row] for row in sampled])
+    if sampled:
+        index = torch.tensor(sampled, device=logits.device)
+        below = torch.where(lost[index], 0, adjusted[index].float() - highest[index].float())
+        tokens[index] = _sample(below, [draws[row] for row in sampled])
+    tokens = tokens.masked_fill(lost.squeeze(-1), -1)
     if not wanted:
         return tokens, None
-    return tokens, torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
+    nats = torch.log_softmax(logits.float(), dim=-1)
+    return tokens, nats.gather(-1, tokens.clamp(min=0)[:, None]).squeeze(-1)
 
 
 def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -145,13 +153,20 @@ def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
 
     The repetition penalty is CTRL's (Keskar et al. 2019, arXiv:1909.05858, section 4.1), on either side of zero.
     """
+    penalized = [(row, draw) for row, draw in enumerate(draws) if draw.sampling.repetition_penalty != 1]
+    rows = [row for row, draw in penalized for _ in draw.seen]
+    if rows:
+        at = torch.tensor([rows, [token for _, draw in penalized for token in draw.seen]], device=logits.device)
+        penalty = _column([draws[row].sampling.repetition_penalty for row in rows], logits).squeeze(-1)
+        values = logits[at[0], at[1]].float()
+        values = torch.where(values > 0, values / penalty, values * penalty)
+        logits[at[0], at[1]] = values.to(logits.dtype)
+    open_ended = [(row, draw) for row, draw in enumerate(draws) if draw.written < draw.sampling.min_new_tokens]
+    stops = [[row, token] for row, draw in open_ended for token in draw.stop]
+    if stops:
+        at = torch.tensor(stops, device=logits.device).T
+        logits[at[0], at[1]] = -torch.inf
     for row, draw in enumerate(draws):
-        if draw.sampling.repetition_penalty != 1 and draw.seen:
-            seen = torch.tensor(sorted(draw.seen), device=logits.device)
-            values, penalty = logits[row, seen], draw.sampling.repetition_penalty
-            logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if draw.written < draw.sampling.min_new_tokens and draw.stop:
-            logits[row, sorted(draw.stop)] = -torch.inf
         if draw.owed is not None:
             allowed = draw.owed.tokens.to(logits.device)
             values = logits[row, allowed]
@@ -160,28 +175,30 @@ def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return logits
 
 
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """[rows, 1] in float32, on the device of ``like``."""
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+
+
 def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Draw by inverting the distribution function: one uniform number a row, whoever else is in the batch.
 
-    The cuts act in the usual order: top-k, then top-p of what is left, then min-p.
+    The cuts act in the usual order: top-k, then top-p of what is left, then min-p. ``logits`` are at most 0.
     """
-
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
-
     settings = [draw.sampling for draw in draws]
-    probabilities = torch.softmax(logits / column([s.temperature for s in settings]), dim=-1)
+    probabilities = torch.softmax(logits / _column([s.temperature for s in settings], logits), dim=-1)
     cuts = any(s.top_k is not None or s.top_p < 1 for s in settings)
     if cuts or any(s.min_p for s in settings):
-        least = probabilities.amax(-1, keepdim=True) * column([s.min_p for s in settings])
+        least = probabilities.amax(-1, keepdim=True) * _column([s.min_p for s in settings], logits)
         least = torch.maximum(least, _threshold(probabilities, settings)) if cuts else least
         probabilities = torch.where(probabilities >= least, probabilities, 0)
     kept = _blocks(probabilities)
-    uniform = torch.tensor([[draw.uniform()] for draw in draws], dtype=torch.float64, device=logits.device)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
+    uniform = torch.tensor([[draw.uniform()] for draw in draws], dtype=exact, device=logits.device)
     # A cumulative sum over all of a vocabulary takes milliseconds: first the block is drawn, then the token in it.
-    masses = kept.sum(-1).double()
+    masses = kept.sum(-1).to(exact)
     block, rest = _inverted(masses, uniform * masses.sum(-1, keepdim=True))
-    inside = kept.gather(1, block[:, :, None].expand(-1, -1, kept.shape[-1])).squeeze(1).double()
+    inside = kept.gather(1, block[:, :, None].expand(-1, -1, kept.shape[-1])).squeeze(1).to(exact)
     token, _ = _inverted(inside, rest)
     return (block * kept.shape[-1] + token).squeeze(-1)
 
@@ -205,24 +222,29 @@ def _inverted(masses: torch.Tensor, sought: torch.Tensor) -> tuple[torch.Tensor,
 def _threshold(probabilities: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
     """[rows, 1] the least probability that top-k and top-p leave.
 
-    Sorting a vocabulary takes milliseconds a row, so tokens that cannot be left are put aside first: those below the
-    k-th highest of the blocks' maxima, since as many tokens are at least as likely; for top-p those so unlikely that
-    all of them together would not reach what top-p cuts off.
+    Sorting a vocabulary takes a CPU milliseconds a row, so tokens that cannot be left are put aside first: those below
+    the k-th highest of the blocks' maxima, since as many tokens are at least as likely; for top-p those so unlikely
+    that all of them together would not reach what top-p cuts off. An accelerator sorts them all and waits for no count.
     """
-    highest = _blocks(probabilities).amax(-1).sort(dim=-1, descending=True).values
-    found = []
-    for row, s in enumerate(settings):
-        if s.top_k is None and s.top_p == 1:
-            found.append(probabilities.new_zeros(()))
-            continue
-        if s.top_k is None:
-            bound = (1 - s.top_p) / probabilities.shape[-1] / 2  # half, to be on the safe side of rounding
-        else:
-            bound = float(highest[row, s.top_k - 1]) if s.top_k <= highest.shape[-1] else 0.0
-        line = probabilities[row][probabilities[row] >= bound].sort(descending=True).values[: s.top_k]
-        # A token stays while the likelier ones together have not reached top_p of what top_k left.
-        total = line.sum() if s.top_k is not None else 1.0
-        before = line.cumsum(-1) - line
-        stays = int((before < s.top_p * total).sum()) if s.top_p < 1 else len(line)
-        found.append(line[max(stays, 1) - 1])
-    return torch.stack(found)[:, None]
+    vocabulary = probabilities.shape[-1]
+    top_k = torch.tensor([[min(s.top_k or vocabulary, vocabulary)] for s in settings], device=probabilities.device)
+    top_p = _column([s.top_p for s in settings], probabilities)
+    least = vocabulary
+    if probabilities.device.type == "cpu":
+        highest = _blocks(probabilities).amax(-1).sort(dim=-1, descending=True).values
+        of_blocks = highest.gather(1, (top_k - 1).clamp(max=highest.shape[-1] - 1))
+        of_blocks = torch.where(top_k <= highest.shape[-1], of_blocks, 0)
+        rare = (1 - top_p) / vocabulary / 2  # half, to be on the safe side of rounding
+        bound = torch.where(top_k < vocabulary, of_blocks, torch.where(top_p < 1, rare, torch.inf))
+        least = max(int((probabilities >= bound).sum(-1).max()), 1)
+    likeliest = probabilities.topk(least, dim=-1).values  # in order
+    within = torch.arange(least, device=probabilities.device) < top_k
+    line = torch.where(within, likeliest, 0)
+    # A token stays while the likelier ones together have not reached top_p of what top_k left. The total is the last
+    # sum, and not a sum of its own, so that it does not depend on how many tokens other rows look at.
+    sums = line.cumsum(-1)
+    total = torch.where(top_k < vocabulary, sums[:, -1:], 1.0)
+    stays = within & ((sums - line < top_p * total) | (top_p == 1))
+    last = (stays.sum(-1, keepdim=True) - 1).clamp(min=0)
+    cut = (top_k < vocabulary) | (top_p < 1)
+    return torch.where(cut, line.gather(1, last), 0)

@@ -1,31 +1,35 @@
-"""Which rows run when: continuous batching over a fixed number of slots.
+"""Which rows run when: continuous batching within a number of rows and a budget of key-value memory.
 
-A job is one sample of one request. It waits, is given a slot, has its prompt computed in chunks, writes a token a step
-with all the others, and leaves; the next one takes its slot at once. The rows that write stand in the first slots, and
-those whose prompts are still being computed behind them, so that a step reads the key-value memory without a copy.
+A job is one sample of one request. It waits, is given a slot, has its prompt prefilled in chunks, decodes a token a
+step with all the others, and leaves; the next one comes in at once.
 
-``step`` is everything that happens: one token for every row that writes, then at most one chunk of prompts.
+``step`` is everything that happens: one token for every row that decodes, then at most one chunk of prompts. A job that
+fails ends with the reason and hurts no other: where a joint pass fails, its rows are computed one by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 
 from tunescope.base import Base
 from tunescope.data.encoding import common_prefix
+from tunescope.errors import EngineError
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
 from tunescope.inference.prefix import WORTH_SHARING, PrefixCache
 from tunescope.inference.row_effects import Compiled
 from tunescope.inference.sampling import Draw, Sampling, choose
+from tunescope.inference.slots import allowance
 
-# Positions of prompts computed between two steps of the rows that write: how long these have to wait.
+# Positions of prompts computed between two steps of the rows that decode: how long these have to wait.
 _CHUNK = 256
 # The same where nobody waits. More fills the cores no better and needs memory for the activations.
 _CHUNK_ALONE = 2048
@@ -33,6 +37,10 @@ _CHUNK_ALONE = 2048
 _WORTH_WAITING = 256
 # How many of the waiting jobs are looked at for a shared beginning.
 _LOOK_AHEAD = 64
+_NOT_FINITE = (
+    "The model's logits for it are not finite numbers: the tensors of the customization, or of the base, are damaged "
+    "or too large."
+)
 
 
 @dataclass(eq=False)
@@ -53,7 +61,8 @@ class Job:
         logprobs: of the tokens written, in nats, where asked for.
         choice_logprobs: log-probability of each choice as a whole.
         cached: tokens of the prompt that were not computed for it.
-        reason: why it ended: ``stop``, ``length``, ``choice``, ``cancelled`` or ``error``; None until then.
+        reason: why it ended: ``stop``, ``length``, ``choice``, ``cancelled`` or ``error``; None until then. Set last:
+            whoever sees it sees the whole answer.
         error: what went wrong, where something did.
     """
 
@@ -73,7 +82,7 @@ class Job:
     reason: str | None = None
     error: BaseException | None = None
     cancelled: bool = False
-    arrived: int = 0  # how many jobs came before it
+    arrived: int = 0  # how many jobs came before it; the number of its slot
     placed: int = 0  # tokens whose keys and values are in its slot
     marks: set[int] = field(default_factory=set)  # beginnings of it to be kept once they are computed
 
@@ -88,6 +97,14 @@ class Job:
         return self.reason is not None
 
     @property
+    def most(self) -> int:
+        """The most positions that its keys and values may take."""
+        if self.choices:
+            return len(self.tokens) + sum(map(len, self.choices))
+        owed = 0 if self.owed is None else len(self.owed.characters)
+        return len(self.tokens) + self.sampling.max_new_tokens + owed
+
+    @property
     def left(self) -> int:
         """Prompt tokens still to be computed."""
         return max(len(self.tokens) - self.placed, 0)
@@ -100,32 +117,54 @@ class Scheduler:
         base: frozen.
         slots: most rows at once.
         prefix_bytes: what kept beginnings may take.
+        kv_bytes: what the keys and values of the rows under way may take. A job waits until those it may need fit.
 
     Attributes:
         waiting: jobs without a slot, in order of arrival.
         passes: computes them, and counts.
     """
 
-    def __init__(self, base: Base, *, slots: int, prefix_bytes: int) -> None:
+    def __init__(self, base: Base, *, slots: int, prefix_bytes: int, kv_bytes: int) -> None:
         self.base = base
         self.waiting: deque[Job] = deque()
         self.prefixes = PrefixCache(prefix_bytes)
         self.passes = Passes(base, slots)
         self._slots = self.passes.slots
-        self._rows: list[Job] = []  # by slot
-        self._writing = 0  # how many of them, from the first on, write
+        self._kv_bytes = kv_bytes
+        self._decoding: list[Job] = []
+        self._prefilling: list[Job] = []
         self._oldest_next = True
         self._arrived = 0
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._rows or self.waiting)
+        return bool(self.rows or self.waiting)
+
+    @property
+    def rows(self) -> list[Job]:
+        """Jobs under way."""
+        return [*self._decoding, *self._prefilling]
 
     @property
     def running(self) -> int:
         """Rows that have a slot."""
-        return len(self._rows)
+        return len(self._decoding) + len(self._prefilling)
+
+    def kv_bytes_of(self, positions: int) -> int:
+        """Memory that the keys and values of rows with so many positions together take at most."""
+        return allowance(positions) * self._position_bytes
+
+    def fits(self, positions: int) -> bool:
+        """Whether rows with so many positions together are within the budget."""
+        return self.kv_bytes_of(positions) <= self._kv_bytes
+
+    @cached_property
+    def _position_bytes(self) -> int:
+        config = self.base.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * width * self.base.dtype.itemsize
 
     def add(self, job: Job) -> None:
         """Let a job wait for a slot."""
@@ -143,47 +182,69 @@ class Scheduler:
         try:
             self._drop_cancelled()
             self._admit()
-            if self._writing:
-                self._write()
-            if self._writing < len(self._rows):
+            if self._decoding:
+                self._decode()
+            if self._prefilling:
                 self._prefill()
+            with contextlib.suppress(RuntimeError, MemoryError):  # rows are moved into new memory: another time, then
+                self._slots.tidy()
         except Exception as error:
-            self._fail(error)
+            # No job's own fault, which ``_isolated`` would have found: nobody is to wait for ever.
+            for job in [*self.rows, *self.waiting]:
+                self._end(job, "error", error)
+            self.waiting.clear()
             raise
         return self.busy
 
-    def _fail(self, error: BaseException) -> None:
-        """What a step left undone cannot be gone on with: every job ends, and says why."""
-        for job in [*self._rows, *self.waiting]:
-            job.error, job.reason = error, "error"
-        self._rows.clear()
-        self.waiting.clear()
-        self._writing = 0
+    def _isolated(
+        self, jobs: list[Job], compute: Callable[[list[Job]], torch.Tensor]
+    ) -> list[tuple[list[Job], torch.Tensor]]:
+        """What ``compute`` gives for jobs together; where that fails, for each by itself. Those that fail then, end."""
+        failure: Exception | None = None
+        try:
+            return [(jobs, compute(jobs))]
+        except Exception as error:
+            failure = error
+        if len(jobs) == 1:
+            self._end(jobs[0], "error", failure)
+            return []
+        del failure  # and the memory that its frames hold
+        return [each for job in jobs for each in self._isolated([job], compute)]
 
     # Rows come and go.
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self.waiting if job.cancelled]:
             self.waiting.remove(job)
-            job.reason = "cancelled"
-        for slot in reversed([slot for slot, job in enumerate(self._rows) if job.cancelled]):
-            self._end(slot, "cancelled")
+            self._end(job, "cancelled")
+        for job in [job for job in self.rows if job.cancelled]:
+            self._end(job, "cancelled")
 
     def _admit(self) -> None:
         held: list[Job] = []
-        while self.waiting and len(self._rows) < self._slots.rows and len(held) < _LOOK_AHEAD:
-            job = self.waiting.popleft()
-            if self._computing_its_beginning(job):
-                held.append(job)
-                continue
-            slot = len(self._rows)
-            kept = self.prefixes.find(job.effects, job.tokens)
-            if kept is not None:
-                self._slots.restore(slot, kept)
-                job.placed = job.cached = kept.tokens
-            job.marks = {mark for mark in self._marks(job, held) if mark > job.placed}
-            self._rows.append(job)
+        reserved = sum(job.most for job in self.rows)
+        while self.waiting and self.running < self.passes.rows and len(held) < _LOOK_AHEAD:
+            job = self.waiting[0]
+            if self.running and not self.fits(reserved + job.most):
+                break  # nobody overtakes it, or it would never come in
+            self.waiting.popleft()
+            try:
+                if self._computing_its_beginning(job):
+                    held.append(job)
+                    continue
+                self._start(job, held)
+                reserved += job.most
+            except Exception as error:
+                self._end(job, "error", error)
         self.waiting.extendleft(reversed(held))
+
+    def _start(self, job: Job, held: Sequence[Job]) -> None:
+        kept = self.prefixes.find(job.effects, job.tokens)
+        if kept is not None:
+            self._slots.restore(job.arrived, kept)
+            job.placed = job.cached = kept.tokens
+        job.marks = {mark for mark in self._marks(job, held) if mark > job.placed}
+        self._prefilling.append(job)
 
     def _marks(self, job: Job, held: Sequence[Job]) -> set[int]:
         """The beginnings of a job's prompt that others have or will have."""
@@ -202,62 +263,62 @@ class Scheduler:
         """Whether a row is about to have computed more of this job's prompt than is kept now."""
         return any(
             row.effects is job.effects and mark < len(job.tokens) and row.tokens[:mark] == job.tokens[:mark]
-            for row in self._rows[self._writing :]
+            for row in self._prefilling
             for mark in row.marks
         )
 
-    def _end(self, slot: int, reason: str) -> None:
-        """A row leaves; others move so that no slot is empty between rows."""
-        job = self._rows[slot]
+    def _end(self, job: Job, reason: str, error: BaseException | None = None) -> None:
+        """A row leaves. Its reason comes last: with it the answer is complete."""
+        try:
+            job.text.close()
+        except Exception as failure:
+            reason, error = "error", error or failure
+        for rows in (self._decoding, self._prefilling):
+            if job in rows:
+                rows.remove(job)
+        self._slots.close(job.arrived)
+        job.error = error
         job.reason = reason
-        job.text.close()
-        if slot < self._writing:
-            self._writing -= 1
-            self._relocate(self._writing, slot)
-            slot = self._writing
-        self._relocate(len(self._rows) - 1, slot)
-        self._rows.pop()
-        # The memory of the last row stays: the next one to come is often like it.
-        left = self._rows or [job]
-        self._slots.release(len(left), max(row.placed for row in left))
-
-    def _relocate(self, source: int, target: int) -> None:
-        if source != target:
-            self._slots.move(source, target, self._rows[source].placed)
-            self._rows[target] = self._rows[source]
 
     # Prompts.
 
     def _prefill(self) -> None:
-        chunk = _CHUNK if self._writing else _CHUNK_ALONE
-        jobs, length = self._group(chunk)
-        slots = [self._rows.index(job) for job in jobs]
+        chunk = _CHUNK if self._decoding else _CHUNK_ALONE
+        group, length = self._group(chunk)
+        for jobs, logits in self._isolated(group, lambda jobs: self._prompt_logits(jobs, length)):
+            for job in jobs:
+                job.placed += min(job.left, length)
+                self._keep_marks(job)
+            ready = [job for job in jobs if not job.left]
+            for job in ready:
+                self._prefilling.remove(job)
+                self._decoding.append(job)
+            if ready:
+                self._take(ready, logits)
+
+    def _prompt_logits(self, jobs: list[Job], length: int) -> torch.Tensor:
+        """Logits after the last prompt token of those jobs that have no more than ``length`` of them left."""
         counts = [min(job.left, length) for job in jobs]
-        ids = torch.zeros(len(jobs), length, dtype=torch.long)
+        ids = torch.zeros(len(jobs), max(counts), dtype=torch.long)
         for line, job, count in zip(ids, jobs, counts, strict=True):
             line[:count] = torch.tensor(job.tokens[job.placed : job.placed + count])
-        device = self.base.device
-        offsets = torch.arange(length)
+        offsets = torch.arange(ids.shape[1])
         begin = torch.tensor([job.placed for job in jobs])[:, None]
-        real = offsets < torch.tensor(counts)[:, None]
-        places = (begin + offsets).to(device)
+        end = torch.tensor(counts)[:, None]
+        real = offsets < end
         last = torch.tensor([count == job.left for job, count in zip(jobs, counts, strict=True)])
-        keep = (offsets == torch.tensor(counts)[:, None] - 1) & last[:, None]
+        keep = (offsets == end - 1) & last[:, None]
         # Padding stands behind a row's tokens, where they cannot see it, and has the position of a real token.
-        positions = torch.where(real.to(device), places, 0)
-        effects = [job.effects for job in jobs]
-        logits = self.passes.logits(effects, slots, ids.to(device), positions, places, keep.to(device))
-        for slot, job, count in zip(slots, jobs, counts, strict=True):
-            job.placed += count
-            for mark in sorted(mark for mark in job.marks if mark <= job.placed):
-                job.marks.discard(mark)
-                if not self.prefixes.has(job.effects, job.tokens[:mark]):
-                    self.prefixes.add(job.effects, job.tokens[:mark], self._slots, slot)
-        ready = [job for job in jobs if not job.left]
-        for job in ready:
-            self._to_the_writing(job)
-        if ready:
-            self._take(ready, logits)
+        places = torch.where(real, begin + offsets, -1)
+        slots = [job.arrived for job in jobs]
+        return self.passes.logits([job.effects for job in jobs], slots, ids, places.clamp(min=0), places, keep)
+
+    def _keep_marks(self, job: Job) -> None:
+        for mark in sorted(mark for mark in job.marks if mark <= job.placed):
+            job.marks.discard(mark)
+            if not self.prefixes.has(job.effects, job.tokens[:mark]):
+                with contextlib.suppress(RuntimeError, MemoryError):  # no memory for it: others compute it again
+                    self.prefixes.add(job.effects, job.tokens[:mark], self._slots, job.arrived)
 
     def _group(self, chunk: int) -> tuple[list[Job], int]:
         """Prompts to compute together, and how many positions of each.
@@ -265,7 +326,7 @@ class Scheduler:
         By turns that of the oldest row and that of the row with least to do, with others of similar length: the long
         ones always go on, and the short ones do not wait for them.
         """
-        rows = self._rows[self._writing :]
+        rows = self._prefilling
         oldest = min(rows, key=lambda job: job.arrived)
         first = oldest if self._oldest_next else min(rows, key=lambda job: job.left)
         self._oldest_next = not self._oldest_next
@@ -279,77 +340,99 @@ class Scheduler:
                 length = longest
         return group, length
 
-    def _to_the_writing(self, job: Job) -> None:
-        slot = self._rows.index(job)
-        if slot != self._writing:
-            other = self._rows[self._writing]
-            self._slots.swap(slot, self._writing, max(job.placed, other.placed))
-            self._rows[slot], self._rows[self._writing] = other, job
-        self._writing += 1
-
     # Answers.
 
-    def _write(self) -> None:
-        jobs = self._rows[: self._writing]
-        device = self.base.device
-        ids = torch.tensor([[job.written[-1]] for job in jobs], device=device)
-        places = torch.tensor([[job.placed] for job in jobs], device=device)
+    def _decode(self) -> None:
+        self._decoding.sort(key=lambda job: self._slots.order(job.arrived))
+        for jobs, logits in self._isolated(list(self._decoding), self._next_logits):
+            for job in jobs:
+                job.placed += 1
+            self._take(jobs, logits)
+
+    def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
+        ids = torch.tensor([[job.written[-1]] for job in jobs])
+        places = torch.tensor([[job.placed] for job in jobs])
         keep = torch.ones_like(ids, dtype=torch.bool)
-        effects = [job.effects for job in jobs]
-        logits = self.passes.logits(effects, list(range(len(jobs))), ids, places, places, keep)
-        for job in jobs:
-            job.placed += 1
-        self._take(jobs, logits)
+        slots = [job.arrived for job in jobs]
+        return self.passes.logits([job.effects for job in jobs], slots, ids, places, places, keep)
 
     def _take(self, jobs: list[Job], logits: torch.Tensor) -> None:
-        """Each job's next token from its line of ``logits``; jobs that it ends leave."""
-        chosen, logprobs = choose(logits, [job.draw for job in jobs])
-        nats = [math.nan] * len(jobs) if logprobs is None else logprobs.tolist()
-        ended: list[tuple[Job, str]] = []
-        for line, (job, token, nat) in enumerate(zip(jobs, chosen.tolist(), nats, strict=True)):
+        """Each job's next token, or its choice, from its line of ``logits``; jobs that it ends leave."""
+        writing = [line for line, job in enumerate(jobs) if not job.choices]
+        for line, job in enumerate(jobs):
             if job.choices:
-                self._answer_with_choice(job, logits[line])
-                ended.append((job, "choice"))
-                continue
-            job.written.append(token)
-            job.draw.took(token)
-            if job.sampling.logprobs:
-                job.logprobs.append(nat)
-            if token in job.stop:
-                ended.append((job, "stop"))
-                continue
-            job.text.add(token)
-            if job.text.stopped:
-                ended.append((job, "stop"))
-            elif job.draw.written >= job.sampling.max_new_tokens:
-                ended.append((job, "length"))
-        for job, reason in ended:
-            self._end(self._rows.index(job), reason)
+                self._ended(job, partial(self._answer_with_choice, job, logits[line]))
+        if not writing:
+            return
+        writers = [jobs[line] for line in writing]
+        chosen, logprobs = choose(logits if len(writers) == len(jobs) else logits[writing], [j.draw for j in writers])
+        # One transfer a step; a float32 holds every id below 2**24 exactly, and MPS has no float64.
+        nats = chosen if logprobs is None else logprobs
+        found = torch.stack((chosen.float(), nats.float())).tolist()
+        for job, token, nat in zip(writers, *found, strict=True):
+            self._ended(job, partial(self._write, job, int(token), nat))
 
-    def _answer_with_choice(self, job: Job, logits: torch.Tensor) -> None:
+    def _ended(self, job: Job, answer: Callable[[], str | None]) -> None:
+        """End a job for the reason that its answer gives, or because its answer failed."""
+        try:
+            reason = answer()
+        except Exception as error:
+            self._end(job, "error", error)
+            return
+        if reason is not None:
+            self._end(job, reason)
+
+    def _write(self, job: Job, token: int, nat: float) -> str | None:
+        """Go on with a token; returns why the answer ends with it, where it does.
+
+        Raises:
+            EngineError: there is no next token.
+        """
+        if token < 0:
+            raise EngineError(_NOT_FINITE)
+        job.written.append(token)
+        job.draw.took(token)
+        if job.sampling.logprobs:
+            job.logprobs.append(nat)
+        if token in job.stop:
+            return "stop"
+        job.text.add(token)
+        if job.text.stopped:
+            return "stop"
+        return "length" if job.draw.written >= job.sampling.max_new_tokens else None
+
+    def _answer_with_choice(self, job: Job, logits: torch.Tensor) -> str:
         """Take the choice that is likeliest as a whole, or sample one by likelihood ** (1 / temperature).
 
         The choices stand behind the prompt as branches that do not see each other: one pass scores them all.
+
+        Raises:
+            EngineError: log-probabilities that are not numbers.
         """
-        past, device = job.placed, self.base.device
+        past = job.placed
         tails = [choice[:-1] for choice in job.choices]
-        ids = torch.tensor([[token for tail in tails for token in tail]], device=device)
-        branch = torch.tensor([[number for number, tail in enumerate(tails, start=1) for _ in tail]], device=device)
-        position = torch.tensor([[past + place for tail in tails for place in range(len(tail))]], device=device)
-        places = past + torch.arange(ids.shape[1], device=device)[None]
-        mask = self.base.masks(branch, position, past)
-        keep = torch.ones_like(ids, dtype=torch.bool)
-        slot = self._rows.index(job)
-        after = self.passes.logits([job.effects], [slot], ids, position, places, keep, mask)
-        first = torch.log_softmax(logits.float(), dim=-1)
-        rest = torch.log_softmax(after.float(), dim=-1)
-        totals, each, line = [], [], 0
-        for choice in job.choices:
-            nats = [float(first[choice[0]])]
-            nats += [float(rest[line + i, token]) for i, token in enumerate(choice[1:])]
-            line += len(choice) - 1
-            totals.append(sum(nats))
-            each.append(nats)
+        ids = torch.tensor([[token for tail in tails for token in tail]], dtype=torch.long)
+        lines = torch.log_softmax(logits.float(), dim=-1)[None]
+        if ids.numel():
+            branch = torch.tensor([[number for number, tail in enumerate(tails, start=1) for _ in tail]])
+            position = torch.tensor([[past + place for tail in tails for place in range(len(tail))]])
+            places = past + torch.arange(ids.shape[1])[None]
+            mask = self.base.masks(branch.to(self.base.device), position.to(self.base.device), past)
+            keep = torch.ones_like(ids, dtype=torch.bool)
+            after = self.passes.logits([job.effects], [job.arrived], ids, position, places, keep, mask)
+            lines = torch.cat((lines, torch.log_softmax(after.float(), dim=-1)))
+        # For each token of each choice: which line predicts it, the first of them the one after the prompt.
+        predicted_by: list[int] = []
+        begin = 1
+        for tail in tails:
+            predicted_by += [0, *range(begin, begin + len(tail))]
+            begin += len(tail)
+        targets = [token for choice in job.choices for token in choice]
+        nats = iter(lines[predicted_by, targets].tolist())
+        each = [[next(nats) for _ in choice] for choice in job.choices]
+        totals = [sum(parts) for parts in each]
+        if not math.isfinite(max(totals, key=lambda total: math.inf if math.isnan(total) else total)):
+            raise EngineError(_NOT_FINITE)
         best = job.draw.among(totals)
         job.choice_logprobs = totals
         job.written = list(job.choices[best])
@@ -358,3 +441,4 @@ class Scheduler:
         for token in job.written:
             if token not in job.stop:
                 job.text.add(token)
+        return "choice"

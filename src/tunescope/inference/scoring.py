@@ -90,10 +90,12 @@ def _passes(items: Sequence[Item], shared: int) -> Iterator[list[int]]:
 
 
 def _compute_beginning(passes: Passes, compiled: Compiled | None, tokens: list[int]) -> Kept:
-    ids = torch.tensor([tokens], device=passes.base.device)
-    places = torch.arange(len(tokens), device=ids.device)[None]
+    ids = torch.tensor([tokens])
+    places = torch.arange(len(tokens))[None]
     passes.logits([compiled], [0], ids, places, places, torch.zeros_like(ids, dtype=torch.bool))
-    return passes.slots.keep(0, len(tokens))
+    kept = passes.slots.keep(0, len(tokens))
+    passes.slots.close(0)
+    return kept
 
 
 def _score_pass(
@@ -127,16 +129,15 @@ def _score_pass(
             targets += candidate
             kept, end = kept + own, end + own
     slots = list(range(len(items)))
+    passes.slots.arrange(slots, [shared + length] * len(items))
     if beginning is not None:
-        passes.slots.reserve(len(slots), shared + length)
         for slot in slots:
             passes.slots.restore(slot, beginning)
-    device = passes.base.device
-    mask = passes.base.masks(branch.to(device), position.to(device), past=shared)
-    places = torch.arange(shared, shared + length, device=device).expand(len(items), length)
-    logits = passes.logits(
-        [compiled] * len(items), slots, ids.to(device), position.to(device), places, keep.to(device), mask
-    )
+    mask = passes.base.masks(branch.to(passes.base.device), position.to(passes.base.device), past=shared)
+    places = torch.arange(shared, shared + length).expand(len(items), length)
+    logits = passes.logits([compiled] * len(items), slots, ids, position, places, keep, mask)
+    for slot in slots:
+        passes.slots.close(slot)
     logprobs = iter(_logprobs(logits, torch.tensor(predicted_by), torch.tensor(targets)).tolist())
     return [
         [Score(sum(next(logprobs) for _ in candidate), len(candidate)) for candidate in item.candidates]

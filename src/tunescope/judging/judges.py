@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,8 +49,9 @@ def load_judge(name: str, base: Base) -> Judge:
     """
     if name == SENTIMENT:
         return Sentiment()
-    if (Path(name) / bank.RECORD).is_file():
-        return RewardModel(name, base)
+    folder = os.path.expanduser(name)  # noqa: PTH111 (pathlib's raises for an unknown user)
+    if (Path(folder) / bank.RECORD).is_file():
+        return RewardModel(folder, base)
     module, colon, attribute = name.partition(":")
     if colon and module and attribute:
         return Function(name, _function(name, module, attribute))
@@ -134,7 +136,7 @@ def prompt_of(messages: Sequence[Message]) -> str | list[Message]:
 def _function(name: str, module: str, attribute: str) -> Callable[[Any, str], Any]:
     here = str(Path.cwd())
     if here not in sys.path:  # an installed command does not look there, and that is where the user's file lies
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last, so that no file lying there stands for an installed module
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # also what the module itself raises

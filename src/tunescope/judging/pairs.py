@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,13 +18,16 @@ from typing import Any
 
 from tunescope import storage
 from tunescope.data.rows import Row
-from tunescope.errors import DataError, Interrupted
+from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.judging.judges import Judge, prompt_of
 from tunescope.judging.samples import Judged, Samples, Unjudged, judged_samples, with_score
+from tunescope.locks import writing
 from tunescope.methods import Customized
 from tunescope.methods.fingerprint import hash_customized
 
 _DONE, _RECIPE = "samples.jsonl", "recipe.json"
+UNFINISHED = storage.Kind("unfinished call of pairs", unsealed=(_DONE, _RECIPE))
+_RESTART = "Start over with --restart."
 
 
 @dataclass
@@ -75,6 +78,7 @@ def make_pairs(
     *,
     skip_unjudged: int = 10,
     restart: bool = False,
+    overwrite: bool = False,
     on_prompt: Callable[[int], None] = lambda done: None,
 ) -> Made:
     """Sample, judge, and write ``out`` with the pairs and, beside it, ``NAME.samples.jsonl`` with all samples.
@@ -87,20 +91,38 @@ def make_pairs(
         out: the file to write.
         skip_unjudged: how many samples the judge may fail on.
         restart: forget what an unfinished call sampled.
+        overwrite: replace files of an earlier call.
         on_prompt: told how many prompts are done.
 
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, no pair at all, or an
             unfinished call with other settings.
+        TunescopeError: a file of that name is there, or another run writes it.
         Interrupted: after Ctrl-C; what was sampled is kept.
     """
     if sampling.n < 2:
         raise DataError(f"n is {sampling.n}: a pair needs at least two completions of a prompt.")
-    work = out.parent / ".pairs" / out.name
+    with writing(out), writing(samples_path(out)):
+        _check_files(out, overwrite)
+        return _made(customized, rows, judge, sampling, out, skip_unjudged, restart, on_prompt)
+
+
+def _made(
+    customized: Customized,
+    rows: Sequence[Row],
+    judge: Judge,
+    sampling: Samples,
+    out: Path,
+    skip_unjudged: int,
+    restart: bool,
+    on_prompt: Callable[[int], None],
+) -> Made:
+    work = _work_folder(out)
     if restart:
-        shutil.rmtree(work, ignore_errors=True)
+        storage.remove_folder(work, UNFINISHED)
+    work = storage.claim_folder(work, UNFINISHED)
     _check_recipe(work, out, _recipe(customized, rows, judge, sampling))
-    done = _unfinished(work / _DONE)
+    done = _unfinished(work / _DONE, len(rows))
     failed = Unjudged(skip_unjudged)
     for index, judged in done.items():
         done[index] = _judged_again(judge, rows[index], judged)
@@ -137,14 +159,14 @@ def make_pairs(
             f"None of {len(rows)} prompts has two samples that differ in text and score, so there are no pairs. Sample "
             "more freely (--temperature, --n, another --seed), or take a judge that tells them apart."
         )
-    storage.atomic_write(samples_path(out), _lines(made.samples))
-    storage.atomic_write(out, _lines(made.pairs))
+    storage.write_output(samples_path(out), _lines(made.samples))
+    storage.write_output(out, _lines(made.pairs))
     _remove(work)
     return made
 
 
 def _remove(work: Path) -> None:
-    shutil.rmtree(work)
+    storage.remove_folder(work, UNFINISHED)
     with contextlib.suppress(OSError):  # other calls' work lies there too
         work.parent.rmdir()
 
@@ -157,6 +179,32 @@ def _judged_again(judge: Judge, row: Row, judged: Sequence[Judged]) -> list[Judg
 def samples_path(out: Path) -> Path:
     """Where all samples of the pairs in ``out`` lie."""
     return out.with_name(f"{out.stem}.samples.jsonl")
+
+
+def check_files(out: Path, overwrite: bool) -> None:
+    """Stop before any work where its result would have no place.
+
+    Raises:
+        TunescopeError: a name that is none of JSON lines, a file that is there and not to be replaced, or another run
+            that writes it.
+    """
+    with writing(out), writing(samples_path(out)):
+        _check_files(out, overwrite)
+
+
+def _check_files(out: Path, overwrite: bool) -> None:
+    if out.suffix != ".jsonl":
+        raise TunescopeError(f"{out}: pairs are written as JSON lines. Give --out a name that ends in .jsonl.")
+    goes_on = (_work_folder(out) / _DONE).is_file()  # a call that was killed while it wrote its files
+    for path in (out, samples_path(out)):
+        if path.exists() and not overwrite and not goes_on:
+            raise TunescopeError(f"{path} exists already. Choose another --out, or replace it with --overwrite.")
+        storage.check_output(path)
+
+
+def _work_folder(out: Path) -> Path:
+    out = storage.resolved(out)
+    return out.parent / ".pairs" / out.name
 
 
 def _pairs(rows: Sequence[Row], done: dict[int, list[Judged]], seconds: float, new_tokens: int) -> Made:
@@ -218,8 +266,8 @@ def _recipe(customized: Customized, rows: Sequence[Row], judge: Judge, sampling:
 def _check_recipe(work: Path, out: Path, recipe: dict[str, Any]) -> None:
     """Refuse to go on with samples that other settings gave."""
     path = work / _RECIPE
-    if (work / _DONE).is_file() and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if (work / _DONE).is_file():
+        before = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART)
         if differing := [name for name in recipe if before.get(name) != recipe[name]]:
             raise DataError(
                 f"Unfinished samples for {out} had other settings ({', '.join(differing)}). Give the same settings to "
@@ -228,13 +276,24 @@ def _check_recipe(work: Path, out: Path, recipe: dict[str, Any]) -> None:
     storage.atomic_write(path, json.dumps(recipe, indent=2))
 
 
-def _unfinished(path: Path) -> dict[int, list[Judged]]:
-    """What an earlier call sampled; a line that it was killed in is cut off."""
+def _unfinished(path: Path, rows: int) -> dict[int, list[Judged]]:
+    """What an earlier call sampled; a line that it was killed in is cut off.
+
+    Raises:
+        TunescopeError: another line is damaged.
+    """
     if not path.is_file():
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        storage.atomic_write(path, whole)
-    found = map(json.loads, whole.decode().splitlines())
-    return {index: [Judged(**each) for each in judged] for index, judged in found}
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
+
+    def parse(text: str) -> dict[int, list[Judged]]:
+        lines = text.split("\n")[:-1]  # not splitlines, which takes characters of a completion for ends of lines
+        found = {index: [Judged(**each) for each in judged] for index, judged in map(json.loads, lines)}
+        if strange := [index for index in found if index not in range(rows)]:
+            raise ValueError(f"it names prompt {strange[0]}, and there are {rows}")
+        return found
+
+    return storage.read_state(path, parse, _RESTART)

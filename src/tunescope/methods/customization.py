@@ -55,7 +55,8 @@ class Customization(nn.Module):
         """Take these tensors.
 
         Raises:
-            BankError: naming tensors that are missing, unexpected or of another shape.
+            BankError: naming tensors that are missing, unexpected, of another shape, not of a floating-point dtype, or
+                holding values that are not finite in the precision they are kept in.
         """
         own = self.tensors()
         if missing := sorted(set(own) - set(tensors)):
@@ -68,6 +69,16 @@ class Customization(nn.Module):
                     f"Tensor {name} has shape {tuple(tensors[name].shape)}, but this base and method need "
                     f"{tuple(tensor.shape)}."
                 )
+            if not tensors[name].is_floating_point():
+                raise BankError(
+                    f"Tensor {name} has dtype {str(tensors[name].dtype).removeprefix('torch.')}: only floating-point "
+                    "ones are taken."
+                )
+            if not bool(tensors[name].to(tensor.dtype).isfinite().all()):
+                raise BankError(
+                    f"Tensor {name} holds values that are not finite in {str(tensor.dtype).removeprefix('torch.')}: "
+                    "the training that made it went wrong, or it is damaged."
+                )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
@@ -77,9 +88,17 @@ class Customization(nn.Module):
             self._put(key, effect.finished())
         self.eval().requires_grad_(False)
 
+    def effect_of(self, parameter: str) -> tuple[Effect, str] | None:
+        """The effect that a parameter (``3_q_low_rank.B``) belongs to, and its name there; None if it is none's."""
+        for key, effect in self.effects.items():
+            module = _module_name(key) + "."
+            if parameter.startswith(module):
+                return effect, parameter.removeprefix(module)
+        return None
+
     def _put(self, key: str, effect: Effect) -> None:
         self.effects[key] = effect
-        self.add_module(key.replace(".", "_"), effect)  # a module's name has no dots
+        self.add_module(_module_name(key), effect)
 
     @contextmanager
     def applied(self, base: Base) -> Iterator[None]:
@@ -141,10 +160,21 @@ class Customized:
         Args:
             parameter: its name in the customization (``3_q_low_rank.B``), or in the base that moves.
         """
-        for key, effect in self.customization.effects.items():
-            if effect.learning_rate is not None and parameter.startswith(key.replace(".", "_") + "."):
-                return effect.learning_rate / self.method.learning_rate
+        found = self.customization.effect_of(parameter)
+        if found is not None and found[0].learning_rate is not None:
+            return found[0].learning_rate / self.method.learning_rate
         return self.method.rate_of(parameter)
+
+    def identity_of(self, parameter: str) -> torch.Tensor:
+        """What a parameter is where nothing is customized: its effect's identity, or the base's own weight.
+
+        Args:
+            parameter: as for ``rate_of``.
+        """
+        found = self.customization.effect_of(parameter)
+        if found is not None:
+            return found[0].identity(found[1])
+        return self.origin.model.get_parameter(parameter).detach()
 
     def finish(self) -> None:
         """End of training: nothing moves any more."""
@@ -207,6 +237,11 @@ def at_rest(
     customization = Customization(method, template, effects).to(base.device)
     customization.finish()
     return Customized(base, customization, base)
+
+
+def _module_name(key: str) -> str:
+    """A module's name has no dots."""
+    return key.replace(".", "_")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -46,6 +46,16 @@ class Effect(nn.Module):
     where: str = "output"
     learning_rate: ClassVar[float | None] = None
 
+    def identity(self, parameter: str) -> torch.Tensor:
+        """What a parameter is where the effect changes nothing, as the parameter or broadcast to it: zero for most.
+
+        Weight decay pulls there. Virtual tokens have no such value; theirs is zero, as for any embedding.
+
+        Args:
+            parameter: its name in the effect, for example ``magnitude``.
+        """
+        return torch.zeros_like(self.get_parameter(parameter))
+
     def finished(self) -> Effect:
         """What is kept when training ends; itself, unless training needs more than serving."""
         return self
@@ -108,14 +118,22 @@ class LowRank(Effect):
         self.scaling = alpha / math.sqrt(rank) if rank_stabilized else alpha / rank
         self.dropout = dropout
         self.magnitude: nn.Parameter | None = None
-        if dora:
-            self.magnitude = nn.Parameter(site.weight.detach().float().norm(dim=1))
         self._site = (site,)  # in a tuple: the base's module is not a child of this one
+        if dora:
+            self.magnitude = nn.Parameter(self._length())
 
     def initialize(self, generator: torch.Generator) -> None:
         """A uniform as in LoRA's reference code (Kaiming with √5: bound 1/√in), B zero: no effect at the start."""
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.B)
+
+    def identity(self, parameter: str) -> torch.Tensor:
+        """The length of the base's own rows for DoRA's magnitude, zero for A and B."""
+        return self._length() if parameter == "magnitude" else super().identity(parameter)
+
+    def _length(self) -> torch.Tensor:
+        """Length of each output row of W, [out]."""
+        return self._site[0].weight.detach().float().norm(dim=1)
 
     def delta_weight(self) -> torch.Tensor:
         """What this adds to the weight, scaling · B A, as [out, in] in float32."""
@@ -154,6 +172,10 @@ class Scale(Effect):
         super().__init__()
         self.where = where
         self.vector = nn.Parameter(torch.ones(site.in_features if where == "input" else site.out_features))
+
+    def identity(self, parameter: str) -> torch.Tensor:
+        """One: a scale of zero would cut the activation off."""
+        return torch.ones_like(self.get_parameter(parameter))
 
     def forward(self, given: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
         """Apply to a site's input, or to its output when one is given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -47,12 +47,10 @@ class Objective(Settings, ABC):
     """What a prompt that is too long loses."""
 
     @abstractmethod
-    def columns(self, table: Table) -> set[str]:
-        """The columns that ``rows`` reads where no pattern names them."""
-
-    @abstractmethod
-    def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Any]:
-        """The rows of a table, its columns understood.
+    def rows(
+        self, table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[str], None] = lambda note: None
+    ) -> list[Any]:
+        """The rows of a table, its columns understood. ``on_note`` is called with what is worth knowing of that.
 
         Raises:
             DataError: columns or rows that do not fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from tunescope.base import Base
 from tunescope.data.batching import PairBatch, collate_pairs
 from tunescope.data.encoding import EncodedPair, Encoder
-from tunescope.data.pairs import Pair, columns_of_pairs, is_pairs, repeated, to_pairs
+from tunescope.data.pairs import Pair, is_pairs, repeated, to_pairs
 from tunescope.data.reading import Table
 from tunescope.errors import DataError
 from tunescope.methods import Customized
@@ -38,11 +38,9 @@ class PreferenceObjective(Objective):
         chosen one is preferred. The customization's effects are acting.
         """
 
-    def columns(self, table: Table) -> set[str]:
-        """Those of pairs."""
-        return columns_of_pairs(table)
-
-    def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Pair]:
+    def rows(
+        self, table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[str], None] = lambda note: None
+    ) -> list[Pair]:
         """Pairs.
 
         Raises:
@@ -52,7 +50,7 @@ class PreferenceObjective(Objective):
             raise DataError(
                 f"{table.path} holds pairs, whose prompt stands in a column of its own: leave --template out."
             )
-        return to_pairs(table, skip_bad=skip_bad)
+        return to_pairs(table, skip_bad=skip_bad, on_note=on_note)
 
     def notes(self, rows: Sequence[Pair]) -> list[str]:
         """Repeated pairs, and margins that this loss has no use for."""

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from tunescope import storage
 from tunescope.base import Base
@@ -22,6 +20,7 @@ from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
 from tunescope.objectives.preference import completion_logprobs
+from tunescope.tensor_files import read_tensors, write_tensors
 
 # Tokens computed in one forward pass, padding counted.
 _PASS_TOKENS = 2048
@@ -37,7 +36,7 @@ def with_reference(base: Base, examples: Sequence[EncodedPair]) -> list[EncodedP
     found = _kept(path, len(plain))
     if found is None:
         found = _computed(base, plain)
-        storage.atomic_write(path, save({"logprobs": found}))
+        write_tensors(path, {"logprobs": found})
     return [
         replace(example, reference=(chosen, rejected))
         for example, (chosen, rejected) in zip(examples, found.T.tolist(), strict=True)
@@ -52,10 +51,10 @@ def _place(base: Base, examples: Sequence[EncodedPair]) -> Path:
 
 
 def _kept(path: Path, count: int) -> torch.Tensor | None:
-    """What was kept, [2, pairs]; None where nothing usable was, as after the cache was deleted."""
+    """What was kept, [2, pairs]; None where nothing usable was: the cache was deleted, or the checksum differs."""
     try:
-        found = load(path.read_bytes())["logprobs"]
-    except (OSError, SafetensorError, KeyError):
+        found = read_tensors(path)[0]["logprobs"]
+    except (ValueError, KeyError):
         return None
     return found if found.shape == (2, count) else None
 

@@ -138,7 +138,7 @@ def reward_scores(
         for part in _passes(encoded):
             batch = collate(part).to(base.device)
             last = batch.attention_mask.sum(dim=1) - 1
-            hidden = base.hidden(batch.input_ids, batch.attention_mask)
+            hidden = base.hidden(batch.input_ids, None)  # a batch is padded on the right
             found = head(hidden[torch.arange(len(part), device=base.device), last])
             for example, reward in zip(part, found.tolist(), strict=True):
                 rewards[example.number - 1] = reward

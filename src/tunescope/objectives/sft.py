@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from tunescope.data.batching import TextBatch, collate
 from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
-from tunescope.data.rows import Row, columns_of_rows, label_set, to_rows
+from tunescope.data.rows import Row, label_set, to_rows
 from tunescope.methods import Customized
 from tunescope.objectives.objective import Loss, Objective
 
@@ -18,13 +18,11 @@ class SFT(Objective):
 
     name: ClassVar[str] = "sft"
 
-    def columns(self, table: Table) -> set[str]:
-        """Those of the conventions."""
-        return columns_of_rows(table)
-
-    def rows(self, table: Table, pattern: str | None, skip_bad: int) -> list[Row]:
+    def rows(
+        self, table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[str], None] = lambda note: None
+    ) -> list[Row]:
         """Prompts with completions."""
-        return to_rows(table, pattern, skip_bad=skip_bad)
+        return to_rows(table, pattern, skip_bad=skip_bad, on_note=on_note)
 
     def labels(self, rows: Sequence[Row]) -> tuple[str, ...] | None:
         """Found in the completions."""
@@ -45,5 +43,5 @@ class SFT(Objective):
     def compute_loss(self, customized: Customized, batch: TextBatch) -> Loss:
         """Cross-entropy of the trained tokens in nats; the vocabulary head computes their positions only."""
         base = customized.base
-        hidden = base.hidden(batch.input_ids, batch.attention_mask)
+        hidden = base.hidden(batch.input_ids, None)  # a batch is padded on the right
         return Loss(-base.logprobs(hidden[batch.keep], batch.targets).sum())

@@ -6,27 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
-from tunescope import storage
+from tunescope.base.device import random_states, set_random_states
 from tunescope.errors import TrainingError
+from tunescope.tensor_files import read_tensors, write_tensors
 from tunescope.training.optimizer import Optimizer
 
 FILE = "checkpoint.safetensors"
 
 
 def save_checkpoint(folder: Path, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write parameters, optimizer moments, random states and ``state`` (JSON values) as one file.
+    """Write parameters, optimizer moments, random states and ``state`` (JSON values) as one file with a checksum.
 
     The file before it stays until the new one is complete.
     """
-    tensors = {**optimizer.tensors(), "random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.atomic_write(folder / FILE, save(tensors, metadata={"state": json.dumps(state)}))
+    states = random_states(optimizer.device)
+    tensors = {**optimizer.tensors(), **{f"random.{kind}": state for kind, state in states.items()}}
+    write_tensors(folder / FILE, tensors, {"state": json.dumps(state)})
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -44,16 +39,14 @@ def load_checkpoint(folder: Path, optimizer: Optimizer) -> dict[str, Any] | None
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-            state = json.loads(file.metadata()["state"])
+        tensors, texts = read_tensors(path)
+        state: dict[str, Any] = json.loads(texts["state"])
         optimizer.load_tensors(tensors)
-        torch.set_rng_state(tensors["random.cpu"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        states = {name.removeprefix("random."): state for name, state in tensors.items()}
+        set_random_states(optimizer.device, states)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainingError(
             f"The checkpoint {path} is damaged or of another method ({error}). Start over with --restart; nothing else "
             "is lost."
         ) from error
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     return state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -21,32 +20,13 @@ from tunescope.errors import Interrupted, TrainingError
 from tunescope.methods import Customized
 from tunescope.objectives import Objective
 from tunescope.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from tunescope.training.metrics import MetricsLog, StepMetrics
 from tunescope.training.optimizer import Optimizer, learning_rate_factor
 from tunescope.training.settings import TrainSettings
 
 _CHECKPOINT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one optimizer step measured. ``loss`` is the mean before the step; ``seconds`` of the loop so far;
-    ``measured`` what the objective reports beside its loss, as means over the step.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    grad_norm: float
-    lr: float
-    tokens: int
-    seconds: float
-    tokens_per_s: float
-    measured: dict[str, float] = field(default_factory=dict)
-
-    def values(self) -> dict[str, float | int]:
-        """All of it by name, for files and trackers."""
-        values = asdict(self)
-        return {**values, **values.pop("measured")}
+# The kinds of device on which torch can sum a tensor's bits.
+_SUMS_BITS = ("cpu", "cuda")
 
 
 @dataclass
@@ -128,14 +108,18 @@ def train_loop(
     """
     run = _Run(customized, objective, examples, settings, folder, settings.lr or default_lr)
     before = None if customized.moves_base else _checksum(customized.origin.model)
-    with customized.active(), _metrics_file(folder, run.step) as record, _interruptible() as stopped:
+    with customized.active(), MetricsLog(folder, run.step) as log, _interruptible() as stopped:
         _set_training(customized, True)
         try:
             while run.step < run.steps:
                 metrics = run.advance()
-                record(metrics)
+                log.append(metrics)
+                if run.checkpoint_is_due():
+                    log.sync()
+                    run.save()
                 on_step(metrics)
                 if stopped() and run.step < run.steps:
+                    log.sync()
                     run.save()
                     raise Interrupted(
                         f"Stopped after step {run.step} of {run.steps}; everything is saved. Run the same command "
@@ -145,7 +129,7 @@ def train_loop(
             _set_training(customized, False)
     if before is not None and _checksum(customized.origin.model) != before:
         raise TrainingError("The frozen base's weights changed while training: nothing was saved.")
-    run.result.peak_memory_mb = max(run.result.peak_memory_mb, memory.peak_mb())
+    run.result.peak_memory_mb = max(run.result.peak_memory_mb, memory.peak_mb(customized.base.device))
     return run.result
 
 
@@ -172,10 +156,10 @@ class _Run:
         self.result = TrainResult(unit=objective.unit)
         self.saved_at = time.monotonic()
         torch.manual_seed(settings.seed)
-        memory.reset_peak()
+        memory.reset_peak(customized.base.device)
         state = load_checkpoint(folder, self.optimizer)
         if state is not None:
-            self.result = TrainResult(**state)
+            self.result = TrainResult(**state)  # the recipe is the same, so it has the same fields
 
     @property
     def step(self) -> int:
@@ -201,9 +185,15 @@ class _Run:
         self.optimizer.step(factor)
         return self._count(parts, loss, measured, norm, self.optimizer.lr * factor, time.perf_counter() - started)
 
+    def checkpoint_is_due(self) -> bool:
+        """After the last step; never when it was the run's last."""
+        every = self.settings.checkpoint_every
+        due = self.step % every == 0 if every else time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS
+        return due and self.step < self.steps
+
     def save(self) -> None:
         """Write a checkpoint of the state after the last step."""
-        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb())
+        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb(self.customized.base.device))
         save_checkpoint(self.folder, self.optimizer, asdict(self.result))
         self.saved_at = time.monotonic()
 
@@ -233,10 +223,6 @@ class _Run:
         for name, value in measured.items():
             result.measured.setdefault(name, []).append(value)
         result.times.append(round(result.seconds, 4))
-        every = self.settings.checkpoint_every
-        due = self.step % every == 0 if every else time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS
-        if due and self.step < self.steps:
-            self.save()
         rate = result.tokens / max(result.seconds, 1e-9)
         return StepMetrics(self.step, self.steps, loss, norm, lr, tokens, result.seconds, rate, dict(measured))
 
@@ -272,24 +258,12 @@ def _set_training(customized: Customized, on: bool) -> None:
 
 
 def _checksum(model: torch.nn.Module) -> list[int]:
-    """A fast sum of each tensor's bits, computed where the tensor lies."""
-    return [int(torch.hash_tensor(parameter.detach()).view(torch.int64)) for parameter in model.parameters()]
-
-
-@contextlib.contextmanager
-def _metrics_file(folder: Path, done: int) -> Iterator[Callable[[StepMetrics], None]]:
-    """Append a line a step to ``metrics.jsonl``; lines after the checkpoint that a run resumes from are dropped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "metrics.jsonl"
-    kept = path.read_text(encoding="utf-8").splitlines()[:done] if path.is_file() else []
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in kept)
-
-        def record(metrics: StepMetrics) -> None:
-            file.write(json.dumps(metrics.values()) + "\n")
-            file.flush()
-
-        yield record
+    """A fast sum of each tensor's bits, computed where the tensor lies if torch can sum there."""
+    sums = []
+    for parameter in model.parameters():
+        tensor = parameter.detach() if parameter.device.type in _SUMS_BITS else parameter.detach().cpu()
+        sums.append(int(torch.hash_tensor(tensor).view(torch.int64)))
+    return sums
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +47,12 @@ class Optimizer:
     steps: each step is taken by a float32 copy and rounded into it (Micikevicius et al. 2018, arXiv:1710.03740,
     section 3.1). A float32 parameter is its own master.
 
+    Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101) and pulls each parameter p to the value p0
+    at which it changes nothing of the base, p ← p - rate · weight_decay · (p - p0), so that more of it always means
+    nearer to the base: one for IA3's scales, the base's own lengths for DoRA's magnitudes, the pretrained weights under
+    full fine-tuning (L2-SP, Li et al. 2018, arXiv:1802.01483), zero for the rest. Pulled to zero, a scale would switch
+    its activation off. Biases and norms need no exception: they are pulled to their own identity too.
+
     Args:
         customized: what is trained; its parameters ask for gradients from now on.
         lr: the highest rate. A method may ask for a multiple of it for some of its parameters.
@@ -55,16 +62,24 @@ class Optimizer:
     def __init__(self, customized: Customized, lr: float, weight_decay: float) -> None:
         self.parameters = trained_parameters(customized)
         self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
-        self.lr = lr
+        self.lr, self.weight_decay = lr, weight_decay
         groups: dict[float, list[nn.Parameter]] = {}
         for name, master in self.masters.items():
             groups.setdefault(customized.rate_of(name), []).append(master)
+        self._identities = {
+            master: customized.identity_of(name) for name, master in self.masters.items() if weight_decay
+        }
         self._adamw = torch.optim.AdamW(
             [{"params": masters, "ratio": ratio} for ratio, masters in groups.items()],
             lr=lr,
-            weight_decay=weight_decay,
+            weight_decay=0.0,  # done in ``_decay``
             fused=True,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(iter(self.parameters.values())).device
 
     def gradient_norm(self, most: float) -> float:
         """Collect the gradients for ``step``, scaled down to the length ``most``; returns their length before that."""
@@ -78,12 +93,13 @@ class Optimizer:
         """Move the parameters at ``factor`` times the highest rate, and forget the gradients."""
         for group in self._adamw.param_groups:
             group["lr"] = self.lr * factor * group["ratio"]
+            self._decay(group)
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         self._round()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a resumed run needs, on the processor."""
+        """Everything that a resumed run needs, on the CPU."""
         kept = {f"parameter.{name}": master.detach() for name, master in self.masters.items()}
         for name, master in self.masters.items():
             kept |= {f"optimizer.{key}.{name}": value for key, value in self._adamw.state.get(master, {}).items()}
@@ -102,6 +118,13 @@ class Optimizer:
                 moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
                 self._adamw.state[master] = {key: tensor.to(master.device) for key, tensor in moments.items()}
         self._round()
+
+    def _decay(self, group: dict[str, Any]) -> None:
+        """Pull the parameters that have a gradient to their identity, by weight_decay times the group's rate."""
+        share = self.weight_decay * group["lr"]
+        for master in group["params"] if share else ():
+            if master.grad is not None:
+                master.lerp_(self._identities[master].to(master.dtype), share)
 
     def _pairs(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         return zip(self.parameters.values(), self.masters.values(), strict=True)

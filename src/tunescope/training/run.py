@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 
@@ -28,14 +28,18 @@ from tunescope.data.template import default_template
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method, customize
 from tunescope.objectives import SFT, Objective
+from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
-from tunescope.training.loop import StepMetrics, TrainResult, train_loop
+from tunescope.training.loop import TrainResult, train_loop
+from tunescope.training.metrics import METRICS, StepMetrics
 from tunescope.training.settings import TrainSettings
 from tunescope.training.trackers import tracked
 
 # Rows that a prompting method looks at to see how completions join their prompts.
 _LOOKED_AT = 256
-RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+RECIPE = "recipe.json"
+UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, CHECKPOINT))
+_P = ParamSpec("_P")
 
 
 @dataclass
@@ -69,6 +73,21 @@ def rows_hash(rows: Sequence[Row] | Sequence[Pair]) -> str:
     return digest.hexdigest()
 
 
+def _one_writer(run: Callable[_P, Trained]) -> Callable[_P, Trained]:
+    """Hold ``out``, where one is given, for all of a run."""
+
+    @functools.wraps(run)
+    def held(*given: _P.args, **named: _P.kwargs) -> Trained:
+        out = named.get("out")
+        if out is None:
+            return run(*given, **named)
+        with bank.claimed(Path(str(out)), overwrite=bool(named.get("overwrite"))):
+            return run(*given, **named)
+
+    return held
+
+
+@_one_writer
 def train(
     base: Base,
     method: Method,
@@ -83,12 +102,13 @@ def train(
     labels: Sequence[str] | None = None,
     name: str | None = None,
     restart: bool = False,
+    overwrite: bool = False,
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
 ) -> Trained:
     """Customize ``base`` by ``method``.
 
     A run that was interrupted or killed goes on when the same call is made again: its checkpoints lie beside the entry,
-    in ``.training``, until it ends.
+    in ``.training``, until it ends. While it goes, no other run can write the same entry.
 
     Args:
         base: frozen; a method that moves weights moves those of a copy.
@@ -104,18 +124,20 @@ def train(
         labels: of a classification task; found in the rows by default.
         name: of the data, for the record.
         restart: forget an unfinished run's checkpoints.
+        overwrite: replace an entry that is at ``out``.
         on_step: told of each optimizer step.
 
     Raises:
         DataError: rows that do not fit.
         TrainingError: an objective that the method cannot take, an unfinished run with other settings, or a run that
             failed.
+        TunescopeError: ``out`` is taken, or another run writes there.
     """
     settings, objective = settings or TrainSettings(), objective or SFT()
     learns = method.trains != "nothing"
     if not learns and not isinstance(objective, SFT):
         raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
-    rows, pattern, name, unread = _rows(objective, data, pattern, skip_bad, name)
+    rows, pattern, name, notes = _rows(objective, data, pattern, skip_bad, name)
     labels = tuple(labels) if labels is not None else objective.labels(rows)
     template = default_template(base.tokenizer, pattern=pattern, style=style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
@@ -140,8 +162,8 @@ def train(
         labels=labels,
     )
     if not learns:
-        path = bank.save(customized, Path(out), record) if out is not None else None
-        return Trained(customized, record, TrainResult(), path, unread)
+        path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
+        return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
         started = time.perf_counter()
         examples = objective.prepare(customized, examples)
@@ -161,12 +183,13 @@ def train(
         path = None
         if out is not None:
             metrics = (work / METRICS).read_text(encoding="utf-8")
-            path = bank.save(customized, Path(out), record, extra={METRICS: metrics})
-    return Trained(customized, record, result, path, [*unread, *objective.notes(rows), *encoder.notes()])
+            path = bank.save(customized, Path(out), record, extra={METRICS: metrics}, overwrite=overwrite)
+    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes()])
 
 
 def work_folder(out: Path) -> Path:
     """Where an entry's unfinished run keeps its checkpoints and metrics."""
+    out = storage.resolved(out)
     return out.parent / ".training" / out.name
 
 
@@ -177,11 +200,11 @@ def _rows(
     skip_bad: int,
     name: str | None,
 ) -> tuple[list[Any], str | None, str, list[str]]:
-    """The rows, the pattern that made them, the data's name, and what is said of columns that nothing reads."""
+    """The rows, the pattern that made them, the data's name, and what is said of how it was read."""
     if isinstance(data, Table):
         chosen = pattern or data.default_template
-        unread = data.unread(objective.columns(data)) if chosen is None else []
-        return objective.rows(data, chosen, skip_bad), chosen, name or data.name, unread
+        notes: list[str] = []
+        return objective.rows(data, chosen, skip_bad, notes.append), chosen, name or data.name, notes
     return list(data), pattern, name or "in memory", []
 
 
@@ -194,27 +217,33 @@ def _work_folder(out: str | Path | None, record: Record, restart: bool) -> Itera
         return
     folder = work_folder(Path(out))
     if restart or not has_checkpoint(folder):  # a run that kept nothing binds nobody to its settings
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+        storage.remove_folder(folder, UNFINISHED)
+    folder = storage.claim_folder(folder, UNFINISHED)
     recipe = record.model_dump_json(exclude={"tunescope", "training", "card"}, indent=2)
-    path = folder / RECIPE
-    if path.is_file() and (differing := _differences(path.read_text(encoding="utf-8"), recipe)):
-        raise TrainingError(
-            f"An unfinished run of {out} had other settings ({', '.join(differing)}). Give the same settings to go on "
-            "with it, or --restart to start over."
-        )
-    storage.atomic_write(path, recipe)
+    if has_checkpoint(folder):
+        before = storage.read_state(folder / RECIPE, lambda text: dict(json.loads(text)), "Start over with --restart.")
+        if differing := _differences(before, json.loads(recipe)):
+            raise TrainingError(
+                f"An unfinished run of {out} had other settings ({', '.join(differing)}). Give the same settings to go "
+                "on with it, or --restart to start over."
+            )
+    storage.atomic_write(folder / RECIPE, recipe)
     try:
         yield folder
     except BaseException:
         if not has_checkpoint(folder):
-            shutil.rmtree(folder)
+            _remove(folder)
         raise
-    shutil.rmtree(folder)
+    _remove(folder)
 
 
-def _differences(before: str, now: str) -> list[str]:
-    old, new = json.loads(before), json.loads(now)
+def _remove(folder: Path) -> None:
+    storage.remove_folder(folder, UNFINISHED)
+    with suppress(OSError):  # other unfinished runs lie there too
+        folder.parent.rmdir()
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     found = []
     for key in new:
         if old.get(key) == new[key]:

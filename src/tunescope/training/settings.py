@@ -23,7 +23,7 @@ class TrainSettings(Settings):
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the rate rises from zero; after it, a cosine takes it down to zero."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled decay. None by default: short fine-tuning gains nothing from it."""
+    """AdamW's decoupled decay, toward the base as it is. None by default: short fine-tuning gains nothing from it."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
     max_length: int | None = Field(None, gt=1)

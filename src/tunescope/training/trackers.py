@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunescope.bank import Record
 from tunescope.errors import TrainingError, UnknownNameError
-from tunescope.training.loop import StepMetrics
+from tunescope.training.metrics import StepMetrics
 
 
 @contextmanager
