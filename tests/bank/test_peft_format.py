@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,6 +167,12 @@ def test_one_odd_value_is_refused_in_words_or_does_no_harm(field: str, folder: P
         _imported(folder, json.dumps({**config, field: value}))
 
 
+@functools.cache
+def _sound_config() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as temporary:
+        return json.loads((export_peft(_lora(tiny_base("llama")), Path(temporary) / "adapter") / CONFIG).read_text())
+
+
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(_ODD),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -174,9 +183,7 @@ _json = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(changes=st.dictionaries(st.sampled_from([*PeftConfig.model_fields]), _json, max_size=4))
 def test_odd_configurations_give_no_traceback(changes: dict[str, object], folder: Path) -> None:
-    base = tiny_base("llama")
-    config = json.loads((export_peft(_lora(base), folder) / CONFIG).read_text())
-    _imported(folder, json.dumps({**config, **changes}))
+    _imported(folder, json.dumps({**_sound_config(), **changes}))
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_rows_of_other_conditions_do_not_share_a_table(
     if what == "version":
         monkeypatch.setattr(runner.metadata, "version", lambda name: "0.0")
     if what == "device":
-        monkeypatch.setattr(runner, "processor_name", lambda: "Another CPU")
+        monkeypatch.setattr(runner, "device_name", lambda device: "Another CPU")
     with pytest.raises(TunescopeError, match=rf"holds a comparison with another {named}\. .*--restart"):
         compare(**given | change)
     assert (tmp_path / "run" / "comparison.json").read_bytes() == before

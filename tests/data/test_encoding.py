@@ -163,6 +163,7 @@ def test_what_is_served_begins_every_whole_text(kind: str, style: str, prompt: s
     """A healed prompt's ids begin the ids of prompt and answer, whatever the answer begins with; what was left out is
     owed, to the character."""
     made = encoder(kind, style, heal=True)
+    prompt = f"the {prompt}"  # something is left of it when its end is cut off
     served = made.prompt([user(prompt)])
     whole = made.encode(Row((user(prompt),), completion, 1))
     assert whole is not None

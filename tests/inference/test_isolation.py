@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 from tests.inference.mix import customized
 from tests.tiny import VOCABULARY, tiny_base
 
+from tunescope import bank
+from tunescope.bank import BaseRecord, Record
 from tunescope.data.template import default_template
 from tunescope.errors import BankError, EngineError
 from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.detokenizing import Detokenizer
-from tunescope.methods import Adapter, Customized, LoRA, Method, customize
+from tunescope.methods import Adapter, Customized, Full, LoRA, Method, customize
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.9, seed=2, logprobs=True)
 GOOD = [Request("first", None, SAMPLING), Request("second", "lora", SAMPLING), Request("third " * 9, "ia3", SAMPLING)]
@@ -42,14 +45,13 @@ def check_untouched(answers: list[Generated], arch: str = "llama") -> None:
         assert answer.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
-def filled(method: Method, value: float, arch: str = "llama", only: str = "") -> Customized:
-    """A customization whose tensors of that name are all ``value``."""
+def filled(method: Method, value: float, arch: str = "llama") -> Customized:
+    """A customization whose tensors are all ``value``."""
     base = tiny_base(arch)
     made = customize(base, method, default_template(base.tokenizer), seed=1)
     with torch.no_grad():
-        for name, parameter in made.customization.named_parameters():
-            if only in name:
-                parameter.fill_(value)
+        for parameter in made.customization.parameters():
+            parameter.fill_(value)
     made.finish()
     return made
 
@@ -258,3 +260,21 @@ def test_tensors_are_finite_floating_point_numbers(tensor: Callable[[torch.Tenso
     fresh = customize(made.base, LoRA(rank=2), made.template)
     with pytest.raises(BankError, match=f"0.q.low_rank.B.*{said}"):
         fresh.customization.load_tensors(tensors)
+
+
+def test_weights_that_are_not_finite_are_refused_at_load(tmp_path: Path) -> None:
+    base = tiny_base()
+    made = customize(base, Full(), default_template(base.tokenizer))
+    with torch.no_grad():
+        made.base.model.model.norm.weight[3] = torch.nan
+    record = Record(
+        tunescope="0",
+        method="full",
+        objective="sft",
+        method_settings={},
+        template=made.template,
+        base=BaseRecord(name="tiny", fingerprint=base.fingerprint),
+    )
+    bank.save(made, tmp_path / "full", record)
+    with pytest.raises(BankError, match=r"model.norm.weight holds values that are not finite"):
+        bank.load(tmp_path / "full", base)

@@ -187,6 +187,7 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
     if customized.moves_base:
         dtype: Dtype = "float32" if origin.dtype == torch.float32 else "bfloat16"
         customized.base = load_base(folder, dtype=dtype, device=origin.device)
+        _check_finite(customized.base, folder / MODEL)
     return customized
 
 
