@@ -40,6 +40,8 @@ _PUBLIC = {
     "load": "bank",
     "evaluate": "evaluation",
     "generate": "inference",
+    "Prediction": "inference",
+    "predict": "inference",
     "compare": "comparison",
     "TunescopeError": "errors",
 }
@@ -54,7 +56,9 @@ if TYPE_CHECKING:
     from tunescope.data.reading import read as read
     from tunescope.errors import TunescopeError as TunescopeError
     from tunescope.evaluation import evaluate as evaluate
+    from tunescope.inference import Prediction as Prediction
     from tunescope.inference import generate as generate
+    from tunescope.inference import predict as predict
     from tunescope.methods import IA3 as IA3
     from tunescope.methods import Adapter as Adapter
     from tunescope.methods import Customized as Customized

@@ -41,7 +41,14 @@ def test_help_loads_no_tensor_library() -> None:
         "from tunescope.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    for arguments in (["--help"], ["look", "--help"], ["eval", "--help"], ["bank", "--help"], ["pull", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["look", "--help"],
+        ["eval", "--help"],
+        ["predict", "--help"],
+        ["bank", "--help"],
+        ["pull", "--help"],
+    ):
         ended = script(*arguments, code=code)
         assert ended.returncode == 0
         assert "Usage: tunescope" in ended.stdout
@@ -50,7 +57,7 @@ def test_help_loads_no_tensor_library() -> None:
 
 def test_help_lists_the_commands(cli: Cli) -> None:
     said = cli("--help").out
-    for name in ("pull", "look", "train", "eval", "generate", "compare", "bank", "doctor"):
+    for name in ("pull", "look", "train", "eval", "predict", "generate", "compare", "bank", "doctor"):
         assert f"\n  {name} " in said
 
 

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
                              "--n", 1, "--max-new-tokens", 2],
     "compare": lambda p: ["compare", "--base", p.base, "--data", p.data, "--template", PATTERN, "--out", "run",
                           "--methods", "zero-shot", "--probe", p.probe, "--test-rows", 4, "--generate-rows", 1],
+    "predict": lambda p: ["predict", "entries/lora", "--data", p.data, "--out", "answers.csv"],
     "generate": lambda p: ["generate", "entries/lora", "Hello", "--max-new-tokens", 2],
     "generate base": lambda p: ["generate", "--base", p.base, "Hello", "--max-new-tokens", 2],
     "generate batch": lambda p: ["generate", "--base", p.base, "--batch", "prompts.jsonl", "--max-new-tokens", 2],

@@ -28,6 +28,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
     app.command()(look)
     app.add_typer(_train_app(arguments), name="train")
     app.command("eval")(evaluate)
+    app.command()(predict)
     _add_generate(app, arguments)
     _add_pairs(app, arguments)
     _add_compare(app, arguments)
@@ -150,6 +151,56 @@ def evaluate(
         n=n,
         skip_unjudged=skip_unjudged,
         given={name for name in context.params if _is_given(context, name)},
+        output=Output(as_json),
+    )
+
+
+def predict(
+    entry: options.Entry,
+    data: Annotated[
+        str,
+        typer.Option("--data", help="Rows to answer: a .jsonl, .json, .csv, .tsv or .parquet file, a set or a hub id."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .csv, .tsv, .jsonl, .json or .parquet.")],
+    base: options.OptionalBase = None,
+    split: options.Split = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a generated text; 128 by default.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of a row; by default as it was trained.")
+    ] = None,
+    skip_bad: Annotated[
+        int,
+        typer.Option("--skip-bad", min=0, help="How many rows may stay without an answer; the column error says why."),
+    ] = 0,
+    dtype: options.DtypeName = "auto",
+    device: options.Device = None,
+    restart: options.Restart = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Answer new rows through an entry's own template: a label with probabilities, or a text.
+
+    The rows need the columns that the template names; the one it learned may be missing or empty. They are written with
+    all their columns and, behind these, prediction and, where the entry was trained on labels, probability and one
+    probability_LABEL each (in JSON one object, probabilities). A call that was stopped goes on when it is made again.
+    """
+    from tunescope.cli.predict import predict_rows
+
+    predict_rows(
+        entry,
+        base,
+        data,
+        out,
+        split=split,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        skip_bad=skip_bad,
+        dtype=dtype,
+        device=device,
+        restart=restart,
+        overwrite=overwrite,
         output=Output(as_json),
     )
 

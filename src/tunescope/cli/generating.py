@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,14 +18,17 @@ from tunescope.cli import options
 from tunescope.cli.flags import with_settings
 from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output
-from tunescope.data.messages import messages_of
+from tunescope.data.messages import Message, describe, messages_of
 from tunescope.data.reading import read_each
-from tunescope.errors import BankError, TunescopeError, UnknownNameError
+from tunescope.errors import BankError, DataError, TunescopeError, UnknownNameError
 from tunescope.inference import Engine, Generated, Request, Sampling
+from tunescope.inference.prediction import probabilities_of, prompt_of_columns
 
 # Given by options of their own: texts may hold the comma that separates a list's parts.
 _TEXTS = ("stop", "stop_tokens", "choices")
 _NAME = "entry"
+# What a row of a batch can ask.
+_ASKED = ("prompt", "messages", "row")
 
 
 def generate_command() -> Callable[..., None]:
@@ -46,7 +51,9 @@ def generate_command() -> Callable[..., None]:
             Path | None,
             typer.Option(
                 "--batch",
-                help='A .jsonl file of rows {"prompt", "customization", "max_new_tokens", ...}: any mix, all at once.',
+                help='A .jsonl file of rows {"prompt", "customization", "max_new_tokens", ...}: any mix, all at once. '
+                'In place of "prompt" stand "messages", or "row": columns that the customization\'s own template '
+                'renders, {"row": {"text": "..."}}, answered with its label where it was trained on labels.',
             ),
         ] = None,
         bank_folder: Annotated[
@@ -90,6 +97,11 @@ def _answer(
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             raise TunescopeError(f"Prompt {number} is empty.")
+    if entry is not None and bank.read_record(entry).labels and not sampling.choices:
+        output.note(
+            f"{entry} was trained on labels, and this answers with free text. A label with its probability, without "
+            f"typing the template:\n  tunescope predict {shlex.quote(str(entry))} --data new.csv --out answers.csv"
+        )
     engine = _engine(entry, base, dtype, device)
     requests = [Request(prompt, _NAME if entry else None, sampling) for prompt in prompts]
     if len(requests) == 1 and sampling.n == 1 and not output.as_json:
@@ -135,7 +147,8 @@ def _answer_batch(
         if folder is None:
             raise TunescopeError("Name a base with --base, or a bank of entries made for one with --bank.")
         base = bank.read_record(folder / entries[0]).base.name
-    parsed = [_request(row, defaults, entries) for row in rows]
+    record_of = functools.cache(lambda name: bank.read_record(folder / name))
+    parsed = [_request(row, defaults, entries, record_of) for row in rows]
     engine = Engine(load_base(base, dtype=options.dtype(dtype), device=device))
     refused = _load_entries(engine, folder, parsed)
     parsed = [refused.get(row.customization or "", row) if isinstance(row, Request) else row for row in parsed]
@@ -176,29 +189,53 @@ def _load_entries(engine: Engine, folder: Path | None, rows: list[Request | Gene
     return refused
 
 
-def _request(row: dict[str, Any] | str, defaults: Sampling, entries: list[str]) -> Request | Generated:
+def _request(
+    row: dict[str, Any] | str, defaults: Sampling, entries: list[str], record_of: Callable[[str], bank.Record]
+) -> Request | Generated:
     """A row of the file, or why it is none."""
     if isinstance(row, str):
         return _refusal(f"The row {row}.")
     settings = dict(row)
-    prompt, messages, name = (settings.pop(key, None) for key in ("prompt", "messages", "customization"))
-    if (prompt is None) == (messages is None):
-        return _refusal("The row needs prompt (a text) or messages (a list of {role, content}), and one of them.")
-    if messages is not None:
-        turns = messages_of(messages, "messages")
-        if isinstance(turns, str):
-            return _refusal(f"{turns}.")
-        prompt = turns
-    elif not isinstance(prompt, str):
-        return _refusal(f"prompt is {type(prompt).__name__}, expected text.")
+    name = settings.pop("customization", None)
+    asked = {key: value for key in _ASKED if (value := settings.pop(key, None)) is not None}
+    if len(asked) != 1:
+        return _refusal(
+            "The row needs prompt (a text), messages (a list of {role, content}) or row (an object of columns), and "
+            "one of them."
+        )
     if name is not None and name not in entries:
         if not entries:
             return _refusal(f"The row asks for {name!r}, but no bank was given: name one with --bank.")
         return _refusal(str(UnknownNameError("customization", str(name), entries)))
+    chosen = defaults.model_dump(exclude_unset=True) | settings
     try:
-        return Request(prompt, name, Sampling.parse(defaults.model_dump(exclude_unset=True) | settings))
+        record = record_of(name) if name is not None and "row" in asked else None
+        prompt = _prompt(*next(iter(asked.items())), record)
+        if record and record.labels and "choices" not in chosen:
+            chosen = {"choices": record.labels} | settings  # the command's flags are of texts, not of labels
+        return Request(prompt, name, Sampling.parse(chosen))
     except TunescopeError as error:
         return _refusal(str(error))
+
+
+def _prompt(field: str, value: Any, record: bank.Record | None) -> str | tuple[Message, ...]:
+    """What a row of the file asks, by what stands in ``prompt``, ``messages`` or ``row``.
+
+    Raises:
+        DataError: it is not what its field is for.
+    """
+    if field == "row":
+        if not isinstance(value, dict) or not value:
+            raise DataError(f"row is {describe(value)}, expected an object of columns.")
+        return prompt_of_columns(value, record.template.pattern if record else None)
+    if field == "messages":
+        turns = messages_of(value, "messages")
+        if isinstance(turns, str):
+            raise DataError(f"{turns}.")
+        return turns
+    if not isinstance(value, str):
+        raise DataError(f"prompt is {type(value).__name__}, expected text.")
+    return value
 
 
 def _refusal(why: str) -> Generated:
@@ -247,6 +284,7 @@ def _values(answer: Generated) -> dict[str, Any]:
         values["logprobs"] = answer.logprobs
     if answer.choice_logprobs is not None:
         values["choice_logprobs"] = answer.choice_logprobs
+        values["probabilities"] = probabilities_of(answer.choice_logprobs)
     if answer.others:
         values["samples"] = [_values(replace(each, others=())) for each in (answer, *answer.others)]
     return values

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from tunescope import bank
 from tunescope.base import load_base
@@ -78,7 +80,14 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         for note in trained.notes:
             output.note(note)
         summary = trained.summary()
-        output.result(summary, lambda console: print_facts(console, summary))
+        following = f"Answer new rows: tunescope predict {shlex.quote(str(out))} --data new.csv --out answers.csv"
+
+        def show(console: Console) -> None:
+            print_facts(console, summary)
+            if trained.record.labels:
+                console.print(following, markup=False, soft_wrap=True)
+
+        output.result(summary, show)
 
     classes: dict[str, type[Settings]] = {"method": method_class, "goal": objective_class, "settings": TrainSettings}
     return with_settings(run, classes, leave_out=meaningless(method_class))

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -75,7 +75,7 @@ class Table:
 _Reader = Callable[[bytes, Path, list[str]], Parsed]  # a file's bytes and its path to rows; notes are added to
 
 
-def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> Table:
+def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0, optional: Collection[str] = ()) -> Table:
     """Read all rows of a source.
 
     Args:
@@ -84,6 +84,7 @@ def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> 
             comes first.
         split: which part of a set; by default ``train``, or its first. Files have none.
         skip_bad: how many bad rows may be left out.
+        optional: columns that a row may lack though others have them.
 
     Raises:
         DataError: nothing to read, more bad rows than allowed (the first 20 are listed), or an unknown kind of file.
@@ -97,7 +98,7 @@ def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> 
     if path.exists():
         if split is not None:
             raise DataError(f"{path} is one file and has no splits, so split {split!r} cannot be taken from it.")
-        return _from_file(path, skip_bad)
+        return _from_file(path, skip_bad, optional)
     if name in catalog.CATALOG:
         return _from_catalog(name, split)
     if path.suffix.lower() in _READERS or name.startswith((".", "~", "/")):
@@ -105,6 +106,17 @@ def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> 
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, split, skip_bad)
     raise UnknownNameError("data (neither a file, a hub id organization/name nor built in)", name, catalog.CATALOG)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], *, skip_bad: int = 0, optional: Collection[str] = ()) -> Table:
+    """A table of rows in memory, one mapping from column to value each; checked as those of a file are.
+
+    Raises:
+        DataError: no rows, or more bad ones than allowed.
+    """
+    digest = hashlib.sha256(json.dumps([dict(row) for row in rows], default=str).encode()).hexdigest()
+    parsed: Parsed = iter(enumerate((dict(row) or "is an empty object" for row in rows), start=1))
+    return _checked(parsed, skip_bad, [], optional, name="rows", path="rows", sha256=digest)
 
 
 def check_bad(path: str | Path, bad: Sequence[BadRow], skip_bad: int) -> None:
@@ -143,7 +155,7 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _from_file(path: Path, skip_bad: int) -> Table:
+def _from_file(path: Path, skip_bad: int, optional: Collection[str]) -> Table:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: cannot tell the format from {path.suffix or 'a name without ending'!r}. "
@@ -151,7 +163,8 @@ def _from_file(path: Path, skip_bad: int) -> Table:
     content = _content(path)
     digest = hashlib.sha256(content).hexdigest()
     notes: list[str] = []
-    return _checked(reader(content, path, notes), skip_bad, notes, name=path.name, path=str(path), sha256=digest)
+    parsed = reader(content, path, notes)
+    return _checked(parsed, skip_bad, notes, optional, name=path.name, path=str(path), sha256=digest)
 
 
 def _from_catalog(name: str, split: str | None) -> Table:
@@ -176,8 +189,18 @@ def _from_catalog(name: str, split: str | None) -> Table:
     )
 
 
-def _checked(parsed: Parsed, skip_bad: int, notes: list[str], *, name: str, path: str, sha256: str) -> Table:
-    """Sort out the bad rows; among them those without a column that the greater part of the rows has.
+def _checked(
+    parsed: Parsed,
+    skip_bad: int,
+    notes: list[str],
+    optional: Collection[str] = (),
+    *,
+    name: str,
+    path: str,
+    sha256: str,
+) -> Table:
+    """Sort out the bad rows; among them those without a column that the greater part of the rows has, ``optional``
+    ones aside.
 
     The commonest set of columns is the measure, not the first row's, so that one odd first row does not condemn all
     the others.
@@ -190,7 +213,7 @@ def _checked(parsed: Parsed, skip_bad: int, notes: list[str], *, name: str, path
         else:
             good.append((line, row))
     if good:
-        expected = Counter(frozenset(row) for _, row in good).most_common(1)[0][0]
+        expected = Counter(frozenset(row.keys() - set(optional)) for _, row in good).most_common(1)[0][0]
         for line, row in good:
             if missing := expected - row.keys():
                 bad.append(BadRow(line, f"has no {', '.join(sorted(missing))}; its columns are {', '.join(row)}"))
@@ -199,7 +222,7 @@ def _checked(parsed: Parsed, skip_bad: int, notes: list[str], *, name: str, path
     check_bad(path, bad, skip_bad)
     if not good:
         raise DataError(f"{path} holds no rows.")
-    columns = tuple(column for column in good[0][1] if column in expected)
+    columns = tuple(column for column in good[0][1] if all(column in row for _, row in good))
     rows = [row for _, row in good]
     notes.extend(_mend_integers(rows, columns))
     return Table(rows, [line for line, _ in good], name, path, sha256, columns, bad, notes)

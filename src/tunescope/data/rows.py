@@ -63,6 +63,15 @@ def spoken(text: str) -> str:
     return text[1:] if text.startswith(" ") and not text[1:2].isspace() else text
 
 
+def answer_columns(pattern: str | None) -> tuple[str, ...]:
+    """The columns that hold the completion, by the pattern or by convention: rows without one may lack them.
+
+    Raises:
+        DataError: a pattern that cannot be understood.
+    """
+    return ("completion", "output") if pattern is None else (Pattern.parse(pattern).target,)
+
+
 def to_rows(
     table: Table,
     pattern: str | None = None,
@@ -70,6 +79,7 @@ def to_rows(
     skip_bad: int = 0,
     need_completion: bool = True,
     on_note: Callable[[str], None] = lambda note: None,
+    on_bad: Callable[[BadRow], None] | None = None,
 ) -> list[Row]:
     """Understand the columns of a table.
 
@@ -78,9 +88,10 @@ def to_rows(
         pattern: how any columns make prompt and completion, whatever their names; the table's own default where None
             and it has one.
         skip_bad: how many rows that do not fit may be left out.
-        need_completion: False accepts rows with a prompt alone.
+        need_completion: False accepts rows with a prompt alone: the completion's column is missing, or empty.
         on_note: callback for what is worth knowing of how the rows were read: encoding and delimiter, the convention,
             what was not read, how many rows were left out. Each note names the table.
+        on_bad: callback for each row that does not fit. Who asks for them reports them: no note counts them then.
 
     Raises:
         DataError: columns that no convention fits, or rows that do not fit theirs, each with its line and reason.
@@ -93,10 +104,13 @@ def to_rows(
             rows.append(made)
         else:
             bad.append(BadRow(line, made))
+    if on_bad is not None:
+        for each in bad:
+            on_bad(each)
     check_bad(table.path, bad, skip_bad)
     if not rows:
         raise DataError(f"{table.path}: no usable rows.")
-    for note in [*reading_notes(table, len(bad)), *convention.notes()]:
+    for note in [*reading_notes(table, 0 if on_bad else len(bad)), *convention.notes()]:
         on_note(f"{table.path}: {note}.")
     return rows
 
@@ -181,6 +195,8 @@ def _from_pattern(fields: Mapping[str, Any], line: int, pattern: Pattern, need: 
 
 def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     completion = from_json(fields.get("completion"))
+    if not need and _is_unlabelled(completion):
+        completion = None
     calls: tuple[dict[str, Any], ...] = ()
     if isinstance(completion, list):  # TRL's conversational form
         turns = messages_of(completion, "completion", whole=False)
@@ -272,7 +288,8 @@ def _from_turns(
 
 
 def _is_unlabelled(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether a cell says nothing: null, NaN as pandas writes it, or no text."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _is_scalar(value: Any) -> bool:

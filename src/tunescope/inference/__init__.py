@@ -2,6 +2,8 @@
 
 from tunescope.inference.engine import Engine, Generated, Request, Ticket
 from tunescope.inference.generation import generate, generate_ids
+from tunescope.inference.prediction import Prediction, Predictor, predict
+from tunescope.inference.prediction_file import predict_file
 from tunescope.inference.sampling import Sampling
 from tunescope.inference.scoring import Item, Score, score
 
@@ -9,11 +11,15 @@ __all__ = [
     "Engine",
     "Generated",
     "Item",
+    "Prediction",
+    "Predictor",
     "Request",
     "Sampling",
     "Score",
     "Ticket",
     "generate",
     "generate_ids",
+    "predict",
+    "predict_file",
     "score",
 ]

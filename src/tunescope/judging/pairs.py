@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tunescope import storage
-from tunescope.base.fingerprint import hash_weights
 from tunescope.data.rows import Row
 from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.judging.judges import Judge, prompt_of
 from tunescope.judging.samples import Judged, Samples, Unjudged, judged_samples, with_score
 from tunescope.locks import writing
 from tunescope.methods import Customized
+from tunescope.methods.fingerprint import hash_customized
 
 _DONE, _RECIPE = "samples.jsonl", "recipe.json"
 UNFINISHED = storage.Kind("unfinished call of pairs", unsealed=(_DONE, _RECIPE))
@@ -254,14 +254,9 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 def _recipe(customized: Customized, rows: Sequence[Row], judge: Judge, sampling: Samples) -> dict[str, Any]:
     """What decides which samples there are."""
     prompts = hashlib.sha256(json.dumps([[row.number, row.messages] for row in rows]).encode()).hexdigest()
-    own = hashlib.sha256(customized.customization.template.model_dump_json().encode())
-    for name, tensor in sorted(customized.customization.tensors().items()):
-        own.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    if customized.base is not customized.origin:
-        own.update(hash_weights(customized.base.model).encode())
     return {
         "base": customized.origin.fingerprint.weights,
-        "customization": own.hexdigest(),
+        "customization": hash_customized(customized),
         "prompts": prompts,
         "judge": judge.name,
         **sampling.model_dump(mode="json"),
