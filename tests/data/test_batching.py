@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunescope.data import batching
 from tunescope.data.batching import BatchOrder, collate
 from tunescope.data.encoding import Encoded
+from tunescope.data.packing import Packed, by_length
 
 
 def padding(lengths: tuple[int, ...], batches: list[list[int]]) -> int:
@@ -73,7 +79,7 @@ def encoded(draw: st.DrawFn) -> Encoded:
     """A row with a prompt, a completion, and learned turns somewhere inside the prompt."""
     token = st.integers(-3, 99)
     prompt = draw(st.lists(token, max_size=20))
-    completion = draw(st.lists(st.integers(1, 99), min_size=1, max_size=6))
+    completion = draw(st.lists(st.integers(1, 99), min_size=1 if prompt else 2, max_size=6))
     places = sorted(draw(st.sets(st.integers(1, len(prompt) - 1), max_size=4))) if len(prompt) > 2 else []
     earlier = tuple(zip(places[::2], places[1::2], strict=False))
     return Encoded(prompt, completion, number=draw(st.integers(1, 1000)), earlier=earlier)
@@ -90,35 +96,89 @@ def learned(example: Encoded) -> list[tuple[int, int]]:
     return found
 
 
-@given(st.lists(encoded(), min_size=1, max_size=5))
-def test_collate_learns_what_one_by_one_would(examples: list[Encoded]) -> None:
-    batch = collate(examples)
-    wanted = [(row, place, token) for row, example in enumerate(examples) for place, token in learned(example)]
-    assert batch.keep.nonzero().tolist() == [[row, place] for row, place, _ in wanted]
-    assert batch.targets.tolist() == [token for _, _, token in wanted]
-    for row, example in enumerate(examples):
-        length = len(example)
-        assert batch.input_ids[row, :length].tolist() == example.prompt + example.completion
-        assert batch.attention_mask[row].tolist() == [1] * length + [0] * (batch.input_ids.shape[1] - length)
-        assert not batch.keep[row, length - 1 :].any()
+def read_back(packed: Packed) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Each text of a packed batch as its tokens (but the last) and what is learned after which of them."""
+    length, found, done = packed.input_ids.shape[1], [], 0
+    ids, branch, position = packed.input_ids.flatten(), packed.branch.flatten(), packed.position.flatten()
+    for last, count in zip(packed.last.tolist(), packed.lengths.tolist(), strict=True):
+        row = last // length * length
+        seen = [
+            place for place in range(row, row + length)
+            if branch[place] == 0 or (branch[place] == branch[last] and branch[last] > 0)
+        ]  # fmt: skip
+        assert position[seen].tolist() == list(range(len(seen)))
+        pairs = zip(
+            packed.predictors[done : done + count].tolist(), packed.targets[done : done + count].tolist(), strict=True
+        )
+        found.append((ids[seen].tolist(), [(int(position[place]), token) for place, token in pairs]))
+        done += count
+    assert done == packed.targets.numel()
+    return found
+
+
+@pytest.mark.parametrize("worth", [0.0, math.inf], ids=["apart", "shared"])
+@given(shared=st.lists(st.integers(-3, 99), max_size=6), drawn=st.lists(encoded(), min_size=1, max_size=5))
+def test_collate_learns_what_one_by_one_would(worth: float, shared: list[int], drawn: list[Encoded]) -> None:
+    examples = [
+        replace(
+            example,
+            prompt=shared + example.prompt,
+            earlier=tuple((begin + len(shared), end + len(shared)) for begin, end in example.earlier),
+        )
+        for example in drawn
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "_WORTH", worth)
+        batch = collate(examples)
+    packed = batch.packed
+    for example, (tokens, found) in zip(examples, read_back(packed), strict=True):
+        assert tokens == (example.prompt + example.completion)[: len(tokens)]
+        assert len(tokens) >= len(example) - 1
+        assert found == learned(example)
     assert batch.rows == [example.number for example in examples]
-    assert batch.tokens == sum(map(len, examples))
-    assert batch.padded_tokens == len(examples) * max(map(len, examples))
+    assert packed.tokens == sum(map(len, examples))
+    assert packed.computed == packed.padding + int((packed.branch >= 0).sum())
+    if worth and len(examples) > 1:
+        # The prefix once, and of each text the rest but its last token.
+        prefix = int((packed.branch == 0).sum())
+        assert packed.computed == prefix + sum(len(example) - 1 - prefix for example in examples)
+
+
+def test_what_is_shared_is_laid_out_once_where_it_pays() -> None:
+    alike = [Encoded([5, 6, 7, 8, number], [9, 99]) for number in range(4)]
+    assert collate(alike).packed.computed == 4 + 4 * 2
+    apart = [Encoded([number, 6, 7, 8, 5], [9, 99]) for number in range(4)]
+    assert collate(apart).packed.input_ids.shape == (4, 6)
+    # Turns that are learned are computed by each text that learns them.
+    turns = [Encoded([5, 6, 7, 8, number], [9, 99], earlier=((2, 4),)) for number in range(4)]
+    assert collate(turns).packed.branch.eq(0).sum() == 2
+
+
+def test_texts_of_unlike_lengths_need_no_padding_behind_a_prefix() -> None:
+    packed = collate([Encoded([1, 2, 3], [4] * count) for count in (1, 20)]).packed
+    assert packed.padding == 0 and packed.computed == 3 + 0 + 19
 
 
 def test_the_stop_token_is_a_target() -> None:
     batch = collate([Encoded([5, 6, 7], [8, 99]), Encoded([5, 6, 7, 8, 9], [1, 99])])
-    assert batch.targets.tolist() == [8, 99, 1, 99]
+    assert batch.packed.targets.tolist() == [8, 99, 1, 99]
 
 
 def test_a_text_without_a_prompt_learns_all_but_its_first_token() -> None:
-    batch = collate([Encoded([], [1, 2, 3])])
-    assert batch.keep.tolist() == [[True, True, False]]
-    assert batch.targets.tolist() == [2, 3]
+    packed = collate([Encoded([], [1, 2, 3])]).packed
+    assert (packed.predictors.tolist(), packed.targets.tolist()) == ([0, 1], [2, 3])
 
 
 def test_to_another_device_moves_every_tensor() -> None:
     batch = collate([Encoded([5, 6], [8, 99], number=4)]).to(torch.device("meta"))
-    tensors = (batch.input_ids, batch.attention_mask, batch.keep, batch.targets)
-    assert all(tensor.device.type == "meta" for tensor in tensors)
+    tensors = [value for value in vars(batch.packed).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7 and all(tensor.device.type == "meta" for tensor in tensors)
     assert batch.rows == [4]
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=20), budget=st.integers(1, 100))
+def test_by_length_takes_each_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    groups = list(by_length(lengths, budget))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget

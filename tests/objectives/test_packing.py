@@ -1,6 +1,8 @@
-"""A pair in one packed sequence against two sequences of its own."""
+"""Texts behind a shared prefix against each text by itself: pairs, and a step of fine-tuning."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ from tests.objectives.pairs import encoded_pairs
 from tests.tiny import ARCHITECTURES, tiny_base
 
 from tunescope.base import Base
-from tunescope.data.batching import collate_pairs
-from tunescope.data.encoding import EncodedPair
+from tunescope.data import batching
+from tunescope.data.batching import collate, collate_pairs
+from tunescope.data.encoding import Encoded, EncodedPair
 from tunescope.data.template import Template
-from tunescope.methods import Customized, LoRA, Method, PromptTuning, customize
-from tunescope.objectives import DPO, PreferenceObjective, Reward
+from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, customize
+from tunescope.objectives import DPO, SFT, Objective, PreferenceObjective, Reward
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.objectives.reward import HEAD
 
@@ -31,7 +34,7 @@ def apart(base: Base, example: EncodedPair) -> tuple[list[torch.Tensor], list[to
     return logprobs, hidden
 
 
-def customized_on(arch: str, method: Method, objective: PreferenceObjective) -> Customized:
+def customized_on(arch: str, method: Method, objective: Objective) -> Customized:
     base = tiny_base(arch)
     generator = torch.Generator().manual_seed(1)
     made = customize(base, method, Template(style="plain"), seed=1, added=objective.effects(base, generator))
@@ -103,3 +106,56 @@ def test_the_prompt_is_computed_once() -> None:
     finally:
         handle.remove()
     assert seen == [len(example.prompt) + len(example.chosen) + len(example.rejected)]
+
+
+# Fine-tuning behind a shared prefix
+
+
+SFT_METHODS: list[Method] = [
+    LoRA(rank=2, dora=True),
+    IA3(),
+    Adapter(bottleneck=4),
+    PromptTuning(virtual_tokens=3),
+    Full(),
+]
+
+
+def sft_examples(virtual: int) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(3)
+    prefix = [-1 - i for i in range(virtual)] + torch.randint(0, 256, (17,), generator=generator).tolist()
+    examples = []
+    for number, (own, completion) in enumerate(((9, 3), (4, 1), (0, 6), (14, 2))):
+        prompt = prefix + torch.randint(0, 256, (own,), generator=generator).tolist()
+        examples.append(
+            Encoded(prompt, torch.randint(0, 256, (completion,), generator=generator).tolist(), number=number)
+        )
+    return examples
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("method", SFT_METHODS, ids=lambda m: m.name)
+def test_a_prefix_computed_once_gives_the_loss_and_gradients_of_rows_apart(
+    arch: str, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if arch == "mixtral" and isinstance(method, IA3):
+        pytest.skip("IA3 on experts is refused")
+    customized = customized_on(arch, method, SFT())
+    examples = sft_examples(customized.template.virtual_tokens)
+    trained = customized.base.model if customized.moves_base else customized.customization
+    found = []
+    for worth in (0.0, math.inf):
+        monkeypatch.setattr(batching, "_WORTH", worth)
+        trained.requires_grad_(True).zero_grad()
+        batch = collate(examples)
+        with customized.active():
+            loss = SFT().compute_loss(customized, batch).total
+            loss.backward()
+        grads = {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
+        found.append((batch.packed.computed, loss.item(), grads))
+    (many, expected, expected_grads), (few, loss, grads) = found
+    assert few < 0.6 * many
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert grads.keys() == expected_grads.keys() and grads
+    for name, grad in grads.items():
+        scale = max(1.0, expected_grads[name].abs().max().item())
+        torch.testing.assert_close(grad / scale, expected_grads[name] / scale, atol=1e-5, rtol=1e-4)

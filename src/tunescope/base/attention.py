@@ -131,6 +131,8 @@ class _Branches:
         branches: [branches, B] flat positions of the branches' tokens; padding is position 0.
         group: [branches] which group each is of.
         place: [groups · length] of each flat position, where it lies in all prefixes' tokens and then all branches'.
+            Padding has any.
+        padding: [groups · length] boolean.
         prefix_mask: [groups, 1, P, P], added to the scores.
         branch_mask: [branches, 1, B, P + B], added to the scores.
     """
@@ -139,6 +141,7 @@ class _Branches:
     branches: torch.Tensor
     group: torch.Tensor
     place: torch.Tensor
+    padding: torch.Tensor
     prefix_mask: torch.Tensor
     branch_mask: torch.Tensor
 
@@ -155,7 +158,7 @@ class _Branches:
 
 class _Apart(torch.autograd.Function):
     """[groups, heads, length, head_dim] into prefixes [groups, heads, P, head_dim] and branches [branches, heads, B,
-    head_dim]. Each token goes to one place, so its gradient comes from there alone, and that of padding is nobody's.
+    head_dim]. Each token goes to one place, so its gradient comes from there alone; padding goes nowhere.
     """
 
     @staticmethod
@@ -168,7 +171,9 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         groups, _, length, _ = ctx.shape
         flat = torch.cat([grad.transpose(1, 2).flatten(0, 1) for grad in grads])
-        return flat[ctx.branches.place].view(groups, length, *flat.shape[1:]).transpose(1, 2), None
+        found = flat[ctx.branches.place]
+        found[ctx.branches.padding] = 0
+        return found.view(groups, length, *flat.shape[1:]).transpose(1, 2), None
 
 
 def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -203,7 +208,7 @@ def take_apart(mask: torch.Tensor, branch: torch.Tensor) -> None:
     steps = torch.arange(int(size.max()), device=branch.device)
     real = steps < size[:, None]
     branches = torch.where(real, begin[:, None] + steps, 0)
-    place = torch.zeros(groups * length, dtype=torch.long, device=branch.device)  # padding reads some token
+    place = torch.zeros(groups * length, dtype=torch.long, device=branch.device)
     place[prefixes[real_prefix]] = torch.arange(groups * widest, device=branch.device).view(groups, widest)[real_prefix]
     place[branches[real]] = groups * widest + torch.arange(real.numel(), device=branch.device).view_as(real)[real]
     hidden = torch.finfo(mask.dtype).min
@@ -218,7 +223,8 @@ def take_apart(mask: torch.Tensor, branch: torch.Tensor) -> None:
     diagonal = torch.eye(own.shape[1], dtype=torch.bool, device=branch.device) & ~real[:, :, None]
     to_own = to_own.masked_fill(diagonal, 0)
     branch_mask = torch.cat([to_prefix, to_own], dim=2)[:, None].contiguous()
-    _branches[mask] = _Branches(prefixes, branches, group, place, prefix_mask.contiguous(), branch_mask)
+    padding = branch.flatten() < 0
+    _branches[mask] = _Branches(prefixes, branches, group, place, padding, prefix_mask.contiguous(), branch_mask)
 
 
 # Every layer is given the same mask, which is looked at once.

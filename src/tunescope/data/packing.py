@@ -97,7 +97,7 @@ def pack(groups: Sequence[Group], *, past: int = 0, ends: bool = True) -> Packed
     Args:
         groups: at least one. Nothing predicts the first token of a branch without a prefix.
         past: how many tokens, computed before, stand in front of every group's prefix.
-        ends: whether the branches' last tokens are computed. Nothing reads them where only log-probabilities are wanted.
+        ends: whether the branches' last tokens are computed. For log-probabilities alone nothing reads them.
     """
     short = 0 if ends else 1
     length = max(len(group) - short * len(group.branches) for group in groups)
