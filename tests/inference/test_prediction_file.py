@@ -72,6 +72,14 @@ def test_rows_without_an_answer_keep_their_place_and_say_why(tmp_path: Path, end
     assert {row["error"] for row in read(tmp_path / f"o{ending}").rows} in ({""}, {None})  # the column is there
 
 
+def test_columns_that_reading_mends_are_written_as_they_were(tmp_path: Path) -> None:
+    data = tmp_path / "new.csv"
+    data.write_text("text,price\na,1.0\nb,\nc,2.0\n", encoding="utf-8")
+    found = predict_file(predictor(), read(data), tmp_path / "o.csv")
+    assert [row["price"] for row in found.questions.rows] == ["1.0", "", "2.0"]
+    assert (tmp_path / "o.csv").read_text().split("\n")[1].startswith("a,1.0,")
+
+
 def test_rows_of_one_line_are_told_apart(tmp_path: Path) -> None:
     data = tmp_path / "new.json"
     data.write_text(json.dumps([{"text": ""}, *NEW]), encoding="utf-8")

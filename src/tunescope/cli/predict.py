@@ -11,6 +11,7 @@ from tunescope import bank
 from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.progress import CountProgress
+from tunescope.data.catalog import CATALOG
 from tunescope.data.reading import read
 from tunescope.data.rows import answer_columns
 from tunescope.errors import DataError
@@ -18,6 +19,7 @@ from tunescope.evaluation.statistics import wilson_interval
 from tunescope.inference import Predictor, predict_file
 from tunescope.inference.prediction_file import Predicted, check_out
 
+_TOLD_TOGETHER = ("labels", "labelled_rows", "accuracy", "accuracy_low", "accuracy_high")
 _SHOWN = 5  # labels listed in one message
 
 
@@ -40,6 +42,8 @@ def predict_rows(
     """Write the rows with their answers, and say how many there are and how sure they are."""
     record = bank.read_record(entry)
     check_out(out, overwrite)
+    if split is None and data in CATALOG and "test" in CATALOG[data].members:
+        split = "test"  # as for eval
     table = read(data, split=split, skip_bad=skip_bad, optional=answer_columns(record.template.pattern))
     customized = bank.load(entry, base_of(entry, base, device, dtype))
     try:
@@ -55,7 +59,8 @@ def predict_rows(
     for note in _notes(found, predictor):
         output.note(note)
     values = _summary(found) | {"seconds": round(seconds, 1), "file": str(out)}
-    shown = {name: value for name, value in values.items() if name not in ("labels", "accuracy_low", "accuracy_high")}
+    shown = {name: value for name, value in values.items() if name not in _TOLD_TOGETHER}
+    shown["resumed"] = values["resumed"] or None
     if values["labels"]:
         shown["labels"] = ", ".join(f"{label} {count}" for label, count in values["labels"].items())
     if values["accuracy"] is not None:

@@ -51,6 +51,7 @@ class Table:
         skipped: rows left out because ``skip_bad`` allowed it.
         notes: how the file was read where it is not what its name promises (encoding, delimiter), in words.
         default_template: how the catalog makes prompts of such rows.
+        unmended: ``rows`` as they stand in the file, where whole numbers in them were mended; None where none were.
     """
 
     rows: list[dict[str, Any]]
@@ -62,6 +63,7 @@ class Table:
     skipped: list[BadRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     default_template: str | None = None
+    unmended: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -224,8 +226,12 @@ def _checked(
         raise DataError(f"{path} holds no rows.")
     columns = tuple(column for column in good[0][1] if all(column in row for _, row in good))
     rows = [row for _, row in good]
-    notes.extend(_mend_integers(rows, columns))
-    return Table(rows, [line for line, _ in good], name, path, sha256, columns, bad, notes)
+    unmended = [dict(row) for row in rows]
+    mended = _mend_integers(rows, columns)
+    return Table(
+        rows, [line for line, _ in good], name, path, sha256, columns, bad, [*notes, *mended],
+        unmended=unmended if mended else None,
+    )  # fmt: skip
 
 
 def _mend_integers(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[str]:

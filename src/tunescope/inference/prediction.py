@@ -356,7 +356,8 @@ def probabilities_of(logprobs: Mapping[str, float]) -> dict[str, float] | None:
 
 def _in_order(table: Table) -> Questions:
     """The rows of a table and those that reading left out, in the order of their lines."""
-    read = ((line, row, "") for line, row in zip(table.lines, table.rows, strict=True))
+    rows = table.rows if table.unmended is None else table.unmended
+    read = ((line, row, "") for line, row in zip(table.lines, rows, strict=True))
     skipped: Iterator[tuple[int, dict[str, Any], str]] = ((bad.line, {}, bad.reason) for bad in table.skipped)
     found = Questions(table.path, [], [])
     for line, row, reason in heapq.merge(read, skipped, key=lambda each: each[0]):
