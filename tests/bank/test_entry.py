@@ -62,6 +62,16 @@ def test_full_opens_in_transformers(tmp_path: Path) -> None:
     assert torch.allclose(opened(ids).logits, trained.customized.base.model(ids).logits, atol=1e-6)
 
 
+def test_full_is_one_file_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(tiny_base().model)
+    save = kind.save_pretrained
+    monkeypatch.setattr(
+        kind, "save_pretrained", lambda self, at, max_shard_size="20KB": save(self, at, max_shard_size=max_shard_size)
+    )
+    trained = train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    assert score(bank.load(tmp_path / "a", tiny_base()), [ITEM]) == score(trained.customized, [ITEM])
+
+
 def test_another_base_is_refused_and_says_what_differs(tmp_path: Path) -> None:
     train(tiny_base(), LoRA(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
     with pytest.raises(BankError, match="has another weights"):

@@ -35,6 +35,7 @@ RECORD, TENSORS, MODEL, CHECK = (
     "model.safetensors",
     "check.safetensors",
 )
+_ONE_FILE = 2**62  # bytes of a weight file, however large the model
 _CARD_SECONDS = 10.0  # to wait for another measurement of the same entry, which writes for milliseconds
 
 
@@ -44,9 +45,10 @@ def _unmarked(folder: Path) -> tuple[str, ...] | None:
         read_record(folder)
     except BankError:
         return None
-    model = ("model*.safetensors*", "config.json", "generation_config.json", "chat_template.jinja")
-    tokenizer = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
-    return (RECORD, TENSORS, CHECK, "metrics.jsonl", *model, *tokenizer)
+    model = ("config.json", "generation_config.json", "chat_template.jinja")
+    tokenizer = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+    words = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
+    return (RECORD, TENSORS, CHECK, "metrics.jsonl", MODEL, *model, *tokenizer, *words)
 
 
 ENTRY = storage.Kind("bank entry", unmarked=_unmarked)
@@ -74,7 +76,7 @@ def save(
     """
     with claimed(folder, overwrite=overwrite), storage.atomic_folder(folder, ENTRY) as partial:
         if customized.moves_base:
-            customized.base.model.save_pretrained(partial)
+            customized.base.model.save_pretrained(partial, max_shard_size=_ONE_FILE)
             customized.base.tokenizer.save_pretrained(partial)
         if tensors := customized.customization.tensors():
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
