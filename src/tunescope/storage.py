@@ -345,7 +345,8 @@ def resolved(path: str | Path) -> Path:
 
 
 def check_place(path: str | Path) -> Path:
-    """Refuse what can be no output, whatever it holds: the working folder, the home folder, and all that hold them.
+    """Refuse what can be no output, whatever it holds: the working folder, the home folder, and all that hold them; and
+    a ``~`` that nobody expanded, which would be a folder of that name.
 
     Returns:
         the path without symbolic links and ``..``.
@@ -355,6 +356,10 @@ def check_place(path: str | Path) -> Path:
     """
     final = resolved(path)
     home = os.path.expanduser("~")  # noqa: PTH111 (pathlib's raises for a user without one)
+    if os.path.expanduser(path) != str(path):  # noqa: PTH111
+        raise TunescopeError(
+            f"{path} begins with ~, which Python does not expand. Give Path({str(path)!r}).expanduser()."
+        )
     for place, name in ((Path(), "the folder you are in"), (home, "your home folder")):
         if resolved(place).is_relative_to(final) or final == final.parent:
             what = "is" if resolved(place) == final else "holds"

@@ -269,6 +269,15 @@ def test_a_file_that_was_killed_while_it_was_written_is_known(tmp_path: Path, mo
     assert file.read_text() == "four"
 
 
+def test_a_home_that_nobody_expanded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("~/a", "~"):
+        for write in [*refused_writers(Path(place)), lambda: storage.write_output(Path("~/a"), "")]:
+            with pytest.raises(TunescopeError, match=r"begins with ~.*expanduser"):
+                write()
+    assert not list(tmp_path.iterdir())
+
+
 # A run that stopped
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -74,7 +74,7 @@ def save(
     Raises:
         TunescopeError: the folder is taken, or another run writes there.
     """
-    with claimed(folder, overwrite=overwrite), storage.atomic_folder(folder, ENTRY) as partial:
+    with claimed(folder, overwrite=overwrite), _writing_card(folder), storage.atomic_folder(folder, ENTRY) as partial:
         if customized.moves_base:
             customized.base.model.save_pretrained(partial, max_shard_size=_ONE_FILE)
             customized.base.tokenizer.save_pretrained(partial)
@@ -140,11 +140,30 @@ def read_record(folder: Path) -> Record:
         raise BankError(f"{path} is damaged or was written by another version of tunescope: {error}") from error
 
 
-def write_card(folder: Path, card: dict[str, object]) -> None:
-    """Keep what was measured of an entry in its record."""
-    with writing(folder / RECORD, wait=_CARD_SECONDS):
-        record = read_record(folder).model_copy(update={"card": card})
-        storage.rewrite(folder / RECORD, record.model_dump_json(indent=2))
+def write_card(folder: Path, card: dict[str, object], measured: Record) -> None:
+    """Keep what was measured of an entry in its record.
+
+    Args:
+        folder: the entry.
+        card: the measurements.
+        measured: the entry's record, as it was read before the measuring began.
+
+    Raises:
+        BankError: the entry was replaced meanwhile, so that these are another's measurements.
+    """
+    with _writing_card(folder):
+        record = read_record(folder)
+        if record.model_copy(update={"card": None}) != measured.model_copy(update={"card": None}):
+            raise BankError(
+                f"{folder} was replaced while it was measured, so the measurements are not its: do it again."
+            )
+        storage.rewrite(folder / RECORD, record.model_copy(update={"card": card}).model_dump_json(indent=2))
+
+
+def _writing_card(folder: Path) -> AbstractContextManager[Path]:
+    """The lock of an entry's card. It lies beside the entry, so that it outlives the folder that ``save`` replaces."""
+    final = storage.resolved(folder)
+    return writing(final.with_name(f"{final.name}.card"), wait=_CARD_SECONDS)
 
 
 def list_entries(bank: Path) -> list[Path]:
