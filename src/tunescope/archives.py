@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _REMEDY = "Check the network and pip's index settings (`pip config list`), then try again."
 _NO_PIP = f"This Python has no pip: run `{sys.executable} -m ensurepip` once, then try again."
-_UNPACKED = Kind("unpacked archive", unmarked=lambda folder: ("*",))  # whatever lies there in the cache was unpacked
+_UNPACKED = Kind("unpacked archive", unmarked=lambda folder: ("**",))  # whatever lies there in the cache was unpacked
 _TIMEOUT = 60  # seconds of silence
 
 

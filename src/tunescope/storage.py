@@ -46,7 +46,8 @@ class Kind:
 
     Attributes:
         name: in words, for messages.
-        unsealed: patterns of the files that belong to it without a checksum, since they change while it is filled.
+        unsealed: patterns of the files that belong to it without a checksum, since they change while it is filled. A
+            ``*`` stands for no slash; ``**`` is every file.
         unmarked: the patterns of its files where a folder without a marker is one nevertheless, as it was written
             before there were markers; None where it is not.
     """
@@ -54,6 +55,9 @@ class Kind:
     name: str
     unsealed: tuple[str, ...] = ()
     unmarked: Callable[[Path], Sequence[str] | None] = lambda folder: None
+
+
+_PARTIAL = Kind("unfinished folder")
 
 
 def cache_folder() -> Path:
@@ -119,7 +123,7 @@ def atomic_folder(final: str | Path, kind: Kind | None = None) -> Iterator[Path]
             final.parent.mkdir(parents=True, exist_ok=True)
             _remove_stale(final)
             temporary.mkdir()
-            _write_marker(temporary, Kind("unfinished folder"), {})
+            _write_marker(temporary, _PARTIAL, {})
             yield temporary
             files = [file for file in sorted(temporary.rglob("*")) if file.is_file() and file != temporary / MARKER]
             if kind is None:
@@ -341,7 +345,8 @@ def resolved(path: str | Path) -> Path:
 
 
 def check_place(path: str | Path) -> Path:
-    """Refuse what can be no output, whatever it holds: the working folder, the home folder, and all that hold them.
+    """Refuse what can be no output, whatever it holds: the working folder, the home folder, and all that hold them; and
+    a ``~`` that nobody expanded, which would be a folder of that name.
 
     Returns:
         the path without symbolic links and ``..``.
@@ -351,6 +356,10 @@ def check_place(path: str | Path) -> Path:
     """
     final = resolved(path)
     home = os.path.expanduser("~")  # noqa: PTH111 (pathlib's raises for a user without one)
+    if os.path.expanduser(path) != str(path):  # noqa: PTH111
+        raise TunescopeError(
+            f"{path} begins with ~, which Python does not expand. Give Path({str(path)!r}).expanduser()."
+        )
     for place, name in ((Path(), "the folder you are in"), (home, "your home folder")):
         if resolved(place).is_relative_to(final) or final == final.parent:
             what = "is" if resolved(place) == final else "holds"
@@ -378,7 +387,7 @@ def _why_foreign(final: Path, kind: Kind | None) -> str | None:
         return "exists already. Choose another --out."
     if not final.is_dir():
         return _not_a(kind)
-    if all(_SCRATCH.fullmatch(child.name) for child in final.iterdir()):
+    if all(_is_scratch(child) for child in final.iterdir()):
         return None
     marker = _marker(final)
     known = kind.unmarked(final) if marker is None else ()
@@ -399,17 +408,44 @@ def _foreign(folder: Path, known: Sequence[str]) -> Iterator[Path]:
     while todo:
         for path in sorted(todo.pop().iterdir()):
             name = path.relative_to(folder).as_posix()
+            if _is_scratch(path) or name in names:
+                continue
             if path.is_dir() and not path.is_symlink():
                 if (path / MARKER).is_file():
                     yield from _foreign(path, ())
                 else:
                     todo.append(path)
-            elif not (
-                name in names
-                or _SCRATCH.fullmatch(path.name)
-                or any(fnmatch.fnmatchcase(name, pattern) for pattern in known)
-            ):
+            elif not any(_fits(name, pattern) for pattern in known):
                 yield path
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a file's path is one that a kind's pattern names."""
+    return pattern == "**" or (name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern))
+
+
+def _is_scratch(path: Path) -> bool:
+    """Whether this is a file that a killed write or lock left, or the folder of a write whose lock nobody holds."""
+    if not _SCRATCH.fullmatch(path.name):
+        return False
+    if path.is_symlink() or not path.is_dir():
+        return True
+    marker = _marker(path)
+    return marker is not None and marker["kind"] == _PARTIAL.name and not _is_locked(path)
+
+
+def _is_locked(partial: Path) -> bool:
+    """Whether somebody is writing the folder that ``atomic_folder`` fills ``partial`` for."""
+    from filelock import FileLock, Timeout
+
+    path = partial.with_name(f"{partial.name.rpartition('.tmp-')[0]}.lock")
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _marker(folder: Path) -> dict[str, Any] | None:

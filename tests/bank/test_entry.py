@@ -62,6 +62,16 @@ def test_full_opens_in_transformers(tmp_path: Path) -> None:
     assert torch.allclose(opened(ids).logits, trained.customized.base.model(ids).logits, atol=1e-6)
 
 
+def test_full_is_one_file_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(tiny_base().model)
+    save = kind.save_pretrained
+    monkeypatch.setattr(
+        kind, "save_pretrained", lambda self, at, max_shard_size="20KB": save(self, at, max_shard_size=max_shard_size)
+    )
+    trained = train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    assert score(bank.load(tmp_path / "a", tiny_base()), [ITEM]) == score(trained.customized, [ITEM])
+
+
 def test_another_base_is_refused_and_says_what_differs(tmp_path: Path) -> None:
     train(tiny_base(), LoRA(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
     with pytest.raises(BankError, match="has another weights"):
@@ -145,14 +155,33 @@ def test_verify_passes_and_sees_other_logits(tmp_path: Path) -> None:
 def test_the_card_of_the_entry_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tiny_base(), ZeroShot(), data=ROWS, out=tmp_path / "a")
     monkeypatch.chdir(tmp_path / "a")
-    bank.write_card(Path(), {"score": 0.5})
+    bank.write_card(Path(), {"score": 0.5}, bank.read_record(Path()))
     assert bank.read_record(tmp_path / "a").card == {"score": 0.5}
     assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
 
 
+def test_what_was_measured_of_a_replaced_entry_is_not_kept_with_the_new_one(tmp_path: Path) -> None:
+    train(tiny_base(), LoRA(rank=2), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    measured = bank.read_record(tmp_path / "a")
+    bank.write_card(tmp_path / "a", {"score": 0.5}, measured)
+    bank.write_card(tmp_path / "a", {"score": 0.6}, measured)
+    train(tiny_base(), LoRA(rank=3), data=ROWS, settings=SETTINGS, out=tmp_path / "a", overwrite=True)
+    with pytest.raises(BankError, match="was replaced while it was measured"):
+        bank.write_card(tmp_path / "a", {"score": 0.5}, measured)
+    assert bank.read_record(tmp_path / "a").card is None
+
+
+def test_verify_says_where_only_the_tensors_have_a_checksum(tmp_path: Path) -> None:
+    """A copy of an entry may leave the hidden marker out."""
+    train(tiny_base(), LoRA(rank=2), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
+    assert bank.verify(tmp_path / "a", tiny_base()).sealed
+    (tmp_path / "a" / storage.MARKER).unlink()
+    assert not bank.verify(tmp_path / "a", tiny_base()).sealed
+
+
 def test_verify_covers_every_file_of_a_full_entry(tmp_path: Path) -> None:
     train(tiny_base(), Full(), data=ROWS, settings=SETTINGS, out=tmp_path / "a")
-    bank.write_card(tmp_path / "a", {"score": 0.5})
+    bank.write_card(tmp_path / "a", {"score": 0.5}, bank.read_record(tmp_path / "a"))
     assert bank.verify(tmp_path / "a", tiny_base()).max_error == 0.0
     files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert {"config.json", "tokenizer.json", "model.safetensors", "customization.json"} <= {f.name for f in files}

@@ -19,6 +19,8 @@ from tunescope.data.template import default_template
 from tunescope.errors import BankError, EngineError
 from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.row_effects import Stack
+from tunescope.inference.sampling import choose
 from tunescope.methods import Adapter, Customized, Full, LoRA, Method, customize
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.9, seed=2, logprobs=True)
@@ -157,6 +159,38 @@ def test_a_row_that_fails_to_come_in_is_lost_by_nobody_else(monkeypatch: pytest.
     check_untouched(made.generate(GOOD))
     with pytest.raises(EngineError, match="MemoryError"):
         bad.result()
+
+
+def test_choosing_a_token_that_fails_ends_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no memory for one row's top-p: the others choose by themselves, what they would have chosen."""
+    rows = [Request("a", "lora", Sampling(max_new_tokens=4, temperature=1.0, repetition_penalty=2.0)), GOOD[0]]
+    alone = [engine().generate([row])[0] for row in rows]
+
+    def failing(logits: torch.Tensor, draws: Any) -> Any:
+        found = choose(logits, draws)
+        if any(draw.sampling.top_p < 1 for draw in draws):
+            raise torch.OutOfMemoryError("no memory")
+        return found
+
+    monkeypatch.setattr("tunescope.inference.scheduler.choose", failing)
+    bad = Request("b", None, Sampling(max_new_tokens=4, temperature=1.0, top_p=0.5))
+    *answers, lost = engine().generate([*rows, bad])
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
+    assert lost.error == "The engine failed while it computed this answer: no memory"
+
+
+def test_a_customization_too_large_beside_those_before_it_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows share one stack of tensors, as wide as the largest of those that came last."""
+
+    def small(compiled: list[Any], base: Any) -> Any:
+        if len(compiled) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return Stack(compiled, base)
+
+    alone = [engine().generate([row])[0] for row in GOOD]
+    made = engine()
+    monkeypatch.setattr("tunescope.inference.passes.Stack", small)
+    assert [answer.tokens for answer in made.generate(GOOD)] == [answer.tokens for answer in alone]
 
 
 def test_a_text_that_fails_ends_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tunescope.evaluation.preferences import plot_reliability
 from tunescope.judging import Samples, make_pairs
 from tunescope.judging.judges import Function
 from tunescope.judging.pairs import samples_path
+from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA, ZeroShot
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.run import work_folder
@@ -125,7 +127,44 @@ def test_an_entry_from_before_markers_is_known_by_its_record(tmp_path: Path) -> 
         prompting(tmp_path / "a", overwrite=True)
 
 
-@pytest.mark.parametrize("file", ["notes.txt", "rows/mine.txt", "bank/zero-shot/notes.txt", "bank/mine/a.txt"])
+@pytest.mark.parametrize("file", ["tokenizer-notes.txt", "model_old/model.safetensors", "tokenizer/a.txt"])
+def test_an_entry_from_before_markers_has_files_of_known_names_only(file: str, tmp_path: Path) -> None:
+    prompting(tmp_path / "a")
+    (tmp_path / "a" / storage.MARKER).unlink()
+    (tmp_path / "a" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "a" / file).write_text("precious")
+    with pytest.raises(TunescopeError, match=f"did not write there: {file}"):
+        prompting(tmp_path / "a", overwrite=True)
+
+
+@pytest.mark.parametrize("name", [".poetry.lock", ".a.tmp-0123456789ab"])
+def test_a_folder_with_a_scratch_file_s_name_is_not_ours(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a" / name).mkdir(parents=True)
+    (tmp_path / "a" / name / "thesis.txt").write_text("precious")
+    before = contents(tmp_path)
+    for write in refused_writers(tmp_path / "a"):
+        with pytest.raises(TunescopeError, match="Choose another"):
+            write()
+    assert contents(tmp_path) == before
+
+
+def test_a_comparison_begins_anew_after_a_kill_while_an_entry_was_saved(tmp_path: Path) -> None:
+    """Its unfinished folder is ours, but not while somebody writes it."""
+    comparison(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt), storage.atomic_folder(tmp_path / "run" / "bank" / "lora") as partial:
+        (partial / "model.safetensors").touch()
+        shutil.copytree(partial, left := partial.with_name(".lora.tmp-0123456789ab"))
+        raise KeyboardInterrupt
+    with writing(tmp_path / "run" / "bank" / "lora"), pytest.raises(TunescopeError, match="did not write there"):
+        comparison(tmp_path / "run", restart=True)
+    comparison(tmp_path / "run", restart=True)
+    assert not left.exists()
+
+
+NOT_OURS = ["notes.txt", "rows/mine.txt", "rows/mine/a.json", "bank/zero-shot/notes.txt", "bank/mine/a.txt"]
+
+
+@pytest.mark.parametrize("file", NOT_OURS)
 def test_a_comparison_that_holds_more_is_not_begun_anew(file: str, tmp_path: Path) -> None:
     comparison(tmp_path / "run")
     comparison(tmp_path / "run", restart=True)
@@ -228,6 +267,15 @@ def test_a_file_that_was_killed_while_it_was_written_is_known(tmp_path: Path, mo
     monkeypatch.undo()
     storage.write_output(file, "four")
     assert file.read_text() == "four"
+
+
+def test_a_home_that_nobody_expanded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("~/a", "~"):
+        for write in [*refused_writers(Path(place)), lambda: storage.write_output(Path("~/a"), "")]:
+            with pytest.raises(TunescopeError, match=r"begins with ~.*expanduser"):
+                write()
+    assert not list(tmp_path.iterdir())
 
 
 # A run that stopped

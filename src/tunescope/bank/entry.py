@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ RECORD, TENSORS, MODEL, CHECK = (
     "model.safetensors",
     "check.safetensors",
 )
+_ONE_FILE = 2**62  # bytes of a weight file, however large the model
 _CARD_SECONDS = 10.0  # to wait for another measurement of the same entry, which writes for milliseconds
 
 
@@ -44,9 +45,10 @@ def _unmarked(folder: Path) -> tuple[str, ...] | None:
         read_record(folder)
     except BankError:
         return None
-    model = ("model*.safetensors*", "config.json", "generation_config.json", "chat_template.jinja")
-    tokenizer = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
-    return (RECORD, TENSORS, CHECK, "metrics.jsonl", *model, *tokenizer)
+    model = ("config.json", "generation_config.json", "chat_template.jinja")
+    tokenizer = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+    words = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
+    return (RECORD, TENSORS, CHECK, "metrics.jsonl", MODEL, *model, *tokenizer, *words)
 
 
 ENTRY = storage.Kind("bank entry", unmarked=_unmarked)
@@ -72,9 +74,9 @@ def save(
     Raises:
         TunescopeError: the folder is taken, or another run writes there.
     """
-    with claimed(folder, overwrite=overwrite), storage.atomic_folder(folder, ENTRY) as partial:
+    with claimed(folder, overwrite=overwrite), _writing_card(folder), storage.atomic_folder(folder, ENTRY) as partial:
         if customized.moves_base:
-            customized.base.model.save_pretrained(partial)
+            customized.base.model.save_pretrained(partial, max_shard_size=_ONE_FILE)
             customized.base.tokenizer.save_pretrained(partial)
         if tensors := customized.customization.tensors():
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
@@ -138,11 +140,30 @@ def read_record(folder: Path) -> Record:
         raise BankError(f"{path} is damaged or was written by another version of tunescope: {error}") from error
 
 
-def write_card(folder: Path, card: dict[str, object]) -> None:
-    """Keep what was measured of an entry in its record."""
-    with writing(folder / RECORD, wait=_CARD_SECONDS):
-        record = read_record(folder).model_copy(update={"card": card})
-        storage.rewrite(folder / RECORD, record.model_dump_json(indent=2))
+def write_card(folder: Path, card: dict[str, object], measured: Record) -> None:
+    """Keep what was measured of an entry in its record.
+
+    Args:
+        folder: the entry.
+        card: the measurements.
+        measured: the entry's record, as it was read before the measuring began.
+
+    Raises:
+        BankError: the entry was replaced meanwhile, so that these are another's measurements.
+    """
+    with _writing_card(folder):
+        record = read_record(folder)
+        if record.model_copy(update={"card": None}) != measured.model_copy(update={"card": None}):
+            raise BankError(
+                f"{folder} was replaced while it was measured, so the measurements are not its: do it again."
+            )
+        storage.rewrite(folder / RECORD, record.model_copy(update={"card": card}).model_dump_json(indent=2))
+
+
+def _writing_card(folder: Path) -> AbstractContextManager[Path]:
+    """The lock of an entry's card. It lies beside the entry, so that it outlives the folder that ``save`` replaces."""
+    final = storage.resolved(folder)
+    return writing(final.with_name(f"{final.name}.card"), wait=_CARD_SECONDS)
 
 
 def list_entries(bank: Path) -> list[Path]:

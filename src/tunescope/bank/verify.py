@@ -29,17 +29,18 @@ class Verified:
         max_error: largest difference between the logits kept with the entry and those it computes now; None for an
             entry without kept logits.
         dtype: precision in which it computed now.
+        sealed: whether every file was compared with its checksum. An entry whose marker is missing, as it is hidden and
+            some copies leave it out, has a checksum of its tensors only.
     """
 
     folder: Path
     max_error: float | None
     dtype: str
+    sealed: bool
 
 
 def verify(folder: Path, base: Base | str | None = None) -> Verified:
     """Check an entry: every file, fingerprint of the base, names of the tensors, template, and the logits it gives.
-
-    Entries from before files were marked have a checksum of their tensors only.
 
     Raises:
         BankError: the first thing that does not hold.
@@ -54,7 +55,7 @@ def verify(folder: Path, base: Base | str | None = None) -> Verified:
     path = folder / CHECK
     if not path.is_file():
         _check_files(folder)
-        return Verified(folder, None, dtype)
+        return Verified(folder, None, dtype, storage.is_marked(folder))
     try:
         kept = load_file(path)["logits"]
     except (SafetensorError, OSError, KeyError) as error:
@@ -70,7 +71,7 @@ def verify(folder: Path, base: Base | str | None = None) -> Verified:
             f"{allowed:g} in {dtype} is rounding). Its files are as saved, so the library that runs it has changed."
         )
     _check_files(folder)
-    return Verified(folder, error_size, dtype)
+    return Verified(folder, error_size, dtype, storage.is_marked(folder))
 
 
 def _check_files(folder: Path, but: Sequence[str] = ()) -> None:

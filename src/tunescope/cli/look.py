@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunescope.cli import options
-from tunescope.cli.output import Output, visible
+from tunescope.cli.output import Output
 from tunescope.data.encoding import Encoded, EncodedPair, Encoder
 from tunescope.data.pairs import is_pairs, repeated
 from tunescope.data.reading import Table, read
@@ -74,7 +74,7 @@ def look_at(
         for example, pieces in zip(encoded[:shown], examples, strict=True):
             text = Text()
             for kind, piece in pieces:
-                text.append(visible(piece), style=_STYLES[kind])
+                text.append(piece, style=_STYLES[kind])
             cut = f", {example.dropped} prompt tokens cut" if example.dropped else ""
             console.print(Text(f"row of line {example.number}, {len(example)} tokens{cut}", style="bold"))
             console.print(text, "\n")
@@ -88,9 +88,9 @@ def look_at(
             f"{values['rows']} rows, {values['task']}. {values['tokens']} tokens, {values['trained_tokens']} of them "
             f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."
         )
-        console.print(visible(facts), markup=False)
+        console.print(facts)
         for note in [*seen.notes, *(encoder.notes() or ["Nothing is cut and no row is dropped."])]:
-            console.print(visible(note), markup=False)
+            console.print(note)
 
     output.result(values, show)
 
@@ -158,5 +158,5 @@ def _histogram(console: Console, lengths: Sequence[int]) -> None:
     for i, count in enumerate(counts):
         begin = low + i * width
         bar = "█" * round(_WIDTH * count / max(counts)) or ("▏" if count else "")
-        console.print(f"{begin:>6}-{begin + width - 1:<6} {bar} {count}", markup=False)
+        console.print(f"{begin:>6}-{begin + width - 1:<6} {bar} {count}")
     console.print("tokens a row\n", style="dim")

@@ -53,12 +53,11 @@ _QUIET = {
 
 
 def _say(message: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    from tunescope.cli.output import visible
+    from tunescope.cli.output import SafeConsole
 
-    Console(stderr=True, soft_wrap=True).print(Text("Error: ", style="bold red") + Text(visible(message)))
+    SafeConsole(stderr=True).print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
 
 
 def _shortened(path: str, most: int = 200) -> str:

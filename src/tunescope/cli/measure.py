@@ -126,9 +126,9 @@ def evaluate_entry(
             on_stage=lambda stage: status.update(f"measuring: {stage}"),
         )
     card = {key: value for key, value in card.items() if key not in PER_ROW}
-    if entry is not None:
+    if entry is not None and record is not None:
         card["artifact_mb"] = bank.size_mb(entry)
-        bank.write_card(entry, card)
+        bank.write_card(entry, card, record)
     for note in card["notes"]:
         output.note(note)
     shown = {k: v for k, v in card.items() if k not in ("probes", "notes")}

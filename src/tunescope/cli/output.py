@@ -6,11 +6,13 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 # Where there is no terminal there is no width to keep to, but tables need some.
 _PLAIN_WIDTH = 120
@@ -23,6 +25,22 @@ def visible(text: str) -> str:
     return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+class SafeConsole(Console):
+    """A console that prints texts as they are: no markup, no emoji names, and escapes for what a terminal acts on."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Strings are made visible before they are measured: a table crops what is wider than it was."""
+        return super().render_str(visible(text), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Every piece of text that is printed, whatever it is part of, comes through here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
 class Output:
     """What a command says.
 
@@ -32,10 +50,10 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False)
+        self.console = SafeConsole()
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
-        self.progress = Console(stderr=True, highlight=False)
+        self.progress = SafeConsole(stderr=True)
         handler = _Said(self.progress)
         logger = logging.getLogger("tunescope")  # downloads and conversions announce themselves here
         logger.handlers, logger.propagate = [handler], False
@@ -43,7 +61,12 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something worth knowing that is not the result."""
-        self.progress.print(visible(text), style="yellow", markup=False)
+        self.progress.print(text, style="yellow")
+
+    def write(self, text: str, end: str = "\n") -> None:
+        """A model's text on standard output, not wrapped: with escapes for what a terminal acts on, and exact after
+        ``--json``."""
+        typer.echo(visible(text) + end, nl=False)
 
     def result(self, values: Any, show: Callable[[Console], None]) -> None:
         """The result: one JSON object a call, or as ``show`` prints it for people."""
@@ -69,7 +92,7 @@ class _Said(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(visible(record.getMessage()), style="dim", markup=False)
+        self._console.print(record.getMessage(), style="dim")
 
 
 def print_facts(console: Console, facts: dict[str, Any]) -> None:
@@ -79,8 +102,6 @@ def print_facts(console: Console, facts: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    from rich.text import Text
-
     for name, value in facts.items():
         if value is not None:
             table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else visible(str(value))))

@@ -57,7 +57,7 @@ def evaluate_pairs(
         customized = bank.load(entry, base_of(entry, base, device))
         card = evaluate_preferences(customized, objective, pairs[:max_rows], max_length=max_length)
     card["artifact_mb"] = bank.size_mb(entry)
-    bank.write_card(entry, card)
+    bank.write_card(entry, card, record)
     for note in card["notes"]:
         output.note(note)
     if plot is not None:
@@ -90,8 +90,8 @@ def score_texts(
         for row, reward in zip(rows, rewards, strict=True)
     ]
 
-    def show(console: Console) -> None:
+    def show(_console: Console) -> None:
         for value in values:
-            console.print(f"{value['reward']:9.4f}  line {value['line']}: {value['completion']}", markup=False)
+            output.write(f"{value['reward']:9.4f}  line {value['line']}: {value['completion']}")
 
     output.result({"rows": len(values), "mean_reward": sum(rewards) / len(rewards), "texts": values}, show)

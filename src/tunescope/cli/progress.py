@@ -42,8 +42,7 @@ class TrainingProgress:
             left = (metrics.steps - metrics.step) * metrics.seconds / metrics.step
             self._console.print(
                 f"{self._name}: step {metrics.step}/{metrics.steps}, loss {metrics.loss:.4f}, "
-                f"{metrics.tokens_per_s:.0f} tokens/s, {left:.0f} s left",
-                highlight=False,
+                f"{metrics.tokens_per_s:.0f} tokens/s, {left:.0f} s left"
             )
 
     def _draw(self, metrics: StepMetrics) -> None:
@@ -91,9 +90,7 @@ class CountProgress:
             self._bar.update(self._task, completed=done)
         elif done == self._total or time.monotonic() - self._said > _LINE_SECONDS:
             self._said = time.monotonic()
-            self._console.print(
-                f"{self._name}: {done}/{self._total} {self._unit}, {self._said - self._began:.0f} s", highlight=False
-            )
+            self._console.print(f"{self._name}: {done}/{self._total} {self._unit}, {self._said - self._began:.0f} s")
 
 
 class ComparisonProgress(Watcher):
@@ -107,7 +104,7 @@ class ComparisonProgress(Watcher):
     def begin(self, method: str, number: int, count: int) -> None:
         """A heading."""
         self._name, self._said = method, ""
-        self._console.print(f"[{number}/{count}] {method}", style="bold", markup=False, highlight=False)
+        self._console.print(f"[{number}/{count}] {method}", style="bold")
 
     def stage(self, stage: str, steps: int | None = None) -> None:
         """A line a stage; training draws its bar below it."""
@@ -115,7 +112,7 @@ class ComparisonProgress(Watcher):
         if stage != self._said:
             self._said = stage
             detail = f" {steps} steps" if steps else ""
-            self._console.print(f"      {stage}{detail} …", style="dim", highlight=False)
+            self._console.print(f"      {stage}{detail} …", style="dim")
 
     def step(self, metrics: StepMetrics) -> None:
         """The bar."""
@@ -126,12 +123,12 @@ class ComparisonProgress(Watcher):
         """The result in a line."""
         self.close()
         if row.score is None:
-            self._console.print(f"      {row.note}", style="yellow", markup=False)
+            self._console.print(f"      {row.note}", style="yellow")
             return
         metric = "accuracy" if row.accuracy is not None else "chrf"
         score = score_interval(row.score, row.score_low, row.score_high, metric)
         forgetting = "" if row.forgetting_on is None else f", forgetting {row.forgetting_on:.3f} nats/token"
-        self._console.print(f"      {metric} {score}{forgetting}", markup=False, highlight=False)
+        self._console.print(f"      {metric} {score}{forgetting}")
 
     def close(self) -> None:
         """End the bar that is shown, if any."""

@@ -340,7 +340,7 @@ def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measu
     if trained is None:
         return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
     customized, training = trained
-    started = time.monotonic()
+    started, record = time.monotonic(), bank.read_record(entry)
     card = evaluate(
         customized,
         work.test_rows,
@@ -351,7 +351,7 @@ def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measu
         max_length=work.settings.max_length,
         on_stage=work.watcher.stage,
     )
-    bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW})
+    bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
     _remember_cost(work, time.monotonic() - started)
     _note(work, "testing", card["notes"])
     return _row(method, card, training, entry)

@@ -302,7 +302,7 @@ def render_table(comparison: Comparison, width: int = 100) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_caption(comparison), caption_justify="left")
     table.add_column("", width=1)
     table.add_column("method", min_width=9, overflow="fold")
-    table.add_column(f"{name}{unit}\n[95% interval]".replace("[", "\\["), justify="right", no_wrap=True)
+    table.add_column(Text(f"{name}{unit}\n[95% interval]"), justify="right", no_wrap=True)
     headings = ["forget-\nting on", "trained\nparams", "train\ntime", "first\ntoken ms", "ms per\ntoken"]
     if wide := width >= 100:
         headings += ["prompt\ntokens", "peak\nMB"]

@@ -99,7 +99,11 @@ class Passes:
         if None in numbers:
             while len(self._recent) > self.rows:
                 self._recent.popitem(last=False)
-            self._stack = Stack(list(self._recent), self.base)
+            try:
+                self._stack = Stack(list(self._recent), self.base)
+            except (RuntimeError, MemoryError):  # no memory for all that were there last: for these rows' alone
+                self._recent = OrderedDict.fromkeys(each for each in effects if each is not None)
+                self._stack = Stack(list(self._recent), self.base)
             numbers = [self._stack.number(each) for each in effects]
         if self._plan.stack is not self._stack or self._plan.numbers != tuple(numbers):
             self._plan = Plan(self._stack, [number or 0 for number in numbers], self.base)

@@ -124,7 +124,7 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
     """The next token of each row, and its log-probability under the model where any row asks for one.
 
     Args:
-        logits: [rows, vocabulary]; may be changed.
+        logits: [rows, vocabulary]; not changed, so that a call that fails can be made again.
         draws: by row.
 
     Returns:
@@ -132,7 +132,7 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
         token: its id is -1 and its nats mean nothing.
     """
     wanted = any(draw.sampling.logprobs for draw in draws)
-    adjusted = _adjust(logits.clone() if wanted else logits, draws)
+    adjusted = _adjust(logits.clone(), draws) if any(map(_adjusts, draws)) else logits
     highest, tokens = adjusted.max(-1, keepdim=True)  # argmax of bfloat16 is four times as slow; NaN is the highest
     lost = ~highest.isfinite()
     tokens = tokens.squeeze(-1)
@@ -146,6 +146,12 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
         return tokens, None
     nats = torch.log_softmax(logits.float(), dim=-1)
     return tokens, nats.gather(-1, tokens.clamp(min=0)[:, None]).squeeze(-1)
+
+
+def _adjusts(draw: Draw) -> bool:
+    """Whether a row's logits are changed before its token is chosen."""
+    sampling = draw.sampling
+    return sampling.repetition_penalty != 1 or draw.written < sampling.min_new_tokens or draw.owed is not None
 
 
 def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

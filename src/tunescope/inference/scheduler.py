@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 
@@ -37,6 +38,7 @@ _CHUNK_ALONE = 2048
 _WORTH_WAITING = 256
 # How many of the waiting jobs are looked at for a shared beginning.
 _LOOK_AHEAD = 64
+_T = TypeVar("_T")
 _NOT_FINITE = (
     "The model's logits for it are not finite numbers: the tensors of the customization, or of the base, are damaged "
     "or too large."
@@ -196,9 +198,7 @@ class Scheduler:
             raise
         return self.busy
 
-    def _isolated(
-        self, jobs: list[Job], compute: Callable[[list[Job]], torch.Tensor]
-    ) -> list[tuple[list[Job], torch.Tensor]]:
+    def _isolated(self, jobs: list[Job], compute: Callable[[list[Job]], _T]) -> list[tuple[list[Job], _T]]:
         """What ``compute`` gives for jobs together; where that fails, for each by itself. Those that fail then, end."""
         failure: Exception | None = None
         try:
@@ -358,19 +358,23 @@ class Scheduler:
 
     def _take(self, jobs: list[Job], logits: torch.Tensor) -> None:
         """Each job's next token, or its choice, from its line of ``logits``; jobs that it ends leave."""
-        writing = [line for line, job in enumerate(jobs) if not job.choices]
-        for line, job in enumerate(jobs):
+        lines = {job: line for line, job in enumerate(jobs)}
+        for job, line in lines.items():
             if job.choices:
                 self._ended(job, partial(self._answer_with_choice, job, logits[line]))
+        writing = [job for job in jobs if not job.choices]
         if not writing:
             return
-        writers = [jobs[line] for line in writing]
-        chosen, logprobs = choose(logits if len(writers) == len(jobs) else logits[writing], [j.draw for j in writers])
-        # One transfer a step; a float32 holds every id below 2**24 exactly, and MPS has no float64.
-        nats = chosen if logprobs is None else logprobs
-        found = torch.stack((chosen.float(), nats.float())).tolist()
-        for job, token, nat in zip(writers, *found, strict=True):
-            self._ended(job, partial(self._write, job, int(token), nat))
+
+        def chosen(some: list[Job]) -> list[list[float]]:
+            own = logits if len(some) == len(jobs) else logits[[lines[job] for job in some]]
+            tokens, logprobs = choose(own, [job.draw for job in some])
+            # One transfer a step; a float32 holds every id below 2**24 exactly, and MPS has no float64.
+            return torch.stack((tokens.float(), (tokens if logprobs is None else logprobs).float())).tolist()
+
+        for some, found in self._isolated(writing, chosen):
+            for job, token, nat in zip(some, *found, strict=True):
+                self._ended(job, partial(self._write, job, int(token), nat))
 
     def _ended(self, job: Job, answer: Callable[[], str | None]) -> None:
         """End a job for the reason that its answer gives, or because its answer failed."""

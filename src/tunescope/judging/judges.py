@@ -94,11 +94,11 @@ class Function:
     def _score(self, prompt: Any, completion: str) -> float | str:
         try:
             value = self._function(prompt, completion)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return f"the judge raised {type(error).__name__}: {error}"
         try:
             score = float(value)
-        except (TypeError, ValueError):
+        except Exception:  # also a number that is too large, and whatever the object's own conversion raises
             return f"the judge returned {type(value).__name__}, expected a number"
         return score if math.isfinite(score) else f"the judge returned {score}"
 
@@ -139,7 +139,7 @@ def _function(name: str, module: str, attribute: str) -> Callable[[Any, str], An
         sys.path.append(here)  # last, so that no file lying there stands for an installed module
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # also what the module itself raises
+    except (Exception, SystemExit) as error:  # also what the module itself raises
         raise TunescopeError(f"The judge {name} cannot be imported: {type(error).__name__}: {error}.") from error
     if not callable(found):
         raise TunescopeError(
