@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -105,6 +105,17 @@ def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0) -> 
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, split, skip_bad)
     raise UnknownNameError("data (neither a file, a hub id organization/name nor built in)", name, catalog.CATALOG)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], *, skip_bad: int = 0) -> Table:
+    """A table of rows in memory, one mapping from column to value each; checked as those of a file are.
+
+    Raises:
+        DataError: no rows, or more bad ones than allowed.
+    """
+    digest = hashlib.sha256(json.dumps([dict(row) for row in rows], default=str).encode()).hexdigest()
+    parsed: Parsed = iter(enumerate((dict(row) or "is an empty object" for row in rows), start=1))
+    return _checked(parsed, skip_bad, [], name="rows", path="rows", sha256=digest)
 
 
 def check_bad(path: str | Path, bad: Sequence[BadRow], skip_bad: int) -> None:
