@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test clean
+.PHONY: install demo check test docs build clean
 
 install: $(STAMP)
 
@@ -24,6 +24,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet
+
+# The documentation as a site, in build/site; nothing is fetched for it, and a warning is an error.
+docs: install
+	$(BIN)/mkdocs build
+
+# A wheel and a source archive, in dist.
+build: install
+	$(BIN)/hatchling build --clean
 
 # Two workers of one thread each: torch would otherwise start a thread per core in each of them.
 test: check

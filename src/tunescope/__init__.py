@@ -19,7 +19,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Base": "base",
     "load_base": "base",
+    "Table": "data.reading",
     "read": "data.reading",
+    "Row": "data.rows",
+    "Pair": "data.pairs",
+    "Method": "methods",
     "Customized": "methods",
     "ZeroShot": "methods",
     "System": "methods",
@@ -29,19 +33,45 @@ _PUBLIC = {
     "IA3": "methods",
     "LoRA": "methods",
     "Adapter": "methods",
-    "compose": "methods",
     "Full": "methods",
+    "compose": "methods",
+    "Objective": "objectives",
     "SFT": "objectives",
     "DPO": "objectives",
     "Reward": "objectives",
     "reward_scores": "objectives",
     "TrainSettings": "training",
+    "Trained": "training",
     "train": "training",
+    "Record": "bank",
     "load": "bank",
-    "evaluate": "evaluation",
+    "read_record": "bank",
+    "list_entries": "bank",
+    "verify": "bank.verify",
+    "merge": "bank.merge",
+    "export": "bank.export",
+    "import_peft": "bank",
+    "Engine": "inference",
+    "Request": "inference",
+    "Sampling": "inference",
+    "Generated": "inference",
     "generate": "inference",
     "Prediction": "inference",
     "predict": "inference",
+    "Item": "inference",
+    "Score": "inference",
+    "score": "inference",
+    "Samples": "judging",
+    "load_judge": "judging",
+    "make_pairs": "judging",
+    "Probes": "evaluation",
+    "default_probes": "evaluation",
+    "user_probes": "evaluation",
+    "evaluate": "evaluation",
+    "evaluate_preferences": "evaluation",
+    "evaluate_judged": "evaluation",
+    "CompareSettings": "comparison",
+    "Comparison": "comparison",
     "compare": "comparison",
     "TunescopeError": "errors",
 }
@@ -49,22 +79,50 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
+    from tunescope.bank import Record as Record
+    from tunescope.bank import import_peft as import_peft
+    from tunescope.bank import list_entries as list_entries
     from tunescope.bank import load as load
+    from tunescope.bank import read_record as read_record
+    from tunescope.bank.export import export as export
+    from tunescope.bank.merge import merge as merge
+    from tunescope.bank.verify import verify as verify
     from tunescope.base import Base as Base
     from tunescope.base import load_base as load_base
+    from tunescope.comparison import CompareSettings as CompareSettings
+    from tunescope.comparison import Comparison as Comparison
     from tunescope.comparison import compare as compare
+    from tunescope.data.pairs import Pair as Pair
+    from tunescope.data.reading import Table as Table
     from tunescope.data.reading import read as read
+    from tunescope.data.rows import Row as Row
     from tunescope.errors import TunescopeError as TunescopeError
+    from tunescope.evaluation import Probes as Probes
+    from tunescope.evaluation import default_probes as default_probes
     from tunescope.evaluation import evaluate as evaluate
+    from tunescope.evaluation import evaluate_judged as evaluate_judged
+    from tunescope.evaluation import evaluate_preferences as evaluate_preferences
+    from tunescope.evaluation import user_probes as user_probes
+    from tunescope.inference import Engine as Engine
+    from tunescope.inference import Generated as Generated
+    from tunescope.inference import Item as Item
     from tunescope.inference import Prediction as Prediction
+    from tunescope.inference import Request as Request
+    from tunescope.inference import Sampling as Sampling
+    from tunescope.inference import Score as Score
     from tunescope.inference import generate as generate
     from tunescope.inference import predict as predict
+    from tunescope.inference import score as score
+    from tunescope.judging import Samples as Samples
+    from tunescope.judging import load_judge as load_judge
+    from tunescope.judging import make_pairs as make_pairs
     from tunescope.methods import IA3 as IA3
     from tunescope.methods import Adapter as Adapter
     from tunescope.methods import Customized as Customized
     from tunescope.methods import FewShot as FewShot
     from tunescope.methods import Full as Full
     from tunescope.methods import LoRA as LoRA
+    from tunescope.methods import Method as Method
     from tunescope.methods import PromptTuning as PromptTuning
     from tunescope.methods import PTuning as PTuning
     from tunescope.methods import System as System
@@ -72,8 +130,10 @@ if TYPE_CHECKING:
     from tunescope.methods import compose as compose
     from tunescope.objectives import DPO as DPO
     from tunescope.objectives import SFT as SFT
+    from tunescope.objectives import Objective as Objective
     from tunescope.objectives import Reward as Reward
     from tunescope.objectives import reward_scores as reward_scores
+    from tunescope.training import Trained as Trained
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train
 

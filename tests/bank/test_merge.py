@@ -10,7 +10,7 @@ import torch
 from tests.tiny import ARCHITECTURES, tiny_base
 
 from tunescope.bank.assemble import lora_parts
-from tunescope.bank.merge import Combination, combine, merge, merged_model
+from tunescope.bank.merge import Combination, merge, merge_into_base, merged_model
 from tunescope.base import Base, load_base
 from tunescope.base.fingerprint import hash_weights
 from tunescope.data.template import default_template
@@ -64,7 +64,7 @@ def test_merged_equals_unmerged_and_the_base_stays(name: str, arch: str) -> None
 
 def test_the_folder_is_a_base_of_its_own(tmp_path: Path) -> None:
     customized = _moved(LoRA(), tiny_base("llama"))
-    merged = merge(customized, tmp_path / "merged")
+    merged = merge_into_base(customized, tmp_path / "merged")
     assert merged.dtype == "float32" and merged.max_error <= 1e-5 < merged.mean_logit
     again = load_base(tmp_path / "merged", dtype="float32", device="cpu")
     ids = _ids()
@@ -73,11 +73,11 @@ def test_the_folder_is_a_base_of_its_own(tmp_path: Path) -> None:
     torch.testing.assert_close(found, _logits(customized), atol=1e-5, rtol=1e-5)
     assert again.model.generation_config.eos_token_id == list(customized.template.stop)
     with pytest.raises(TunescopeError, match="exists already"):
-        merge(customized, tmp_path / "merged")
+        merge_into_base(customized, tmp_path / "merged")
 
 
 def test_the_error_of_bfloat16_is_measured(tmp_path: Path) -> None:
-    merged = merge(_moved(LoRA(), tiny_base("llama")), tmp_path / "merged", dtype=torch.bfloat16)
+    merged = merge_into_base(_moved(LoRA(), tiny_base("llama")), tmp_path / "merged", dtype=torch.bfloat16)
     assert merged.dtype == "bfloat16"
     assert 0 < merged.mean_error < merged.max_error < merged.mean_logit
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_merged_says_why(method: Method, why: str, tmp_path: Path
     else:
         customized = customize(base, method, default_template(base.tokenizer))
     with pytest.raises(BankError, match=why):
-        merge(customized, tmp_path / "merged")
+        merge_into_base(customized, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_merged_says_why(method: Method, why: str, tmp_path: Path
 def test_linear_is_the_exact_weighted_sum(arch: str) -> None:
     base = tiny_base(arch)
     first, second = _moved(LoRA(rank=2), base, 1), _moved(LoRA(rank=3, targets=("v", "o"), rslora=True), base, 2)
-    one, error = combine([first, second], [0.3, -1.5])
+    one, error = merge([first, second], [0.3, -1.5])
     assert error == 0.0
     found, (a, b) = lora_parts(one), (lora_parts(first), lora_parts(second))
     assert set(found) == set(a) | set(b)
@@ -124,7 +124,7 @@ def test_linear_is_the_exact_weighted_sum(arch: str) -> None:
 @pytest.mark.parametrize("how", get_args(Combination))
 def test_an_entry_merged_with_itself_is_that_entry(how: Combination, weights: tuple[float, ...] | None) -> None:
     lora = _moved(LoRA(rank=2), tiny_base("llama"))
-    one, error = combine([lora] * len(weights or "ab"), weights, how=how, density=1.0)
+    one, error = merge([lora] * len(weights or "ab"), weights, how=how, density=1.0)
     assert error < 1e-5
     for key, part in lora_parts(one).items():
         torch.testing.assert_close(part.delta(), lora_parts(lora)[key].delta(), atol=1e-5, rtol=1e-4)
@@ -139,7 +139,7 @@ def test_ties_takes_weights_by_their_ratio_and_dare_as_given() -> None:
         ("dare", None, 0.5),
         ("dare", (2, 9), 2),
     ):
-        one, _ = combine([lora, nothing], weights, how=how, density=1.0)
+        one, _ = merge([lora, nothing], weights, how=how, density=1.0)
         for key, part in lora_parts(one).items():
             torch.testing.assert_close(part.delta(), share * lora_parts(lora)[key].delta(), atol=1e-5, rtol=1e-4)
 
@@ -178,8 +178,8 @@ def test_dare_keeps_the_expected_sum() -> None:
 def test_a_cut_says_how_much_it_lost() -> None:
     base = tiny_base("llama")
     loras = [_moved(LoRA(rank=4), base, seed) for seed in (1, 2)]
-    _, small = combine(loras, how="ties", rank=2)
-    _, large = combine(loras, how="ties", rank=12)
+    _, small = merge(loras, how="ties", rank=2)
+    _, large = merge(loras, how="ties", rank=12)
     assert 0 < large < small < 1
 
 
@@ -187,21 +187,21 @@ def test_what_cannot_be_combined_says_why() -> None:
     base = tiny_base("llama")
     lora, dora, ia3 = _moved(LoRA(), base), _moved(LoRA(dora=True), base), _moved(IA3(), base)
     with pytest.raises(BankError, match="two or more"):
-        combine([lora])
+        merge([lora])
     with pytest.raises(BankError, match="2 LoRAs, 1 weights"):
-        combine([lora, lora], [1.0])
+        merge([lora, lora], [1.0])
     with pytest.raises(BankError, match="DoRA is not one"):
-        combine([lora, dora])
+        merge([lora, dora])
     with pytest.raises(BankError, match="ia3 is not one"):
-        combine([ia3, lora])
+        merge([ia3, lora])
     with pytest.raises(BankError, match="different bases"):
-        combine([lora, _moved(LoRA(), tiny_base("qwen2"))])
+        merge([lora, _moved(LoRA(), tiny_base("qwen2"))])
     with pytest.raises(BankError, match="not all zero"):
-        combine([lora, lora], [0.0, 0.0])
+        merge([lora, lora], [0.0, 0.0])
     with pytest.raises(BankError, match="finite"):
-        combine([lora, lora], [float("nan"), 1.0])
+        merge([lora, lora], [float("nan"), 1.0])
     with pytest.raises(BankError, match="density"):
-        combine([lora, lora], how="dare", density=0.0)
+        merge([lora, lora], how="dare", density=0.0)
     plain = customize(base, LoRA(), default_template(base.tokenizer, style="plain"))
     with pytest.raises(BankError, match="templates"):
-        combine([lora, plain])
+        merge([lora, plain])

@@ -134,7 +134,7 @@ CONDITIONS = {
     "style": ({"style": "plain"}, r"style \(chat; now plain\)"),
     "probes": ({"probes": Probes(["Another general text. " * 8], {}, True)}, "probes"),
     "no probes": ({"probes": None}, "probes"),
-    "training rows": ({"train_rows": ROWS[1:]}, "training rows"),
+    "training rows": ({"data": ROWS[1:]}, "training rows"),
     "dtype": ({"base": tiny_base(dtype=torch.bfloat16)}, r"dtype \(float32; now bfloat16\)"),
     "seed": ({"settings": CompareSettings(methods=("zero-shot",), generate_rows=2, seed=1)}, r"settings \(seed\)"),
 }
@@ -145,7 +145,7 @@ def test_rows_of_other_conditions_do_not_share_a_table(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"settings": CompareSettings(methods=("zero-shot",), generate_rows=2), "probes": PROBES}
-    given |= {"base": tiny_base(), "train_rows": ROWS, "test_rows": ROWS[:9], "out": tmp_path / "run"}
+    given |= {"base": tiny_base(), "data": ROWS, "test": ROWS[:9], "out": tmp_path / "run"}
     compare(**given)
     before = (tmp_path / "run" / "comparison.json").read_bytes()
     change, named = CONDITIONS.get(what, ({}, rf"{what} \(.*; now .*\)"))

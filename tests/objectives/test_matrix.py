@@ -200,12 +200,12 @@ def test_a_reward_model_keeps_its_head_or_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BankError, match="reward head"):
             bank.export_peft(loaded, tmp_path / "peft")
         with pytest.raises(BankError, match="reward head"):
-            bank.merge(loaded, tmp_path / "merged")
+            bank.merge_into_base(loaded, tmp_path / "merged")
         (folder / "customization.safetensors").write_bytes(b"something else")
         with pytest.raises(BankError, match="not what was saved"):
             bank.load(folder, base)
     with pytest.raises(BankError, match="reward head"):
-        bank.combine([run(LoRA(), Reward()).customized, run(LoRA(), Reward()).customized])
+        bank.merge([run(LoRA(), Reward()).customized, run(LoRA(), Reward()).customized])
 
 
 def test_a_reward_model_of_another_base_is_refused(tmp_path: Path) -> None:

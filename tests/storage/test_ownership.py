@@ -61,7 +61,7 @@ def exports(out: Path) -> list[Callable[[], object]]:
     )
     return [
         lambda: bank.export_peft(lora, out),
-        lambda: bank.merge(lora, out),
+        lambda: bank.merge_into_base(lora, out),
         lambda: bank.export_model(out, out),
         lambda: bank.save(lora, out, record),
         lambda: bank.save(lora, out, record, overwrite=True),

@@ -12,7 +12,8 @@ from tunescope.bank.entry import (
     size_mb,
     write_card,
 )
-from tunescope.bank.merge import Merged, combine, merge
+from tunescope.bank.export import export
+from tunescope.bank.merge import Merged, merge, merge_into_base
 from tunescope.bank.peft_format import export_peft, import_peft
 from tunescope.bank.record import BaseRecord, DataRecord, Record
 from tunescope.bank.verify import Verified, verify
@@ -26,13 +27,14 @@ __all__ = [
     "Verified",
     "check_free",
     "claimed",
-    "combine",
+    "export",
     "export_model",
     "export_peft",
     "import_peft",
     "list_entries",
     "load",
     "merge",
+    "merge_into_base",
     "read_record",
     "save",
     "size_mb",

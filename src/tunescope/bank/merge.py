@@ -47,7 +47,7 @@ class Merged:
     mean_logit: float
 
 
-def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = None) -> Merged:
+def merge_into_base(customized: Customized, folder: Path, *, dtype: torch.dtype | None = None) -> Merged:
     """Write a transformers model folder whose weights compute what the customization does.
 
     The sum is formed in float32 and rounded once. The template's stop tokens become the model's end-of-text tokens.
@@ -64,10 +64,10 @@ def merge(customized: Customized, folder: Path, *, dtype: torch.dtype | None = N
     _check_mergeable(customized)
     with writing(folder):
         storage.check_replaceable(folder, None)
-        return _merge(customized, folder, dtype)
+        return _write_merged(customized, folder, dtype)
 
 
-def _merge(customized: Customized, folder: Path, dtype: torch.dtype | None) -> Merged:
+def _write_merged(customized: Customized, folder: Path, dtype: torch.dtype | None) -> Merged:
     dtype = dtype or customized.base.dtype
     model = in_dtype(merged_model(customized.base, customized.customization), dtype)
     model.generation_config.eos_token_id = list(customized.template.stop)
@@ -95,7 +95,7 @@ def merged_model(base: Base, customization: Customization) -> Any:
     return model
 
 
-def combine(
+def merge(
     loras: Sequence[Customized],
     weights: Sequence[float] | None = None,
     *,

@@ -10,15 +10,14 @@ from rich.table import Table
 
 import tunescope
 from tunescope import bank
-from tunescope.bank.merge import Combination, refuse_heads
+from tunescope.bank.merge import Combination
 from tunescope.base import load_base
 from tunescope.base.device import dtype_name
 from tunescope.cli.loading import base_of
 from tunescope.cli.output import Output, print_facts
 from tunescope.errors import BankError, UnknownNameError
-from tunescope.locks import writing
 from tunescope.methods import Customized
-from tunescope.storage import MARKER, check_replaceable
+from tunescope.storage import MARKER
 
 
 def list_bank(folder: Path, output: Output) -> None:
@@ -96,26 +95,11 @@ def verify_entry(entry: Path, base: str | None, device: str | None, output: Outp
 
 def export_entry(entry: Path, to: str, out: Path, base: str | None, device: str | None, output: Output) -> None:
     """Write an entry in another tool's format."""
-    if to not in ("peft", "transformers"):
-        raise UnknownNameError("format (--to)", to, ("peft", "transformers"))
-    with writing(out):
-        check_replaceable(out, None)
-        values = _exported(entry, to, out, base, device)
-    output.result(values, lambda console: print_facts(console, values))
-
-
-def _exported(entry: Path, to: str, out: Path, base: str | None, device: str | None) -> dict[str, Any]:
-    customized = bank.load(entry, base_of(entry, base, device))
+    merged = bank.export(entry, out, to=to, base=base, device=device)  # type: ignore[arg-type]
     values: dict[str, Any] = {"entry": str(entry), "to": to, "path": str(out)}
-    if to == "peft":
-        bank.export_peft(customized, out)
-    elif customized.moves_base:
-        refuse_heads(customized, "a language model's folder")
-        bank.export_model(entry, out)
-    else:
-        merged = bank.merge(customized, out)
+    if merged is not None:
         values |= {"dtype": merged.dtype, "max_logit_error": merged.max_error, "mean_logit_error": merged.mean_error}
-    return values
+    output.result(values, lambda console: print_facts(console, values))
 
 
 def import_entry(
@@ -154,7 +138,7 @@ def merge_entries(
         base = base_of(entries[0], None, device)
         loras = [bank.load(entry, base) for entry in entries]
         shares = _weights(weights, len(entries))
-        customized, error = bank.combine(loras, shares, how=how, density=density, rank=rank)  # type: ignore[arg-type]
+        customized, error = bank.merge(loras, shares, how=how, density=density, rank=rank)  # type: ignore[arg-type]
         _save(customized, out, {"merged_from": [str(entry) for entry in entries], "how": how, "weights": shares})
     values = {"path": str(out), "how": how, "weights": shares, "relative_error": error}
     output.result(values, lambda console: print_facts(console, values))

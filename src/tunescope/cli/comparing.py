@@ -15,7 +15,7 @@ from tunescope.cli.flags import duration, with_settings
 from tunescope.cli.output import Output
 from tunescope.cli.progress import ComparisonProgress
 from tunescope.comparison import CompareSettings, Comparison, compare, render_table
-from tunescope.data.catalog import CATALOG
+from tunescope.data.inputs import has_part
 from tunescope.data.reading import Table, read
 from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import default_template
@@ -93,7 +93,7 @@ def _test_rows(
     """Rows named by --test, or the test part of a built-in set."""
     if test is not None:
         table: Table = read(test, skip_bad=skip_bad)
-    elif data in CATALOG and "test" in CATALOG[data].members and split != "test":
+    elif has_part(data, "test") and split != "test":
         table = read(data, split="test")
     else:
         return None

@@ -11,7 +11,7 @@ from tunescope.cli.loading import base_of
 from tunescope.cli.options import typed
 from tunescope.cli.output import Output, print_facts
 from tunescope.cli.preferences import evaluate_pairs, score_texts
-from tunescope.data.catalog import CATALOG
+from tunescope.data.inputs import has_part
 from tunescope.data.pairs import is_pairs
 from tunescope.data.reading import read
 from tunescope.data.rows import label_set, to_rows
@@ -65,7 +65,7 @@ def evaluate_entry(
             f"{entry} was made in {record.template.style} style; measuring it in {style} style would not measure what "
             "it serves. Leave --style out."
         )
-    if split is None and data in CATALOG and "test" in CATALOG[data].members:
+    if split is None and has_part(data, "test"):
         split = "test"
     table = read(data, split=split, skip_bad=skip_bad)
     left = skip_bad - len(table.skipped)

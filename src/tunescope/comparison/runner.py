@@ -29,6 +29,7 @@ from tunescope.comparison.budget import affordable_steps
 from tunescope.comparison.report import render_report
 from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe
 from tunescope.comparison.table import Row as Measured
+from tunescope.data.inputs import Source, has_part, understand
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
 from tunescope.data.template import default_template
@@ -126,15 +127,16 @@ class _Clock:
 
 def compare(
     base: Base,
-    train_rows: Sequence[Row],
-    test_rows: Sequence[Row] | None = None,
+    data: Source | Sequence[Row],
+    test: Source | Sequence[Row] | None = None,
     *,
     out: str | Path,
     settings: CompareSettings | None = None,
     pattern: str | None = None,
     style: str = "auto",
     probes: Probes | None = None,
-    name: str = "in memory",
+    name: str | None = None,
+    skip_bad: int = 0,
     restart: bool = False,
     watcher: Watcher | None = None,
 ) -> Comparison:
@@ -142,27 +144,34 @@ def compare(
 
     Args:
         base: frozen.
-        train_rows: rows to learn from; without test rows a fifth of them, stratified, is held out for testing.
-        test_rows: rows to measure on.
+        data: rows to learn from: what ``read`` takes, a table, mappings from column to value, or rows.
+        test: rows to measure on, given in the same ways. By default the test part of a built-in set that has one, and
+            else a fifth of ``data``, stratified.
         out: folder for the bank of trained customizations, ``comparison.json`` and ``report.html``; a comparison there
             that was not finished goes on.
         settings: budget, methods, sizes.
-        pattern: how columns became rows, for the record.
+        pattern: how columns make prompt and completion; with rows as they are, how they did, for the record.
         style: ``chat``, ``plain`` or ``auto``.
         probes: what forgetting is measured on; None leaves it out.
-        name: of the data.
+        name: of the data, for the report; by default its own.
+        skip_bad: how many rows of each of the two may be bad and left out.
         restart: forget what ``out`` holds.
-        watcher: told how it goes.
+        watcher: its callbacks report how it goes.
 
     Raises:
         UnknownNameError: a method that is not known.
+        DataError: rows that do not fit, or too few.
         TunescopeError: ``out`` holds a comparison under other conditions (named) or something else, or another run
             writes there.
         Interrupted: after Ctrl-C; call again to go on.
     """
     settings, out = settings or CompareSettings(), Path(out)
     methods = [METHODS.load(method)() for method in settings.methods or METHODS.names()]
-    train_rows, test_rows, notes = _prepare(list(train_rows), test_rows, settings)
+    given = understand(data, pattern, skip_bad=skip_bad)
+    test = data if test is None and has_part(data, "test") else test
+    measured = None if test is None else understand(test, given.pattern, skip_bad=skip_bad, split="test")
+    train_rows, test_rows, notes = _prepare(given.rows, measured.rows if measured else None, settings)
+    notes = [*given.notes, *(measured.notes if measured else []), *notes]
     labels = label_set(train_rows)
     if labels:
         check_labels(test_rows, labels)
@@ -170,8 +179,8 @@ def compare(
     with writing(out):
         _claim(out, state, [method.name for method in methods], restart)
         work = _Work(
-            base, train_rows, test_rows, labels, pattern, style, probes, settings, out, name, watcher or Watcher(),
-            _Clock(out), notes,
+            base, train_rows, test_rows, labels, given.pattern, style, probes, settings, out, name or given.name,
+            watcher or Watcher(), _Clock(out), notes,
         )  # fmt: skip
         _check_state(work, methods)
         return _compared(work, methods)

@@ -3,5 +3,15 @@
 from tunescope.evaluation.card import PER_ROW, Card, evaluate
 from tunescope.evaluation.forgetting import Probes, default_probes, user_probes
 from tunescope.evaluation.judged import evaluate_judged
+from tunescope.evaluation.preferences import evaluate_preferences
 
-__all__ = ["PER_ROW", "Card", "Probes", "default_probes", "evaluate", "evaluate_judged", "user_probes"]
+__all__ = [
+    "PER_ROW",
+    "Card",
+    "Probes",
+    "default_probes",
+    "evaluate",
+    "evaluate_judged",
+    "evaluate_preferences",
+    "user_probes",
+]

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunescope import memory
 from tunescope.data.encoding import Encoder
+from tunescope.data.inputs import Source, understand
 from tunescope.data.rows import Row
 from tunescope.evaluation.forgetting import Probes, measure_forgetting
 from tunescope.evaluation.latency import measure_latency
@@ -21,26 +22,29 @@ PER_ROW = ("per_row", "row_keys")
 
 def evaluate(
     customized: Customized,
-    rows: Sequence[Row],
+    data: Source | Sequence[Row],
     *,
     labels: Sequence[str] | None = None,
     probes: Probes | None = None,
     generate_rows: int | None = None,
     max_new_tokens: int = 128,
     max_length: int | None = None,
+    skip_bad: int = 0,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Card:
     """Measure a customization on rows it has not seen.
 
     Args:
         customized: what to measure.
-        rows: unseen rows with completions.
-        labels: of a classification task.
+        data: unseen rows with completions: what ``read`` takes (of a built-in set its test part), a table, mappings
+            from column to value, or rows. Columns are understood by the customization's own template.
+        labels: of a classification task, as ``record.labels`` of what was trained; None measures free texts.
         probes: what forgetting is measured on; None leaves it out.
         generate_rows: rows to generate freely for; all by default.
         max_new_tokens: limit of a generated text.
         max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
-        on_stage: told what is being measured now.
+        skip_bad: rows that may be bad and left out.
+        on_stage: callback with what is being measured now.
 
     Returns:
         ``nll_per_token, tokens, accuracy, macro_f1, exact_match, exact_match_low, exact_match_high, chrf, score,
@@ -50,7 +54,12 @@ def evaluate(
         sentences' chrF (0-100) with its 95% bootstrap interval. Exact match and the probes' accuracies have Wilson
         intervals too. ``per_row`` are the scores of the rows that ``row_keys`` names, for paired comparisons. Peak
         memory is of this evaluation, in 1e6 bytes.
+
+    Raises:
+        DataError: rows that do not fit.
     """
+    given = understand(data, customized.template.pattern, skip_bad=skip_bad, split="test")
+    rows = given.rows
     memory.reset_peak(customized.base.device)
     on_stage("task")
     task = measure_task(
@@ -93,8 +102,12 @@ def evaluate(
     if probes is not None:
         on_stage("forgetting")
         card |= _forgetting(customized, probes)
-    per_row = {"per_row": task.per_row, "row_keys": task.row_keys}
-    return card | {"peak_memory_mb": round(memory.peak_mb(customized.base.device), 1), **per_row, "notes": task.notes}
+    return card | {
+        "peak_memory_mb": round(memory.peak_mb(customized.base.device), 1),
+        "per_row": task.per_row,
+        "row_keys": task.row_keys,
+        "notes": [*given.notes, *task.notes],
+    }
 
 
 def _forgetting(customized: Customized, probes: Probes) -> Card:

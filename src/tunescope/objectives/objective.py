@@ -12,7 +12,9 @@ import torch
 from tunescope.base import Base
 from tunescope.data.batching import Batch
 from tunescope.data.encoding import Encoder
+from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
+from tunescope.data.rows import Row
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
 from tunescope.settings import Settings
@@ -41,6 +43,8 @@ class Objective(Settings, ABC):
 
     name: ClassVar[str]
     """As written on the command line."""
+    takes: ClassVar[type[Row] | type[Pair]] = Row
+    """What it learns from."""
     unit: ClassVar[str] = "rows"
     """What an example is called where speed is reported."""
     cut: ClassVar[Literal["middle", "start"]] = "middle"

@@ -22,6 +22,7 @@ from tunescope.objectives.objective import Objective
 class PreferenceObjective(Objective):
     """Learn from pairs which of two completions is better."""
 
+    takes: ClassVar[type[Pair]] = Pair
     unit: ClassVar[str] = "pairs"
     cut: ClassVar[Literal["middle", "start"]] = "start"
 

@@ -21,8 +21,8 @@ from tunescope.bank import BaseRecord, DataRecord, Record
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.encoding import Encoder
+from tunescope.data.inputs import Source, understand
 from tunescope.data.pairs import Pair
-from tunescope.data.reading import Table
 from tunescope.data.rows import Row
 from tunescope.data.template import default_template
 from tunescope.errors import TrainingError
@@ -92,7 +92,7 @@ def train(
     base: Base,
     method: Method,
     objective: Objective | None = None,
-    data: Table | Sequence[Row] | Sequence[Pair] = (),
+    data: Source | Sequence[Row] | Sequence[Pair] = (),
     *,
     settings: TrainSettings | None = None,
     out: str | Path | None = None,
@@ -114,8 +114,8 @@ def train(
         base: frozen; a method that moves weights moves those of a copy.
         method: what is trained, for example ``LoRA(rank=8)``.
         objective: what for; ``SFT()`` by default.
-        data: rows or pairs, as the objective wants them, or a table whose columns ``pattern`` (or a convention)
-            explains.
+        data: what ``read`` takes (a file, a built-in set, a hub id), a table, or mappings from column to value, whose
+            columns ``pattern`` or a convention explains; or rows or pairs, as the objective wants them.
         settings: of the loop.
         out: the bank entry to write; None keeps the result in memory only.
         pattern: see ``data.rows``; also kept in the template when ``data`` is rows already.
@@ -137,14 +137,16 @@ def train(
     learns = method.trains != "nothing"
     if not learns and not isinstance(objective, SFT):
         raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
-    rows, pattern, name, notes = _rows(objective, data, pattern, skip_bad, name)
+    given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
+    rows, pattern, notes, name = given.rows, given.pattern, given.notes, name or given.name
     labels = tuple(labels) if labels is not None else objective.labels(rows)
     template = default_template(base.tokenizer, pattern=pattern, style=style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
     customized = customize(base, method, template, rows, labels, settings.seed, added)
     encoder = Encoder(
-        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name, skip_bad
-    )
+        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name,
+        given.skip_bad,
+    )  # fmt: skip
     examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
     if encoder.joined:
         customized.customization.template = customized.template.model_copy(update={"heal": True})
@@ -191,21 +193,6 @@ def work_folder(out: Path) -> Path:
     """Where an entry's unfinished run keeps its checkpoints and metrics."""
     out = storage.resolved(out)
     return out.parent / ".training" / out.name
-
-
-def _rows(
-    objective: Objective,
-    data: Table | Sequence[Row] | Sequence[Pair],
-    pattern: str | None,
-    skip_bad: int,
-    name: str | None,
-) -> tuple[list[Any], str | None, str, list[str]]:
-    """The rows, the pattern that made them, the data's name, and what is said of how it was read."""
-    if isinstance(data, Table):
-        chosen = pattern or data.default_template
-        notes: list[str] = []
-        return objective.rows(data, chosen, skip_bad, notes.append), chosen, name or data.name, notes
-    return list(data), pattern, name or "in memory", []
 
 
 @contextmanager

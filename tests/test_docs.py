@@ -1,0 +1,137 @@
+"""The documentation runs: its Python on tiny models, its commands against the real parser, its options and API page."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
+
+import tunescope as ts
+from tunescope.base import sources
+from tunescope.cli.app import build_app
+from tunescope.methods.registry import METHODS
+from tunescope.objectives.registry import OBJECTIVES
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Options of other programs that the pages name.
+FOREIGN = {"--what"}
+
+
+def blocks(name: str) -> list[str]:
+    return PYTHON.findall(PAGES[name].read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> Iterator[str]:
+    """The lines of a page's examples, indented or fenced, that call tunescope; continued ones whole."""
+    fenced = False
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif (fenced or line.startswith("    ")) and line.lstrip().startswith("tunescope "):
+            yield line.strip()
+
+
+COMMANDS = sorted({(name, line) for name, path in PAGES.items() for line in commands(path.read_text(encoding="utf-8"))})
+
+
+def lines(name: str, rows: list[dict[str, Any]]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with the files that the examples name, and a tiny model where they name SmolLM2."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNESCOPE_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+    tiny_model().save_pretrained("base")
+    tiny_tokenizer().save_pretrained("base")
+    found = sources.Source("smollm2-135m", tmp_path / "base", "a folder")
+    monkeypatch.setattr(sources, "resolve", lambda name, **given: found)
+    kinds = [{"text": f"parcel {i}", "label": ("lost", "late")[i % 2]} for i in range(12)]
+    pairs = [{"prompt": f"What is {i}?", "chosen": f"{i}.", "rejected": "No."} for i in range(8)]
+    lines("rows.jsonl", kinds)
+    lines("test.jsonl", kinds[:4])
+    lines("pairs.jsonl", pairs)
+    lines("held_out.jsonl", pairs[:3])
+    for name in ("spam", "topics"):
+        ts.train(tiny_base(), ts.LoRA(), data=kinds, pattern="{text} kind: {label}", out=f"bank/{name}",
+                 settings=ts.TrainSettings(max_steps=1))  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if blocks(name)])
+def test_the_python_of_a_page_runs(name: str, example_folder: Path) -> None:
+    """Its blocks in order, in one namespace, with ``await`` as in a notebook."""
+    namespace: dict[str, Any] = {}
+    for block in blocks(name):
+        code = compile(block, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        made = eval(code, namespace)
+        if inspect.iscoroutine(made):
+            asyncio.run(made)
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_of_a_page_is_one(page: str, line: str) -> None:
+    """Its options, their types and what it requires; the command itself does not run."""
+    arguments = shlex.split(line, comments=True)[1:]
+    app = typer.main.get_command(build_app(arguments))
+    ran: list[str] = []
+    for command in each_command(app):
+        command.callback = lambda **given: ran.append("it")
+    app.main(args=arguments, prog_name="tunescope", standalone_mode=False)
+    assert ran
+
+
+def test_pages_have_commands() -> None:
+    assert {"README.md", "index.md", "preferences.md", "terms.md"} <= {page for page, _ in COMMANDS}
+
+
+def test_every_option_that_a_page_names_is_one() -> None:
+    known = {*FOREIGN, "--help"}
+    called = [[command] for command in ("look", "eval", "generate", "pairs", "compare", "predict")]
+    called += [["train", method] for method in METHODS.names()]
+    called += [["train", "lora", "--objective", objective] for objective in OBJECTIVES.names()]
+    called += [["train", "lora+ia3"]]
+    for arguments in called:
+        for command in each_command(typer.main.get_command(build_app(arguments))):
+            known |= {option for parameter in command.params for option in parameter.opts}
+    for name, path in PAGES.items():
+        named = set(re.findall(r"`(?:[^`\n]* )?(--[a-z][\w-]*)", path.read_text(encoding="utf-8")))
+        assert named <= known, f"{name} names options that are none: {sorted(named - known)}"
+
+
+def each_command(command: Any) -> Iterator[Any]:
+    yield command
+    for child in getattr(command, "commands", {}).values():
+        yield from each_command(child)
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    named = re.findall(r"^::: tunescope\.(\w+)$", PAGES["api.md"].read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(set(ts.__all__) - {"__version__"})
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Links and headings of the pages, and the sections of docstrings. Nothing is fetched."""
+    pytest.importorskip("mkdocs")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
+    page = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    assert 'id="tunescope.train"' in page
+    assert "https://cdn" not in page and "googleapis" not in page
