@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import CHAT_TEMPLATE, SPECIAL
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tunescope.data.encoding import Encoder, common_prefix
@@ -302,3 +304,101 @@ def test_both_texts_of_a_pair_are_whole(kind: str, style: str, prompt: str, chos
     for text, rest in ((chosen, found.chosen), (rejected, found.rejected)):
         row = made.encode(Row((user(prompt),), text, 1))
         assert row is not None and found.prompt + rest == row.prompt + row.completion
+
+
+@functools.cache
+def special_behind(kind: str) -> Any:
+    """A tokenizer whose chat prompts end in a special token: Mistral's [/INST]; Phi-3's eats the line break behind."""
+    tokenizer = copy.deepcopy(tokenizer_of("metaspace"))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.add_tokens([AddedToken("[/INST]", special=True, normalized=False, rstrip=kind == "phi")], True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}[/INST]{% else %}"
+        "{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["mistral", "phi"])
+@pytest.mark.parametrize("completion", ["complaint", "    return x", "\n\nyes", "12"])
+def test_an_answer_right_behind_a_special_token(kind: str, completion: str) -> None:
+    tokenizer = special_behind(kind)
+    made = Encoder(tokenizer, default_template(tokenizer, style="chat"), 1000)
+    begin, (rest,) = made.candidates([user("the delivery")], [completion])
+    found = made.encode(Row((user("the delivery"),), completion, 1))
+    assert found is not None
+    whole = tokenizer.apply_chat_template([user("the delivery"), assistant(completion)], tokenize=True)["input_ids"]
+    assert found.prompt + found.completion == begin + rest == whole
+
+
+def test_what_a_tokenizer_appends_is_no_part_of_a_text() -> None:
+    tokenizer = copy.deepcopy(tokenizer_of("words"))
+    separator, lead = "<|im_end|>", "<|im_start|>"  # not the end-of-text token: as BERT's separator
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{lead} $A {separator}",
+        special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in (lead, separator)],
+    )
+    made = Encoder(tokenizer, default_template(tokenizer, style="plain"), 1000)
+    found = made.encode(Row((user("the delivery"),), "complaint", 1))
+    assert found is not None
+    expected = [tokenizer.convert_tokens_to_ids(lead), *ids_of(tokenizer, "the delivery complaint")]
+    assert found.prompt + found.completion == [*expected, tokenizer.eos_token_id]
+
+
+def turns_of(template: str, answers: Sequence[str]) -> list[str]:
+    """The learned earlier turns of a conversation, as text."""
+    tokenizer = copy.deepcopy(tokenizer_of("bytes"))
+    tokenizer.chat_template = template
+    made = Encoder(tokenizer, default_template(tokenizer, style="chat"), 1000)
+    messages = [user("hi")]
+    for answer in answers[:-1]:
+        messages += [assistant(answer), user("and 7?")]
+    found = made.encode(Row(tuple(messages), answers[-1], 1))
+    assert found is not None
+    ids = found.prompt + found.completion
+    return [tokenizer.decode(ids[begin:end]) for begin, end in [*found.earlier, (len(found.prompt), len(ids))]]
+
+
+NO_END = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
+NO_END += "{% if add_generation_prompt %}assistant:\n{% endif %}"
+# Qwen3's: an empty reasoning before the last turn, none before the earlier ones.
+REASONING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif -%}
+{{ m.content.split('</think>')[-1] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "answers", "learned"),
+    [
+        # A chat template that writes no end-of-turn token: turns are learned without one, the last one with it.
+        (NO_END, ["so.", "x = 1", "bye"], ["so.", "x = 1", "bye<|endoftext|>"]),
+        (
+            NO_END + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}",
+            ["a", "b"],
+            ["a", "b\n\n<|endoftext|>"],
+        ),
+        # A turn that speaks of the token that ends turns.
+        (CHAT_TEMPLATE, ["ends in <|im_end|> here", "bye"], ["ends in <|im_end|> here<|im_end|>", "bye<|im_end|>"]),
+        (REASONING, ["so.", "bye"], ["so.<|im_end|>", "<think>\n\n</think>\n\nbye<|im_end|>"]),
+        (REASONING, ["<think>hm</think>so.", "bye"], ["so.<|im_end|>", "<think>\n\n</think>\n\nbye<|im_end|>"]),
+    ],
+)
+def test_where_turns_end(template: str, answers: list[str], learned: list[str]) -> None:
+    assert turns_of(template, answers) == learned
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_a_cut_leaves_words_apart(kind: str) -> None:
+    """What is left behind the cut keeps the space before its first word."""
+    made = encoder(kind, "plain")
+    text = "the complaint was a delivery question " * 20 + "kind:"
+    for limit in range(30, 50):
+        made.max_length = limit
+        found = made.encode(Row((user(text),), "complaint", 1))
+        assert found is not None and found.dropped
+        shown = made.tokenizer.decode(found.prompt)
+        begin = common_prefix(shown, text)
+        assert text.endswith(shown[begin:]) or text.endswith(shown[begin - 1 :])
+        assert len(found) >= limit - 3

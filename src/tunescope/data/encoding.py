@@ -139,6 +139,7 @@ class Encoder:
     def __post_init__(self) -> None:
         self._renderer = Renderer(self.tokenizer, self.template)
         self._added = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        self._lead = lead_ids(self.tokenizer)
         self._ends: dict[tuple[str, str], tuple[int, int] | None] = {}
 
     # Rows.
@@ -308,13 +309,14 @@ class Encoder:
 
     def _continued(self, text: str, ids: list[int], more: Sequence[str]) -> list[list[int]]:
         """The ids of ``text`` followed by each of several texts. What stands before a special token is tokenized alike
-        whatever comes behind it, so it is not tokenized again for each."""
+        whatever comes behind it, so it is not tokenized again for each; the special token is, because it may take white
+        space behind it, and a text's first word is not tokenized as one behind a special token is."""
         for place in range(len(ids) - 1, max(len(ids) - _END, 0) - 1, -1):
             if ids[place] in self._added:
                 token = self.tokenizer.convert_ids_to_tokens(ids[place])
-                tail = text[text.rfind(token) + len(token) :]
-                if token in text and self._words(tail, special=False) == ids[place + 1 :]:
-                    head = ids[: place + 1]
+                tail = text[max(text.rfind(token), 0) :]
+                if tail.startswith(token) and self._words(tail, special=False) == ids[place:]:
+                    head = ids[:place]
                     return [head + self._words(tail + each, special=False) for each in more]
                 break
         return [self._ids(text + each) for each in more]
@@ -368,11 +370,9 @@ class Encoder:
 
     def _words(self, text: str, *, special: bool) -> list[int]:
         # Chat templates write the beginning-of-text token themselves.
-        special = special and self.template.style == "plain"
-        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
-            ids = ids[:-1]  # tokenizers that append an end-of-text token would end the text before its completion
-        return ids
+        # What some tokenizers append (an end-of-text token, a separator) would end the text before its completion.
+        lead = self._lead if special and self.template.style == "plain" else []
+        return lead + self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # Cutting.
 
@@ -407,8 +407,9 @@ class Encoder:
             last = max(keep // 3, 1) if self.cut == "middle" else keep
             first = keep - last
             # A character of several tokens may be cut through: what is left of it is no text.
-            begin = self.tokenizer.decode(ids[:first]).rstrip("\ufffd")
-            end = self.tokenizer.decode(ids[len(ids) - last :]).lstrip("\ufffd")
+            begin = self._said(ids[:first]).rstrip("\ufffd")
+            # What the text says behind the part left out: by themselves these tokens may say no space before a word.
+            end = self._said(ids)[len(self._said(ids[: len(ids) - last]).rstrip("\ufffd")) :]
             if not end:
                 keep -= 1
                 continue
@@ -419,6 +420,9 @@ class Encoder:
                 return shorter
             keep -= over  # decoding and encoding again can give a few tokens more
         return None
+
+    def _said(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True)
@@ -443,8 +447,12 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 def lead_ids(tokenizer: Any) -> list[int]:
     """The special tokens that a tokenizer writes before every text; many write none."""
-    empty = tokenizer("", add_special_tokens=True)["input_ids"]
-    return [token for token in empty if token != tokenizer.eos_token_id or token == tokenizer.bos_token_id][:1]
+    framed, bare = (
+        tokenizer("a", add_special_tokens=True)["input_ids"],
+        tokenizer("a", add_special_tokens=False)["input_ids"],
+    )
+    begin = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+    return framed[:begin]
 
 
 def _lines(numbers: Sequence[int]) -> str:

@@ -96,7 +96,7 @@ class Renderer:
         if row.tool_calls:
             self._check_calls(answer, text)
         if text.startswith(prompt.text) and len(text) > len(prompt.text):
-            text = text[: self._turn_end(text, len(prompt.text))]
+            text = text[: self._turn_end(text, len(prompt.text), completion)]
         else:  # a template that writes a finished turn otherwise than one to be written
             text = prompt.text + completion + self._stop
         kept = completion in text[len(prompt.text) :]
@@ -164,10 +164,13 @@ class Renderer:
                     "take another base"
                 )
 
-    def _turn_end(self, text: str, begin: int) -> int:
-        """Where the turn ends that begins at ``begin`` and is the last one of ``text``, its stop token included."""
-        stop = text.rfind(self._stop, begin) if self._stop else -1
-        return len(text) if stop < 0 else stop + len(self._stop)
+    def _turn_end(self, text: str, begin: int, said: str) -> int:
+        """Where the turn ends that begins at ``begin``, says ``said`` and is the last one of ``text``, its stop token
+        included. White space that a chat template without such a token writes behind a turn is no part of it."""
+        place = text.find(said, begin)
+        spoken = begin if place < 0 else place + len(said)
+        stop = text.rfind(self._stop, spoken) if self._stop else -1
+        return max(len(text.rstrip()), spoken) if stop < 0 else stop + len(self._stop)
 
     def _learned_turns(self, row: Row, framed: Sequence[Message], whole: str) -> tuple[tuple[int, int], ...]:
         """Where the assistant's earlier turns lie; shots and turns of weight 0 are left out.
@@ -181,10 +184,26 @@ class Renderer:
             if i < first or message["role"] != "assistant" or message.get("weight", 1) == 0:
                 continue
             before = self._render(framed[:i], row.tools, generation_prompt=True)
-            end = whole.find(self._stop, len(before)) + len(self._stop)
-            if whole.startswith(before) and end > len(before):
+            if whole.startswith(before) and (end := self._learned_end(row, framed[: i + 2], before, whole)):
                 spans.append((len(before), end))
         return tuple(spans)
+
+    def _learned_end(self, row: Row, framed: Sequence[Message], before: str, whole: str) -> int:
+        """Where an earlier turn of the assistant ends, the last but one of ``framed``; 0 where it can't be told."""
+        *earlier, following = framed
+        said = earlier[-1]["content"]
+        turn = self._render(earlier, row.tools, generation_prompt=False)
+        end = self._turn_end(turn, len(before), said)
+        if whole.startswith(turn[:end]):
+            return end
+        # It is written otherwise once another turn follows: without its reasoning, or without a token at its end.
+        continued = self._render(framed, row.tools, generation_prompt=False)
+        limit = max(continued.rfind(following["content"].strip()), len(before))
+        stop = whole.find(self._stop, len(before), limit) if self._stop else -1
+        if stop >= 0:
+            return stop + len(self._stop)
+        place = whole.find(said, len(before), limit)
+        return place + len(said) if place >= 0 else 0
 
     # Plain style.
 

@@ -59,7 +59,11 @@ def spoken(text: str) -> str:
     Spaces and tabs at its end go, and a single space before it: GPT-style data writes " yes", which is the label "yes".
     Any other white space before it is content, such as the indentation of code.
     """
-    text = text.rstrip(IGNORED_SPACE)
+    return without_joint(text.rstrip(IGNORED_SPACE))
+
+
+def without_joint(text: str) -> str:
+    """A completion without the single space that separates it from its prompt, if it begins with one."""
     return text[1:] if text.startswith(" ") and not text[1:2].isspace() else text
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tunescope.data.rows import without_joint
+
 # A letter that is not complete yet decodes to this.
 _INCOMPLETE = "\ufffd"
 
@@ -18,14 +20,16 @@ class Detokenizer:
         owed: the prompt's last characters, which the tokens repeat first and which are no part of the answer.
 
     Attributes:
-        text: what is certain so far. It never ends in half a letter, nor in the beginning of a stop text.
+        text: what is certain so far, without the single space that separates it from the prompt. It never ends in
+            half a letter, nor in the beginning of a stop text.
         stopped: whether a stop text came; ``text`` ends before it.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], owed: str = "") -> None:
         self._tokenizer, self._stop, self._owed = tokenizer, tuple(stop), owed
-        self._tokens: list[int] = []
-        self._done = self._context = 0  # tokens that are in _whole; the first token that is decoded with new ones
+        # Behind another token, because some tokenizers leave out the space before a text's first word.
+        self._tokens = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._done, self._context = 1, 0  # tokens that are in _whole; the first token that is decoded with new ones
         self._whole = ""
         self.text = ""
         self.stopped = False
@@ -47,25 +51,27 @@ class Detokenizer:
         before = self._decode(self._tokens[self._context : self._done])
         self._take(self._decode(self._tokens[self._context :])[len(before) :])
         if not self.stopped:
-            self.text = self._whole
+            self.text = self._shown(len(self._whole))
 
     def _take(self, more: str) -> None:
         if self._owed and more:
             paid = _shared(more, self._owed)
-            # Tokenizers that decode a first token without the space before it have paid it all the same.
             self._owed = self._owed[paid:] if paid == len(more) else ""
             more = more[paid:]
         searched = max(len(self._whole) - max(map(len, self._stop), default=0), 0)
         self._whole += more
         places = [place for stop in self._stop if (place := self._whole.find(stop, searched)) >= 0]
         if places:
-            self.text, self.stopped = self._whole[: min(places)], True
+            self.text, self.stopped = self._shown(min(places)), True
             return
         held = max((_overlap(self._whole, stop) for stop in self._stop), default=0)
-        self.text = self._whole[: len(self._whole) - held]
+        self.text = self._shown(len(self._whole) - held)
+
+    def _shown(self, end: int) -> str:
+        return without_joint(self._whole[:end])
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _shared(first: str, second: str) -> int:
