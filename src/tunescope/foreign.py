@@ -32,5 +32,11 @@ def read_object(file: Path) -> dict[str, Any]:
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)
                  if isinstance(inner, dict | list)]  # fmt: skip
         if not level:
-            return content
-    raise ValueError(f"nests deeper than {_DEPTH} levels")
+            break
+    else:
+        raise ValueError(f"nests deeper than {_DEPTH} levels")
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate), which is no text") from None
+    return content

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunescope.errors import TunescopeError, UnknownNameError
 
+# A number of dimensions: far more than any layer has, and few enough to count with.
+MOST = 1_000_000
+
 
 class Settings(BaseModel):
     """Base of every configuration object: immutable, unknown fields refused, docstrings as descriptions."""

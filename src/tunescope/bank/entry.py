@@ -7,7 +7,6 @@ is ever pickled.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +22,7 @@ from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.base.loading import Dtype
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
+from tunescope.foreign import read_object
 from tunescope.locks import writing
 from tunescope.methods import Customized, at_rest
 from tunescope.methods.effects import Effect
@@ -132,11 +132,10 @@ def read_record(folder: Path) -> Record:
             raise BankError(str(UnknownNameError(f"entry of the bank {folder.parent}:", folder.name, near)))
         raise BankError(f"{folder} is not a bank entry: it has no {RECORD}. Train one with --out {folder}.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-        return Record.parse(values)
-    except (ValueError, TunescopeError) as error:
+        return Record.parse(read_object(path))
+    except ValueError as error:
+        raise BankError(f"{path} is damaged: it {error}. Copy the entry again or train it again.") from error
+    except (OSError, TunescopeError) as error:
         raise BankError(f"{path} is damaged or was written by another version of tunescope: {error}") from error
 
 
@@ -190,7 +189,12 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
             "base it was made for, or train it again on this one."
         )
     method = METHODS.load(record.method).parse(record.method_settings)
-    customized = at_rest(origin, method, record.template, record.labels, _added(record, origin))
+    try:
+        customized = at_rest(origin, method, record.template, record.labels, _added(record, origin))
+    except (RuntimeError, MemoryError) as error:  # settings so large that there is no memory for their tensors
+        raise BankError(
+            f"{folder}: there is no memory for tensors as large as its settings say ({method!r})."
+        ) from error
     needed = customized.customization.tensors()
     if (needed or customized.moves_base) and record.tensors_sha256 is None:
         raise BankError(

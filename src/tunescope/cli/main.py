@@ -30,6 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
         if ended.code == 130:  # what typer makes of Ctrl-C in a command, without a word
             _say("Stopped.")
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _say("There is not enough memory for this. Ask for less (a smaller base, rank, batch or length, or bfloat16).")
+        sys.exit(2)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -52,12 +57,18 @@ _QUIET = {
 }
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch has an error of its own for accelerators only."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 def _say(message: str) -> None:
     from rich.text import Text
 
-    from tunescope.cli.output import SafeConsole
+    from tunescope.cli.output import SafeConsole, visible
 
-    SafeConsole(stderr=True).print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
+    SafeConsole(stderr=True).print(Text("Error: ", style="bold red") + Text(visible(message)), soft_wrap=True)
 
 
 def _shortened(path: str, most: int = 200) -> str:

@@ -10,9 +10,8 @@ from pydantic import Field
 from tunescope.data.chat_template import render_chat
 from tunescope.data.rows import IGNORED_SPACE
 from tunescope.errors import DataError, UnknownNameError
-from tunescope.settings import Settings
+from tunescope.settings import MOST, Settings
 
-_MOST = 1_000_000  # virtual tokens: more than any context has
 _STYLES = ("auto", "chat", "plain")
 # Where some of the virtual tokens stand in a template, as NeMo writes it.
 MARK = re.compile(r"(<\|VIRTUAL_PROMPT_\d+\|>)")
@@ -38,9 +37,9 @@ class Template(Settings):
     """A system instruction put before every prompt."""
     shots: tuple[Shot, ...] = ()
     """Worked examples put before every prompt, in this order."""
-    virtual_tokens: int = Field(0, ge=0, le=_MOST)
+    virtual_tokens: int = Field(0, ge=0, le=MOST)
     """How many virtual tokens the prompt has; they stand before the text unless places are marked."""
-    virtual_splits: tuple[Annotated[int, Field(ge=0, le=_MOST)], ...] = ()
+    virtual_splits: tuple[Annotated[int, Field(ge=0, le=MOST)], ...] = ()
     """How many of the virtual tokens stand at each marked place of the pattern, <|VIRTUAL_PROMPT_0|> and so on."""
     stop: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
     """Token ids that end a completion; the first one is trained."""

@@ -130,8 +130,9 @@ class Engine:
         prefix_mb: memory for beginnings that prompts share, in 1e6 bytes.
         customizations_mb: memory for customizations, in 1e6 bytes. What was used longest ago and came from a folder is
             read again when it is needed.
-        kv_mb: memory for the keys and values of rows under way, in 1e6 bytes; half of what is free now by default, as
-            activations need some too. Requests wait until theirs fit.
+        kv_mb: memory for the keys and values of rows under way, in 1e6 bytes; a third of what is free now by default,
+            as activations need some too, and rows that are moved into longer memory are held twice meanwhile, which is
+            not counted here. Requests wait until theirs fit.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Engine:
         for name, value in (("slots", slots), ("max_waiting", max_waiting)):
             if value < 1:
                 raise EngineError(f"{name} must be at least 1, got {value}.")
-        kv_bytes = _free_bytes(base) // 2 if kv_mb is None else int(kv_mb * 1e6)
+        kv_bytes = _free_bytes(base) // 3 if kv_mb is None else int(kv_mb * 1e6)
         self.base = base
         self.max_waiting = max_waiting
         self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6), kv_bytes=kv_bytes)

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from tunescope.base import Base
 from tunescope.methods.effects import Bottleneck, Effect
 from tunescope.methods.method import Method
+from tunescope.settings import MOST
 
 _PLACES = {"pfeiffer": ("mlp_out",), "houlsby": ("attention_out", "mlp_out")}
 _REDUCTION = 16.0
@@ -39,7 +40,7 @@ class Adapter(Method):
 
     placement: Literal["pfeiffer", "houlsby"] = "pfeiffer"
     """After the feed-forward block only (pfeiffer), or after attention too (houlsby)."""
-    bottleneck: int | None = Field(None, gt=0)
+    bottleneck: int | None = Field(None, gt=0, le=MOST)
     """Width of the adapter. By default the hidden size divided by the reduction factor."""
     reduction_factor: float | None = Field(None, ge=1)
     """Hidden size over the adapter's width; 16 when neither is given."""

@@ -23,6 +23,7 @@ from pydantic import Field
 from tunescope.base import Base
 from tunescope.methods.effects import Effect, LowRank
 from tunescope.methods.method import SiteMethod, by_site, check_by_site
+from tunescope.settings import MOST
 
 
 class LoRA(SiteMethod):
@@ -32,7 +33,7 @@ class LoRA(SiteMethod):
     learning_rate: ClassVar[float] = 1e-3
     effect: ClassVar[type[Effect] | None] = LowRank
 
-    rank: int = Field(8, gt=0)
+    rank: int = Field(8, gt=0, le=MOST)
     """Rank of the change. 8 is the paper's choice for most of its tables."""
     alpha: float = Field(16.0, gt=0)
     """The change is scaled by alpha / rank."""
@@ -44,7 +45,7 @@ class LoRA(SiteMethod):
     """Learn the length of each output row beside its direction (DoRA)."""
     targets: tuple[str, ...] = ("q", "v")
     """Sites, comma-separated: names (q k v o gate up down), all-linear, or layer.name with wildcards (0.q, 1?.*)."""
-    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[int, Field(gt=0, le=MOST)]] = Field(default_factory=dict)
     """Other ranks for some sites, as site=rank: down=4,0.*=16. Of several that match, the last counts."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Other alphas for some sites, as site=alpha."""

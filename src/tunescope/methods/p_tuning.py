@@ -27,6 +27,7 @@ from torch import nn
 from tunescope.base import Base
 from tunescope.methods.effects import Effect, Prefix
 from tunescope.methods.prompt_tuning import SoftPrompt, embed, random_rows
+from tunescope.settings import MOST
 
 
 class PTuning(SoftPrompt):
@@ -37,9 +38,9 @@ class PTuning(SoftPrompt):
 
     encoder: Literal["mlp", "lstm"] = "mlp"
     """What predicts the virtual tokens. The LSTM is the paper's; the MLP trains faster."""
-    encoder_hidden: int | None = Field(None, gt=0)
+    encoder_hidden: int | None = Field(None, gt=0, le=MOST)
     """Width of the encoder. By default the model's hidden size."""
-    encoder_layers: int = Field(2, gt=0)
+    encoder_layers: int = Field(2, gt=0, le=1000)
     """Layers of the LSTM."""
     task: str = Field("task", min_length=1)
     """Name of the task. The encoder's input begins at its words."""

@@ -29,6 +29,7 @@ from tunescope.data.template import Template
 from tunescope.errors import TrainingError
 from tunescope.methods.effects import Effect, Prefix
 from tunescope.methods.method import Method
+from tunescope.settings import MOST
 
 
 class SoftPrompt(Method):
@@ -36,9 +37,9 @@ class SoftPrompt(Method):
 
     effect: ClassVar[type[Effect] | None] = Prefix
 
-    virtual_tokens: int = Field(20, gt=0)
+    virtual_tokens: int = Field(20, gt=0, le=MOST)
     """How many virtual tokens. 20 is where the paper's gains level off."""
-    splits: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    splits: tuple[Annotated[int, Field(gt=0, le=MOST)], ...] = ()
     """How many of them stand at each marked place (<|VIRTUAL_PROMPT_0|> …) of the template; all before the text by
     default."""
 
