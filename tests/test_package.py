@@ -10,6 +10,7 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import grimp
 import pytest
 
 import tunescope
@@ -77,3 +78,10 @@ def _imported(tree: ast.Module) -> set[str]:
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_version_stands_at_the_bottom_and_is_that_of_the_project() -> None:
+    """A module that imports the whole package reaches over every layer, where import-linter does not look."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert tunescope.__version__ == project["version"]
+    assert not grimp.build_graph("tunescope", cache_dir=None).find_modules_that_directly_import("tunescope")

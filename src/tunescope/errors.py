@@ -38,6 +38,10 @@ class BaseModelError(TunescopeError):
     """A base model that is missing, broken, or of an architecture tunescope does not know."""
 
 
+class BaseInUseError(TunescopeError):
+    """A base that is asked to compute as two things at once: two customizations, or one and the base itself."""
+
+
 class BankError(TunescopeError):
     """A customization at rest that does not fit: another base, missing or unexpected tensors, another template."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ from tunescope.base import alibi, attention, head, sources
 from tunescope.base.device import dtype_name, resolve_device, resolve_dtype
 from tunescope.base.fingerprint import Fingerprint, fingerprint
 from tunescope.base.sites import Sites
+from tunescope.base.use import Use
 from tunescope.errors import BaseModelError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -34,6 +36,7 @@ class Base:
         name: what the user called it.
         folder: where it was loaded from, or None for a model made in memory.
         fingerprint: of the weights as stored, so it does not depend on the precision they compute in.
+        use: who uses it now. No two customizations act at once, nor does one act under a pass of the base itself.
 
     Raises:
         BaseModelError: the tokenizer has more tokens than the model has embeddings.
@@ -56,6 +59,7 @@ class Base:
         self.tokenizer = tokenizer
         self.name = name
         self.folder = folder
+        self.use = Use(name)
 
     @property
     def device(self) -> torch.device:
@@ -158,14 +162,13 @@ class Base:
 
         Returns:
             [kept positions, vocabulary] in the order of the flattened mask, or [batch, length, vocabulary].
+
+        Raises:
+            BaseInUseError: a customization acts in another thread.
         """
         if position_ids is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        handle = None
-        if keep is not None:
-            head = self.model.get_output_embeddings()
-            handle = head.register_forward_pre_hook(lambda _module, args: (args[0][keep], *args[1:]))
-        try:
+        with self.use.forward(), self._head_sees(keep):
             output = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -173,10 +176,24 @@ class Base:
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        finally:
-            if handle is not None:
-                handle.remove()
         return output.logits
+
+    @contextmanager
+    def _head_sees(self, keep: torch.Tensor | None) -> Iterator[None]:
+        """Within this context the vocabulary head reads these positions only, in this thread's passes."""
+        if keep is None:
+            yield
+            return
+        thread = threading.get_ident()
+
+        def kept(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][keep], *args[1:]) if threading.get_ident() == thread else args
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(kept)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def hidden(
         self, input_ids: torch.Tensor, attention_mask: Any, *, position_ids: torch.Tensor | None = None
@@ -192,15 +209,19 @@ class Base:
 
         Returns:
             [batch, length, hidden].
+
+        Raises:
+            BaseInUseError: a customization acts in another thread.
         """
         if attention_mask is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         elif position_ids is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         layers = self.model.base_model
-        return layers(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        with self.use.forward():
+            return layers(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probability of ``targets`` [rows] after ``hidden`` [rows, hidden], in nats, as [rows] in float32.
@@ -217,7 +238,7 @@ class Base:
     def copy_to_move(self) -> Base:
         """A second copy of the model whose weights may move; this one stays as it is."""
         moved = object.__new__(Base)
-        moved.model = copy.deepcopy(self.model)
+        moved.model, moved.use = copy.deepcopy(self.model), Use(self.name)
         moved.tokenizer, moved.name = self.tokenizer, self.name
         moved.folder, moved.fingerprint = None, self.fingerprint
         return moved

@@ -4,7 +4,8 @@
 stream. A site may be a part of a fused module (GPT-2's ``c_attn``, Falcon's ``query_key_value``, Phi-3's ``qkv_proj``
 and ``gate_up_proj``); the methods never see the difference.
 
-Effects are attached by hooks, so that nothing of the base is rewritten: removing the hook gives it back bit for bit.
+Effects are attached by hooks, so that nothing of the base is rewritten: removing the hook gives it back bit for bit. A
+hook acts on the module it was registered on only: a copy of the model, which has the hook too, is the base itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ BLOCK_SITES = ("attention_out", "mlp_out")
 
 OutputEffect = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 InputEffect = Callable[[torch.Tensor], torch.Tensor]
+Acts = Callable[[], bool]
+
+
+def always() -> bool:
+    """An effect that acts from when it is attached."""
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +96,15 @@ class Site:
             raise TypeError(f"{self.path} is a block, not a linear map: it has no weight of its own")
         return self.module
 
-    def on_output(self, effect: OutputEffect) -> RemovableHandle:
-        """Have ``effect(input, output)`` replace this site's output.
+    def on_output(self, effect: OutputEffect, acts: Acts = always) -> RemovableHandle:
+        """Have ``effect(input, output)`` replace this site's output, whenever ``acts()`` says so.
 
         Block sites are called with keyword arguments by some architectures: there ``input`` is the output itself.
         """
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if module is not self.module or not acts():
+                return output
             tensor = output[0] if isinstance(output, tuple) else output
             given = args[0] if args else tensor
             if self.part is None:
@@ -107,10 +116,15 @@ class Site:
 
         return self.module.register_forward_hook(hook)
 
-    def on_input(self, effect: InputEffect) -> RemovableHandle:
-        """Have ``effect(input)`` replace this module's input. Only for modules that are not fused on the input side."""
+    def on_input(self, effect: InputEffect, acts: Acts = always) -> RemovableHandle:
+        """Have ``effect(input)`` replace this module's input, whenever ``acts()`` says so.
 
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        Only for modules that are not fused on the input side.
+        """
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if module is not self.module or not acts():
+                return args
             return (effect(args[0]), *args[1:])
 
         return self.module.register_forward_pre_hook(hook)

@@ -8,7 +8,6 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-import tunescope
 from tunescope import bank
 from tunescope.bank.merge import Combination
 from tunescope.base import load_base
@@ -18,6 +17,7 @@ from tunescope.cli.output import Output, print_facts
 from tunescope.errors import BankError, UnknownNameError
 from tunescope.methods import Customized
 from tunescope.storage import MARKER
+from tunescope.version import __version__
 
 
 def list_bank(folder: Path, output: Output) -> None:
@@ -159,7 +159,7 @@ def _weights(text: str | None, count: int) -> list[float]:
 def _save(customized: Customized, out: Path, origin: dict[str, Any]) -> None:
     """Write an entry that was not trained here; its record says where it comes from."""
     record = bank.Record(
-        tunescope=tunescope.__version__,
+        tunescope=__version__,
         method=customized.method.name,
         method_settings=customized.method.model_dump(mode="json"),
         objective=None,

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from pydantic import Field
 
-import tunescope
 from tunescope import bank, storage
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
@@ -43,6 +42,7 @@ from tunescope.settings import Settings
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.metrics import METRICS
 from tunescope.training.run import rows_hash
+from tunescope.version import __version__
 
 _STATE, _ROWS, _SECONDS, _COSTS = "state.json", "rows", "seconds", "evaluation_seconds"
 COMPARISON = storage.Kind(
@@ -203,7 +203,7 @@ def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
     if all(row.score is None for row in rows):
         raise TunescopeError(f"No method could be measured. {rows[0].name}: {rows[0].note}")
     comparison = Comparison(
-        tunescope=tunescope.__version__,
+        tunescope=__version__,
         base=BaseInfo(name=base.name, fingerprint=base.fingerprint.short, parameters=base.parameters),
         data=DataInfo(
             name=work.name,

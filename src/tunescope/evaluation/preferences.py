@@ -59,12 +59,12 @@ def evaluate_preferences(
     examples = objective.prepare(customized, examples)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]), reverse=True)
     rewards = torch.empty(2, len(examples))
-    with torch.inference_mode(), customized.active():
-        for begin in range(0, len(order), _BATCH):
-            indices = order[begin : begin + _BATCH]
-            batch = objective.collate([examples[i] for i in indices]).to(base.device)
+    for begin in range(0, len(order), _BATCH):
+        indices = order[begin : begin + _BATCH]
+        batch = objective.collate([examples[i] for i in indices]).to(base.device)
+        with torch.inference_mode(), customized.active():
             rewards[:, indices] = objective.rewards(customized, batch).float().cpu()
-            on_pairs(len(indices))
+        on_pairs(len(indices))
     chosen, rejected = rewards.double().numpy()
     margins = chosen - rejected
     right = int((margins > 0).sum())

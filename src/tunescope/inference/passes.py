@@ -62,7 +62,23 @@ class Passes:
             keep: [rows, length] boolean, the positions whose logits are wanted.
             mask: as ``Base.masks`` makes, on the base's device; by default each token sees its own place and those
                 before it.
+
+        Raises:
+            BaseInUseError: a customization acts on the base, and would act on every row. Nothing was computed.
         """
+        with self.base.use.untouched("An engine's pass"):
+            return self._logits(effects, slots, ids, positions, places, keep, mask)
+
+    def _logits(
+        self,
+        effects: Sequence[Compiled | None],
+        slots: list[int],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        keep: torch.Tensor,
+        mask: Any,
+    ) -> torch.Tensor:
         self.positions += ids.numel()
         self.count += 1
         self.slots.arrange(slots, (places.amax(1) + 1).tolist())

@@ -72,7 +72,7 @@ class Compiled:
 
     @classmethod
     def of(cls, customization: Customization, base: Base) -> Compiled:
-        """Compile for ``base``.
+        """Compile for ``base``. The tensors are copies: training may go on without changing what is served.
 
         Raises:
             EngineError: an effect that no batch can share, or tensors that are not finite.
@@ -87,14 +87,16 @@ class Compiled:
                     continue  # a reward head reads hidden states and changes none
                 match effect:
                     case Prefix():
-                        table = effect.table().detach().to(base.device, base.dtype)
+                        table = effect.table().detach().to(base.device, base.dtype, copy=True)
                     case LowRank():
                         linear[place] = _then_low_rank(linear.get(place, LinearEffect()), effect, base.sites[place])
                     case Scale():
                         linear[place] = _then_scale(linear.get(place, LinearEffect()), effect)
                     case Bottleneck():
                         parts = (effect.down.weight, effect.down.bias, effect.up.weight, effect.up.bias)
-                        down, down_bias, up, up_bias = (part.detach().to(base.device, base.dtype) for part in parts)
+                        down, down_bias, up, up_bias = (
+                            part.detach().to(base.device, base.dtype, copy=True) for part in parts
+                        )
                         bottleneck[place] = BottleneckEffect(down, down_bias, up, up_bias, effect.activation)
                     case _:
                         raise EngineError(f"{type(effect).__name__} at {place} is no effect that rows can share.")
@@ -158,7 +160,7 @@ def _then_scale(before: LinearEffect, effect: Scale) -> LinearEffect:
 
 def _at_rest(effect: LinearEffect, base: Base) -> LinearEffect:
     def moved(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-        return None if tensor is None else tensor.to(base.device, dtype)
+        return None if tensor is None else tensor.to(base.device, dtype, copy=True)
 
     return LinearEffect(
         moved(effect.A, base.dtype),

@@ -21,7 +21,7 @@ import torch
 
 from tunescope.base import Base
 from tunescope.data.encoding import common_prefix
-from tunescope.errors import EngineError
+from tunescope.errors import BaseInUseError, EngineError
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
@@ -203,6 +203,8 @@ class Scheduler:
         failure: Exception | None = None
         try:
             return [(jobs, compute(jobs))]
+        except BaseInUseError:
+            raise  # no job's own fault: the others would be refused as well
         except Exception as error:
             failure = error
         if len(jobs) == 1:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from tunescope.base import Base
+from tunescope.base.sites import Acts
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import BankError
@@ -34,6 +37,7 @@ class Customization(nn.Module):
         self.method = method
         self.template = template
         self.effects: dict[str, Effect] = {}
+        self._attached: set[Base] = set()
         for key, effect in effects.items():
             self._put(key, effect)
         self.trainable_parameters = sum(parameter.numel() for parameter in self.parameters())
@@ -101,22 +105,44 @@ class Customization(nn.Module):
         self.add_module(_module_name(key), effect)
 
     @contextmanager
-    def applied(self, base: Base) -> Iterator[None]:
-        """Within this context the base computes as customized; afterwards it is the base again, bit for bit."""
-        handles = []
-        try:
-            for key, effect in self.effects.items():
-                if effect.where == "head":
-                    continue
-                if isinstance(effect, Prefix):
-                    handles += effect.attach(base.embedding)
-                    continue
-                site = base.sites[key.rpartition(".")[0]]
-                handles.append(site.on_input(effect) if effect.where == "input" else site.on_output(effect))
+    def attached(self, base: Base) -> Iterator[None]:
+        """Within this context the effects' hooks stay on the base. They act within ``applied`` only.
+
+        For what applies them again and again, as training does: each ``applied`` by itself registers them anew.
+        """
+        if base in self._attached:
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            return
+        with ExitStack() as after:
+            acts = functools.partial(base.use.acts, self)
+            for key, effect in self.effects.items():
+                for handle in _attach(key, effect, base, acts):
+                    after.callback(handle.remove)
+            self._attached.add(base)
+            after.callback(self._attached.remove, base)
+            yield
+
+    @contextmanager
+    def applied(self, base: Base) -> Iterator[None]:
+        """Within this context the base computes as customized; afterwards it is the base again, bit for bit.
+
+        Meant for one training step or one pass: see ``Customized.active``.
+
+        Raises:
+            BaseInUseError: a customization acts on the base already, this one or another.
+        """
+        with base.use.acting(self, self.method.name), self.attached(base):
+            yield
+
+
+def _attach(key: str, effect: Effect, base: Base, acts: Acts) -> list[RemovableHandle]:
+    """Hooks that act whenever ``acts()``; none for a head, which changes nothing of what the model computes."""
+    if effect.where == "head":
+        return []
+    if isinstance(effect, Prefix):
+        return effect.attach(base.embedding, acts)
+    site = base.sites[key.rpartition(".")[0]]
+    return [site.on_input(effect, acts) if effect.where == "input" else site.on_output(effect, acts)]
 
 
 @dataclass
@@ -181,9 +207,21 @@ class Customized:
         self.customization.finish()
         self.base.model.eval().requires_grad_(False)
 
+    def attached(self) -> AbstractContextManager[None]:
+        """Within this context ``active`` finds its hooks registered; see ``Customization.attached``."""
+        return self.customization.attached(self.base)
+
     @contextmanager
     def active(self) -> Iterator[Base]:
-        """The base, computing as customized."""
+        """The base, computing as customized in this thread until the context ends.
+
+        For one step: its forward pass and the backward pass of what that gave. Meanwhile the base serves nothing else:
+        another customization, this one once more, an engine's pass and another thread's forward pass are refused.
+        Passes that other threads are in end first.
+
+        Raises:
+            BaseInUseError: a customization acts on the base already, this one or another.
+        """
         with self.customization.applied(self.base):
             yield self.base
 

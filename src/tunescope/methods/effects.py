@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from tunescope.base.sites import Site
+from tunescope.base.sites import Acts, Site
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
@@ -78,15 +78,19 @@ class Prefix(Effect):
         """[virtual_tokens, hidden], what the virtual tokens are now."""
         return self.embeddings
 
-    def attach(self, embedding: nn.Module) -> list[RemovableHandle]:
-        """Have the embedding module answer negative ids from the table."""
+    def attach(self, embedding: nn.Module, acts: Acts) -> list[RemovableHandle]:
+        """Have the embedding module, but no copy of it, answer negative ids from the table whenever ``acts()``."""
         virtual: list[torch.Tensor] = []
 
-        def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if module is not embedding or not acts():
+                return args
             virtual[:] = [args[0]]
             return (args[0].clamp(min=0), *args[1:])
 
-        def after(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        def after(module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            if module is not embedding or not acts():
+                return output
             ids = virtual.pop()
             mask = ids < 0
             if not mask.any():

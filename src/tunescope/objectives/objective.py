@@ -77,7 +77,7 @@ class Objective(Settings, ABC):
         return {}
 
     def prepare(self, customized: Customized, examples: Sequence[Any]) -> list[Any]:
-        """What is computed once before training, under the untouched base; returns the examples to train on."""
+        """What is computed once before training, while nothing acts on the base; returns the examples to train on."""
         return list(examples)
 
     @abstractmethod

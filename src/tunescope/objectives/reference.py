@@ -25,16 +25,20 @@ from tunescope.tensor_files import read_tensors, write_tensors
 
 
 def with_reference(base: Base, examples: Sequence[EncodedPair]) -> list[EncodedPair]:
-    """The pairs with their log-probabilities under ``base``, on which no effects must be acting.
+    """The pairs with their log-probabilities under ``base``.
 
     Virtual tokens are left out of the prompts, since they belong to the customization; the method's own text is not.
+
+    Raises:
+        BaseInUseError: a customization acts on the base: the reference is the base itself.
     """
     plain = [replace(example, prompt=[token for token in example.prompt if token >= 0]) for example in examples]
     path = _place(base, plain)
-    found = _kept(path, len(plain))
-    if found is None:
-        found = _computed(base, plain)
-        write_tensors(path, {"logprobs": found})
+    with base.use.untouched("The reference"):
+        found = _kept(path, len(plain))
+        if found is None:
+            found = _computed(base, plain)
+            write_tensors(path, {"logprobs": found})
     return [
         replace(example, reference=(chosen, rejected))
         for example, (chosen, rejected) in zip(examples, found.T.tolist(), strict=True)

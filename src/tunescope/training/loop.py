@@ -103,15 +103,16 @@ def train_loop(
         settings: of the loop.
         folder: where checkpoints and ``metrics.jsonl`` go.
         default_lr: the rate when the settings name none.
-        on_step: told of each step.
+        on_step: called after each step, while nothing acts on the base: an engine may serve rows of it.
 
     Raises:
         TrainingError: a loss or gradient that is not finite (with the step and the rows), a base that moved.
+        BaseInUseError: another customization acts on the base at a step.
         Interrupted: after Ctrl-C, once everything is saved.
     """
     run = _Run(customized, objective, examples, settings, folder, settings.lr or default_lr)
     before = None if customized.moves_base else _checksum(customized.origin.model)
-    with customized.active(), MetricsLog(folder, run.step) as log, _interruptible() as stopped:
+    with customized.attached(), MetricsLog(folder, run.step) as log, _interruptible() as stopped:
         _set_training(customized, True)
         try:
             while run.step < run.steps:
@@ -173,14 +174,7 @@ class _Run:
         """One optimizer step."""
         started = time.perf_counter()
         parts = self._parts(self._indices())
-        weight = sum(self.objective.weight(part) for part in parts)
-        loss, measured = 0.0, Counter[str]()
-        for part in parts:
-            found = self.objective.compute_loss(self.customized, part)
-            part_loss = found.total / max(weight, 1)
-            part_loss.backward()
-            loss += part_loss.item()
-            measured.update({name: value.item() / max(weight, 1) for name, value in found.measured.items()})
+        loss, measured = self._gradients(parts)
         norm = self.optimizer.gradient_norm(self.settings.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(self._not_finite(loss, parts))
@@ -211,6 +205,19 @@ class _Run:
         cuts = [indices[i : i + size] for i in range(0, len(indices), size)]
         device = self.customized.base.device
         return [self.objective.collate([self.examples[i] for i in cut]).to(device) for cut in cuts]
+
+    def _gradients(self, parts: list[Batch]) -> tuple[float, Counter[str]]:
+        """Leave the step's gradients in the parameters; returns the loss and what else was measured, as means."""
+        weight = max(sum(self.objective.weight(part) for part in parts), 1)
+        loss, measured = 0.0, Counter[str]()
+        with self.customized.active():
+            for part in parts:
+                found = self.objective.compute_loss(self.customized, part)
+                part_loss = found.total / weight
+                part_loss.backward()
+                loss += part_loss.item()
+                measured.update({name: value.item() / weight for name, value in found.measured.items()})
+        return loss, measured
 
     def _count(
         self, parts: list[Batch], loss: float, measured: Mapping[str, float], norm: float, lr: float, seconds: float
@@ -249,7 +256,9 @@ class _Run:
         found = []
         for index in self._indices():  # those of the step, which is not counted yet
             alone = self.objective.collate([self.examples[index]]).to(self.customized.base.device)
-            if not torch.isfinite(self.objective.compute_loss(self.customized, alone).total):
+            with self.customized.active():
+                total = self.objective.compute_loss(self.customized, alone).total
+            if not torch.isfinite(total):
                 found += alone.rows
         return found
 

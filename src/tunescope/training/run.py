@@ -15,7 +15,6 @@ from typing import Any, ParamSpec
 
 import torch
 
-import tunescope
 from tunescope import bank, storage
 from tunescope.bank import BaseRecord, DataRecord, Record
 from tunescope.base import Base
@@ -34,6 +33,7 @@ from tunescope.training.loop import TrainResult, train_loop
 from tunescope.training.metrics import METRICS, StepMetrics
 from tunescope.training.settings import TrainSettings
 from tunescope.training.trackers import tracked
+from tunescope.version import __version__
 
 # Rows that a prompting method looks at to see how completions join their prompts.
 _LOOKED_AT = 256
@@ -151,7 +151,7 @@ def train(
     if encoder.joined:
         customized.customization.template = customized.template.model_copy(update={"heal": True})
     record = Record(
-        tunescope=tunescope.__version__,
+        tunescope=__version__,
         method=method.name,
         method_settings=method.model_dump(mode="json"),
         objective=objective.name if learns else None,
