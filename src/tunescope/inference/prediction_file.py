@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tunescope
 from tunescope import storage
 from tunescope.base.device import dtype_name
 from tunescope.data.reading import Table
@@ -23,6 +22,7 @@ from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.inference.prediction import Answers, Prediction, Predictor, Questions
 from tunescope.locks import writing
 from tunescope.methods.fingerprint import hash_customized
+from tunescope.version import __version__
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _recipe(predictor: Predictor, table: Table) -> dict[str, Any]:
     """What decides the answers."""
     base = predictor.customized.base
     return {
-        "tunescope": tunescope.__version__,
+        "tunescope": __version__,
         "base": predictor.customized.origin.fingerprint.weights,
         "customization": hash_customized(predictor.customized),
         "labels": list(predictor.labels),
