@@ -139,6 +139,7 @@ class Encoder:
     def __post_init__(self) -> None:
         self._renderer = Renderer(self.tokenizer, self.template)
         self._added = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        self._picture = self.tokenizer.special_tokens_map.get("image_token")
         self._ends: dict[tuple[str, str], tuple[int, int] | None] = {}
 
     # Rows.
@@ -369,6 +370,8 @@ class Encoder:
     def _words(self, text: str, *, special: bool) -> list[int]:
         # Chat templates write the beginning-of-text token themselves.
         special = special and self.template.style == "plain"
+        if self._picture is not None and self._picture in text:  # Gemma 3 1B has no embedding for it
+            raise DataError(f"the text holds {self._picture}, which stands for a picture: only texts are read here")
         ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         if special and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
             ids = ids[:-1]  # tokenizers that append an end-of-text token would end the text before its completion
