@@ -14,12 +14,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
+from tests.tiny import SPECIAL, tiny_base, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tunescope.base import Base, load_base
 from tunescope.base.loading import load_tokenizer
-from tunescope.errors import BaseModelError
+from tunescope.data.encoding import Encoder
+from tunescope.data.rows import Row
+from tunescope.data.template import default_template
+from tunescope.errors import BaseModelError, DataError
 
 
 def _saved(folder: Path, arch: str = "llama") -> Path:
@@ -99,6 +102,15 @@ def test_a_picture_s_token_without_an_embedding_is_none_of_a_text_s() -> None:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, extra_special_tokens=named)
         with contextlib.nullcontext() if known else pytest.raises(BaseModelError, match="261 tokens"):
             assert Base(tiny_model(), tokenizer).embedding.num_embeddings == 260
+    pictured = PreTrainedTokenizerFast(
+        tokenizer_object=made.backend_tokenizer, extra_special_tokens={"image_token": "<image>"}, eos_token=SPECIAL[0]
+    )
+    encoder = Encoder(pictured, default_template(pictured), 512)
+    with pytest.raises(DataError, match="holds <image>, which stands for a picture"):
+        encoder.prompt([{"role": "user", "content": "see <image> here"}])
+    row = Row(({"role": "user", "content": "see"},), "an <image>", 4)
+    with pytest.raises(DataError, match="line 4"):
+        encoder.encode_all([row])
 
 
 def test_pickles_are_never_read(folder: Path) -> None:

@@ -402,8 +402,9 @@ def test_tensors_that_do_not_fit(how: str, entry: Path, refused: Callable[..., s
 def test_damaged_record(change: dict[str, Any] | None, entry: Path, refused: Callable[..., str]) -> None:
     file = entry / "customization.json"
     file.write_text("[]" if change is None else json.dumps(json.loads(file.read_text()) | change))
+    said = "is damaged: it does not hold a JSON object" if change is None else "or was written by another version"
     for arguments in (["generate", entry, "hi"], ["bank", "show", entry]):
-        assert "is damaged or was written by another version" in refused(*arguments)
+        assert said in refused(*arguments)
 
 
 def test_an_entry_of_nearly_that_name(entry: Path, place: Place, refused: Callable[..., str]) -> None:

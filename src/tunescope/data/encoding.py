@@ -140,6 +140,7 @@ class Encoder:
         self._renderer = Renderer(self.tokenizer, self.template)
         self._added = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         self._lead = lead_ids(self.tokenizer)
+        self._picture = self.tokenizer.special_tokens_map.get("image_token")
         self._ends: dict[tuple[str, str], tuple[int, int] | None] = {}
 
     # Rows.
@@ -372,6 +373,8 @@ class Encoder:
         # Chat templates write the beginning-of-text token themselves.
         # What some tokenizers append (an end-of-text token, a separator) would end the text before its completion.
         lead = self._lead if special and self.template.style == "plain" else []
+        if self._picture is not None and self._picture in text:  # Gemma 3 1B has no embedding for it
+            raise DataError(f"the text holds {self._picture}, which stands for a picture: only texts are read here")
         return lead + self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # Cutting.

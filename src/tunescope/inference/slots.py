@@ -261,7 +261,8 @@ class Slots:
 
     def _fitted(self, row: _Slot, homes: Sequence[Arena]) -> bool:
         """Move a row into a free lane of one of these arenas; returns whether there is one."""
-        free = [arena for arena in homes if arena.capacity >= row.used and len(arena.members) < arena.rows]
+        # A home that its last row has left meanwhile is given up, and takes nobody.
+        free = [arena for arena in homes if arena.capacity >= row.used and 0 < len(arena.members) < arena.rows]
         if not free:
             return False
         home, old, lane = min(free, key=lambda arena: arena.capacity), row.arena, row.lane
