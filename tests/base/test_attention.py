@@ -204,9 +204,13 @@ def test_rows_padded_on_the_right_need_no_mask(arch: str) -> None:
 
 
 def test_training_leaves_flash_attention_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that share no prefix are padded on the right and need no mask."""
     base = Base(tiny_model(attention="sdpa"), tiny_tokenizer())
-    rows = [Row(({"role": "user", "content": "x" * n},), "y", n) for n in (3, 30)]
-    encoder, objective = Encoder(base.tokenizer, default_template(base.tokenizer), base.context_length), SFT()
+    rows = [Row(({"role": "user", "content": letter * 30},), "y", 1) for letter in "xz"]
+    encoder, objective = (
+        Encoder(base.tokenizer, default_template(base.tokenizer, style="plain"), base.context_length),
+        SFT(),
+    )
     called = []
     attend = nn.functional.scaled_dot_product_attention
 
