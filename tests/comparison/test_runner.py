@@ -202,3 +202,5 @@ def test_no_time_left_is_said(tmp_path: Path) -> None:
     found = run(tmp_path / "run", methods="zero-shot,lora", budget_seconds=0.01)
     assert "no time" in (found.row("lora").note or "")
     assert json.loads((tmp_path / "run" / "comparison.json").read_text())["rows"][1]["score"] is None
+    again = run(tmp_path / "run", methods="zero-shot,lora", budget_seconds=60)  # a larger budget reaches it
+    assert again.row("lora").score is not None

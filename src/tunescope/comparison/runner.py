@@ -339,7 +339,8 @@ def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measur
         raise
     except TunescopeError as error:
         return Measured(method=method.name, name=method.name, note=str(error))
-    storage.atomic_write(work.out / _ROWS / f"{method.name}.json", row.model_dump_json())
+    if row.score is not None:  # what got no time is tried again when the comparison goes on with a larger budget
+        storage.atomic_write(work.out / _ROWS / f"{method.name}.json", row.model_dump_json())
     return row
 
 
