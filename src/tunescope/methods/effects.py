@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
-from tunescope.base.sites import Acts, Site
+from tunescope.base.sites import Site
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
@@ -77,28 +76,6 @@ class Prefix(Effect):
     def table(self) -> torch.Tensor:
         """[virtual_tokens, hidden], what the virtual tokens are now."""
         return self.embeddings
-
-    def attach(self, embedding: nn.Module, acts: Acts) -> list[RemovableHandle]:
-        """Have the embedding module, but no copy of it, answer negative ids from the table whenever ``acts()``."""
-        virtual: list[torch.Tensor] = []
-
-        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            if module is not embedding or not acts():
-                return args
-            virtual[:] = [args[0]]
-            return (args[0].clamp(min=0), *args[1:])
-
-        def after(module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            if module is not embedding or not acts():
-                return output
-            ids = virtual.pop()
-            mask = ids < 0
-            if not mask.any():
-                return output
-            rows = self.table().to(output.dtype)[-1 - ids[mask]]
-            return output.masked_scatter(mask[..., None], rows)
-
-        return [embedding.register_forward_pre_hook(before), embedding.register_forward_hook(after)]
 
 
 class LowRank(Effect):

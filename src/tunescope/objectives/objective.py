@@ -17,6 +17,7 @@ from tunescope.data.reading import Table
 from tunescope.data.rows import Row
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
+from tunescope.objectives.forward import packed_hidden
 from tunescope.settings import Settings
 
 
@@ -89,5 +90,15 @@ class Objective(Settings, ABC):
         """How much the batch counts in the mean: trained tokens, or pairs."""
 
     @abstractmethod
-    def compute_loss(self, customized: Customized, batch: Any) -> Loss:
-        """The loss of a batch; the customization's effects are acting."""
+    def compute_loss(self, customized: Customized, batch: Any, hidden: torch.Tensor) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            customized: what is trained.
+            batch: of its examples.
+            hidden: [groups · length, hidden], what the vocabulary head reads at each position of ``batch.packed``.
+        """
+
+    def loss(self, customized: Customized, batch: Any) -> Loss:
+        """The loss of a batch in a pass of its own; the customization's effects are acting."""
+        return self.compute_loss(customized, batch, packed_hidden(customized.base, batch.packed))

@@ -112,7 +112,7 @@ def train_loop(
     """
     run = _Run(customized, objective, examples, settings, folder, settings.lr or default_lr)
     before = None if customized.moves_base else _checksum(customized.origin.model)
-    with customized.attached(), MetricsLog(folder, run.step) as log, _interruptible() as stopped:
+    with MetricsLog(folder, run.step) as log, _interruptible() as stopped:
         _set_training(customized, True)
         try:
             while run.step < run.steps:
@@ -212,7 +212,7 @@ class _Run:
         loss, measured = 0.0, Counter[str]()
         with self.customized.active():
             for part in parts:
-                found = self.objective.compute_loss(self.customized, part)
+                found = self.objective.loss(self.customized, part)
                 part_loss = found.total / weight
                 part_loss.backward()
                 loss += part_loss.item()
@@ -257,7 +257,7 @@ class _Run:
         for index in self._indices():  # those of the step, which is not counted yet
             alone = self.objective.collate([self.examples[index]]).to(self.customized.base.device)
             with self.customized.active():
-                total = self.objective.compute_loss(self.customized, alone).total
+                total = self.objective.loss(self.customized, alone).total
             if not torch.isfinite(total):
                 found += alone.rows
         return found
