@@ -67,7 +67,7 @@ def test_loss_and_gradients_equal_those_of_separate_sequences(
         customized.customization.zero_grad()
         with customized.active() as base:
             if packed:
-                loss = objective.loss(customized, collate_pairs(examples)).total
+                loss = objective.batch_loss(customized, collate_pairs(examples)).total
             else:
                 results = [apart(base, example) for example in examples]
                 batch = collate_pairs(examples)
@@ -154,7 +154,7 @@ def test_a_prefix_computed_once_gives_the_loss_and_gradients_of_rows_apart(
         trained.requires_grad_(True).zero_grad()
         batch = collate(examples)
         with customized.active():
-            loss = SFT().loss(customized, batch).total
+            loss = SFT().batch_loss(customized, batch).total
             loss.backward()
         grads = {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
         found.append((batch.packed.computed, loss.item(), grads))

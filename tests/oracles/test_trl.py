@@ -67,7 +67,7 @@ def start(method: Method, objective: PreferenceObjective) -> Customized:
 def loss_of(customized: Customized, objective: PreferenceObjective, examples: list[EncodedPair]) -> float:
     """Ours, with its gradients left in the parameters."""
     with customized.active():
-        loss = objective.loss(customized, collate_pairs(examples)).total / len(examples)
+        loss = objective.batch_loss(customized, collate_pairs(examples)).total / len(examples)
         loss.backward()
     return loss.item()
 

@@ -110,7 +110,13 @@ class Customization(nn.Module):
         """Training is over: keep what is served (p-tuning writes its virtual tokens down and drops the encoder)."""
         for key, effect in list(self.effects.items()):
             self._put(key, effect.finished())
+        self.draw_from(None)
         self.eval().requires_grad_(False)
+
+    def draw_from(self, generator: torch.Generator | None) -> None:
+        """Have the effects draw what they draw while they are trained (dropout) from this generator."""
+        for effect in self.effects.values():
+            effect.generator = generator
 
     def effect_of(self, parameter: str) -> tuple[Effect, str] | None:
         """The effect that a parameter (``3_q_low_rank.B``) belongs to, and its name there; None if it is none's."""

@@ -39,11 +39,13 @@ class Effect(nn.Module):
         where: the side of the module it acts on, ``output`` or ``input``; or ``head`` for an effect that changes
             nothing of what the model computes, and that an objective asks beside the vocabulary head.
         learning_rate: of its own; None for the method's.
+        generator: of what it draws while it is trained (dropout); None for torch's own.
     """
 
     kind: ClassVar[str]
     where: str = "output"
     learning_rate: ClassVar[float | None] = None
+    generator: torch.Generator | None = None
 
     def identity(self, parameter: str) -> torch.Tensor:
         """What a parameter is where the effect changes nothing, as the parameter or broadcast to it: zero for most.
@@ -127,7 +129,7 @@ class LowRank(Effect):
 
     def forward(self, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Apply to a site's input [..., in] and output [..., out]."""
-        dropped = functional.dropout(given, self.dropout, self.training)
+        dropped = self._dropped(given)
         low = functional.linear(dropped, self.A.to(given.dtype))
         added = functional.linear(low, (self.B * self.scaling).to(given.dtype))
         if self.magnitude is None:
@@ -139,6 +141,13 @@ class LowRank(Effect):
         stretch = self.magnitude / self.direction_norm()
         # Written as a change to the output, so that a stretch of one and no B A x leave it bit for bit.
         return output + (stretch - 1).to(given.dtype) * straight + stretch.to(given.dtype) * added
+
+    def _dropped(self, given: torch.Tensor) -> torch.Tensor:
+        """Dropout of the input, from this effect's own generator."""
+        if not (self.dropout and self.training):
+            return given
+        kept = torch.empty_like(given).bernoulli_(1 - self.dropout, generator=self.generator)
+        return given * kept / (1 - self.dropout)
 
 
 class Scale(Effect):
