@@ -56,25 +56,21 @@ def test_rows_are_as_under_their_own_alone(arch: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients_stay_with_their_own(name: str) -> None:
     """The loss of one customization gives gradients to it alone, those that it has in a pass of its own."""
-    base, made, other = (
-        tiny_base("llama"),
-        customized(name),
-        customized("lora-all-linear" if name == "lora" else "lora"),
-    )
+    base, made = tiny_base("llama"), customized(name)
+    other = customized("lora-all-linear" if name == "lora" else "lora")
     ids = texts(made, 2, 6)
     for each in (made, other):
         each.customization.requires_grad_(True).zero_grad()
     try:
         with Hooks(base, [made.customization, other.customization]) as hooks:
-            together(base, hooks, [(other, texts(other, 1, 9)), (made, ids)])[
-                made.customization
-            ].square().mean().backward()
+            found = together(base, hooks, [(other, texts(other, 1, 9)), (made, ids)])
+            found[made.customization].square().mean().backward()
         assert not any(p.grad is not None and p.grad.any() for p in other.customization.parameters())
-        found = [p.grad for p in made.customization.parameters()]
+        grads = [p.grad for p in made.customization.parameters()]
         made.customization.zero_grad()
         with made.active():
             base.hidden(ids, None).square().mean().backward()
-        for own, parameter in zip(found, made.customization.parameters(), strict=True):
+        for own, parameter in zip(grads, made.customization.parameters(), strict=True):
             torch.testing.assert_close(own, parameter.grad, atol=1e-5, rtol=1e-4)
     finally:
         for each in (made, other):
@@ -85,10 +81,10 @@ def test_together_they_hold_the_base() -> None:
     base, one, two = tiny_base("llama"), customized("lora"), customized("ia3")
     shares = {one.customization: Share(slice(0, 1), 4), two.customization: Share(slice(1, 2), 4)}
     with Hooks(base, list(shares)) as hooks, hooks.together(shares):
-        with pytest.raises(BaseInUseError, match="ia3 customization acts on .* already"), two.active():
+        with pytest.raises(BaseInUseError, match=r"ia3 customization acts on .* already"), two.active():
             pass
-        with pytest.raises(BaseInUseError, match="adapter cannot act on .*, where lora beside ia3 acts"):
-            with customized("adapter").active():
-                pass
+        said = pytest.raises(BaseInUseError, match=r"adapter cannot act on .*, where lora beside ia3 acts")
+        with said, customized("adapter").active():
+            pass
     with two.active():
         pass

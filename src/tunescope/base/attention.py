@@ -127,8 +127,8 @@ class _Branches:
     In the packed layout a block of queries would read the keys of every branch before its own, only to hide them.
 
     Attributes:
-        prefixes: [groups, P] flat positions of the prefixes' tokens; padding is the group's first: what is not finite in
-            one group must not reach another, not even times zero.
+        prefixes: [groups, P] flat positions of the prefixes' tokens; padding is the group's first: what is not
+            finite in one group must not reach another, not even times zero.
         branches: [branches, B] flat positions of the branches' tokens; padding is the branch's first.
         group: [branches] which group each is of.
         place: [groups · length] of each flat position, where it lies in all prefixes' tokens and then all branches'.
