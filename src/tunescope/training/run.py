@@ -151,7 +151,7 @@ def train(
         given.skip_bad,
     )  # fmt: skip
     examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
-    unseen = _validation(validation, customized, objective, settings, pattern, skip_bad) if learns else []
+    unseen, unseen_notes = _validation(validation, customized, objective, settings, pattern, skip_bad)
     if encoder.joined:
         customized.customization.template = customized.template.model_copy(update={"heal": True})
     record = Record(
@@ -189,7 +189,7 @@ def train(
         if out is not None:
             metrics = (work / METRICS).read_text(encoding="utf-8")
             path = bank.save(customized, Path(out), record, extra={METRICS: metrics}, overwrite=overwrite)
-    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes()])
+    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes(), *unseen_notes])
 
 
 def _validation(
@@ -199,8 +199,8 @@ def _validation(
     settings: TrainSettings,
     pattern: str | None,
     skip_bad: int,
-) -> list[Any]:
-    """Validation rows as examples.
+) -> tuple[list[Any], list[str]]:
+    """Validation rows as examples, and what is to be said of them.
 
     Raises:
         DataError: rows that do not fit.
@@ -209,7 +209,11 @@ def _validation(
     if data is None:
         if settings.validate_every is not None:
             raise TrainingError("--validate-every has nothing to measure: give rows with --validation.")
-        return []
+        return [], []
+    if customized.method.trains == "nothing":
+        raise TrainingError(
+            f"{customized.method.name} trains nothing, so there is nothing to validate: tunescope eval."
+        )
     given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
     base = customized.base
     encoder = Encoder(
@@ -217,7 +221,7 @@ def _validation(
         given.skip_bad,
     )  # fmt: skip
     if examples := objective.examples(given.rows, encoder):
-        return examples
+        return examples, [f"Validation: {note}" for note in (*given.notes, *encoder.notes())]
     raise TrainingError("No validation row is left: none fits. Raise --max-length or shorten the completions.")
 
 
