@@ -48,7 +48,7 @@ def measure(customized: Any, examples: list[Any], steps: int, repeats: int) -> d
                 batch = SFT().collate([examples[i] for i in indices])
                 tokens[side] += batch.packed.computed
                 with customized.active():
-                    (SFT().compute_loss(customized, batch).total / batch.packed.targets.numel()).backward()
+                    (SFT().batch_loss(customized, batch).total / batch.packed.targets.numel()).backward()
             seconds[side].append(time.perf_counter() - begin)
     batching._WORTH = worth
     token_ratio = tokens["apart"] / tokens["shared"]

@@ -220,5 +220,5 @@ def test_training_leaves_flash_attention_possible(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", recorded)
     customized = customize(base, LoRA(), default_template(base.tokenizer))
-    objective.compute_loss(customized, objective.collate(objective.examples(rows, encoder)))
+    objective.batch_loss(customized, objective.collate(objective.examples(rows, encoder)))
     assert called == [(None, True)] * 2

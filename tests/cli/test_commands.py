@@ -400,3 +400,21 @@ def test_compare_again_repeats_nothing(compared: tuple[Path, Ended], place: Plac
     refused = cli(*arguments, "--budget", "1m", "--batch-size", 4)
     assert refused.code == 2 and "settings" in refused.err and "--restart" in refused.err
     assert before.code == 0
+
+
+def test_train_measures_validation_rows(cli: Cli, place: Place) -> None:
+    unseen = jsonl(Path("unseen.jsonl"), ROWS[:5])
+    options = ("--data", place.data, "--template", PATTERN, "--max-steps", 2, "--out", "bank/a", "--json")
+    found = cli("train", "lora", "--base", place.base, *options, "--validation", unseen).json
+    assert found["validation_loss"] > 0
+
+
+def test_train_refuses_validation_rows_it_cannot_measure(cli: Cli, place: Place) -> None:
+    options = ("--data", place.data, "--template", PATTERN, "--out", "bank/a")
+    for method, more, said in (
+        ("lora", ("--validation", "nowhere.jsonl"), "nowhere.jsonl"),
+        ("lora", ("--validate-every", 3), "give rows with --validation"),
+        ("zero-shot", ("--validation", place.data), "trains nothing"),
+    ):
+        ended = cli("train", method, "--base", place.base, *options, *more)
+        assert ended.code == 2 and said in ended.err and not Path("bank/a").exists()

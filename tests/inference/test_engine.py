@@ -21,7 +21,7 @@ from tunescope.data.encoding import Encoder
 from tunescope.data.template import default_template
 from tunescope.errors import EngineError
 from tunescope.inference import Engine, Generated, Request, Sampling
-from tunescope.inference.row_effects import Compiled
+from tunescope.inference.compiled import Compiled
 from tunescope.methods import Customization, Customized, Full, LoRA, ZeroShot, customize
 
 

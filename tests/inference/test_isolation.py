@@ -19,8 +19,8 @@ from tunescope.data.template import default_template
 from tunescope.errors import BankError, EngineError
 from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.detokenizing import Detokenizer
-from tunescope.inference.row_effects import Stack
 from tunescope.inference.sampling import choose
+from tunescope.inference.stack import Stack
 from tunescope.methods import Adapter, Customized, Full, LoRA, Method, customize
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=0.9, seed=2, logprobs=True)

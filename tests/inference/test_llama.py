@@ -11,10 +11,10 @@ from tests.tiny import ARCHITECTURES, tiny_base
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tunescope.base import Base
+from tunescope.inference.compiled import Compiled
 from tunescope.inference.llama import LlamaRunner
 from tunescope.inference.passes import Passes
 from tunescope.inference.products import packs
-from tunescope.inference.row_effects import Compiled
 from tunescope.methods import IA3
 
 FAMILY = ["llama", "mistral", "qwen2", "qwen3"]

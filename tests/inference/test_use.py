@@ -22,6 +22,7 @@ from tunescope.data.template import default_template
 from tunescope.errors import BaseInUseError, EngineError, UnknownNameError
 from tunescope.inference import Engine, Item, Request, Sampling, generate, score
 from tunescope.methods import Customized, Full, LoRA, Method, PromptTuning, compose, customize
+from tunescope.methods.acting import Hooks
 from tunescope.objectives.reference import with_reference
 from tunescope.training import TrainSettings, train
 
@@ -157,7 +158,7 @@ def test_a_copy_of_the_model_is_the_base_itself(name: str, arch: str) -> None:
     """A copy has the hooks too: of one that acts, and of one whose hooks only wait for its next step."""
     base, made = base_of(arch), customized(name, arch)
     plain, template = logits(base), default_template(base.tokenizer)
-    with made.attached():
+    with Hooks(base, [made.customization]):
         waiting = customize(base, Full(), template).base
         with made.active():
             acting = customize(base, Full(), template).base
@@ -175,7 +176,8 @@ def test_hooks_that_stay_act_within_steps_only_and_once(name: str) -> None:
             return base.forward(ids, torch.ones_like(ids))
 
     plain, expected = logits(base), customized_logits()
-    with made.attached(), made.attached(), customized("lora-all-linear").attached():
+    waiting = [made.customization, customized("lora-all-linear").customization]
+    with Hooks(base, waiting), Hooks(base, waiting[:1]):
         for _ in range(2):
             assert torch.equal(logits(base), plain)
             assert torch.equal(customized_logits(), expected)

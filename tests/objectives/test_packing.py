@@ -18,8 +18,14 @@ from tunescope.data.encoding import Encoded, EncodedPair
 from tunescope.data.template import Template
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, customize
 from tunescope.objectives import DPO, SFT, Objective, PreferenceObjective, Reward
+from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.objectives.reward import HEAD
+
+
+def logprobs_of(base: Base, examples: list[EncodedPair]) -> torch.Tensor:
+    batch = collate_pairs(examples)
+    return completion_logprobs(base, batch, packed_hidden(base, batch.packed))
 
 
 def apart(base: Base, example: EncodedPair) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -61,7 +67,7 @@ def test_loss_and_gradients_equal_those_of_separate_sequences(
         customized.customization.zero_grad()
         with customized.active() as base:
             if packed:
-                loss = objective.compute_loss(customized, collate_pairs(examples)).total
+                loss = objective.batch_loss(customized, collate_pairs(examples)).total
             else:
                 results = [apart(base, example) for example in examples]
                 batch = collate_pairs(examples)
@@ -92,7 +98,7 @@ def test_any_pairs(drawn: list[tuple[list[int], list[int], list[int]]]) -> None:
     base = tiny_base()
     examples = [EncodedPair(*tokens) for tokens in drawn]
     with torch.no_grad():
-        found = completion_logprobs(base, collate_pairs(examples))
+        found = logprobs_of(base, examples)
         for i, example in enumerate(examples):
             torch.testing.assert_close(found[:, i], torch.stack(apart(base, example)[0]), atol=1e-4, rtol=0)
 
@@ -102,7 +108,7 @@ def test_the_prompt_is_computed_once() -> None:
     handle = base.embedding.register_forward_pre_hook(lambda _m, args: seen.append(args[0].numel()))
     example = encoded_pairs(1)[0]
     try:
-        completion_logprobs(base, collate_pairs([example]))
+        logprobs_of(base, [example])
     finally:
         handle.remove()
     assert seen == [len(example.prompt) + len(example.chosen) + len(example.rejected)]
@@ -148,7 +154,7 @@ def test_a_prefix_computed_once_gives_the_loss_and_gradients_of_rows_apart(
         trained.requires_grad_(True).zero_grad()
         batch = collate(examples)
         with customized.active():
-            loss = SFT().compute_loss(customized, batch).total
+            loss = SFT().batch_loss(customized, batch).total
             loss.backward()
         grads = {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
         found.append((batch.packed.computed, loss.item(), grads))

@@ -19,6 +19,7 @@ from tunescope.data.encoding import EncodedPair
 from tunescope.data.template import Template
 from tunescope.methods import Customized, Full, LoRA, Method, customize
 from tunescope.objectives import DPO, PreferenceObjective, Reward, losses
+from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.objectives.reference import with_reference
 from tunescope.objectives.reward import HEAD
@@ -66,7 +67,7 @@ def start(method: Method, objective: PreferenceObjective) -> Customized:
 def loss_of(customized: Customized, objective: PreferenceObjective, examples: list[EncodedPair]) -> float:
     """Ours, with its gradients left in the parameters."""
     with customized.active():
-        loss = objective.compute_loss(customized, collate_pairs(examples)).total / len(examples)
+        loss = objective.batch_loss(customized, collate_pairs(examples)).total / len(examples)
         loss.backward()
     return loss.item()
 
@@ -142,7 +143,9 @@ def test_dpo(name: str, loss: str, tmp_path: Path) -> None:
         key: values[-1] for key, values in trainer._metrics["train" if trainer.model.training else "eval"].items()
     }
     with torch.no_grad(), customized.active():
-        chosen, rejected = completion_logprobs(customized.base, collate_pairs(examples)).mean(dim=1).tolist()
+        base, packed = customized.base, collate_pairs(examples)
+        found = completion_logprobs(base, packed, packed_hidden(base, packed.packed))
+        chosen, rejected = found.mean(dim=1).tolist()
     assert [chosen, rejected] == pytest.approx([logged["logps/chosen"], logged["logps/rejected"]], abs=1e-3)
 
 

@@ -127,8 +127,9 @@ class _Branches:
     In the packed layout a block of queries would read the keys of every branch before its own, only to hide them.
 
     Attributes:
-        prefixes: [groups, P] flat positions of the prefixes' tokens; padding is position 0.
-        branches: [branches, B] flat positions of the branches' tokens; padding is position 0.
+        prefixes: [groups, P] flat positions of the prefixes' tokens; padding is the group's first: what is not
+            finite in one group must not reach another, not even times zero.
+        branches: [branches, B] flat positions of the branches' tokens; padding is the branch's first.
         group: [branches] which group each is of.
         place: [groups · length] of each flat position, where it lies in all prefixes' tokens and then all branches'.
             Padding has any.
@@ -198,7 +199,7 @@ def take_apart(mask: torch.Tensor, branch: torch.Tensor) -> None:
     widest = int(prefix.max())
     offsets = torch.arange(widest, device=branch.device)
     real_prefix = offsets < prefix[:, None]
-    prefixes = torch.where(real_prefix, flat[:, :1] + offsets, 0)  # a prefix stands at the beginning of its group
+    prefixes = flat[:, :1] + torch.where(real_prefix, offsets, 0)  # a prefix stands at the beginning of its group
     # Branches follow each other without a gap: each begins where the number changes.
     before = torch.cat([torch.full_like(branch[:, :1], -1), branch[:, :-1]], dim=1)
     begin = flat[(branch > 0) & (branch != before)]
@@ -207,7 +208,7 @@ def take_apart(mask: torch.Tensor, branch: torch.Tensor) -> None:
     size = (branch[group] == number[:, None]).sum(1)
     steps = torch.arange(int(size.max()), device=branch.device)
     real = steps < size[:, None]
-    branches = torch.where(real, begin[:, None] + steps, 0)
+    branches = begin[:, None] + torch.where(real, steps, 0)
     place = torch.zeros(groups * length, dtype=torch.long, device=branch.device)
     place[prefixes[real_prefix]] = torch.arange(groups * widest, device=branch.device).view(groups, widest)[real_prefix]
     place[branches[real]] = groups * widest + torch.arange(real.numel(), device=branch.device).view_as(real)[real]

@@ -17,9 +17,10 @@ from tunescope.errors import BaseInUseError
 
 @dataclass(frozen=True)
 class _Acting:
-    """``owner`` acts, in ``thread``; messages call it ``name``."""
+    """``owner`` acts for ``customizations``, in ``thread``; messages call it ``name``."""
 
     owner: object
+    customizations: tuple[object, ...]
     name: str
     thread: int
 
@@ -38,14 +39,15 @@ class Use:
         self._passes: Counter[int] = Counter()  # thread -> how many passes of the base itself it is in
 
     @contextmanager
-    def acting(self, owner: object, name: str) -> Iterator[None]:
+    def acting(self, owner: object, customizations: tuple[object, ...], name: str) -> Iterator[None]:
         """Within this context the base computes as customized, in this thread only.
 
         Passes that other threads are in end first; new ones are refused from now on.
 
         Args:
-            owner: the customization.
-            name: of its method.
+            owner: the hooks that act.
+            customizations: whose effects these are.
+            name: of their methods.
 
         Raises:
             BaseInUseError: a customization acts already, this one or another, or this thread is in a pass.
@@ -53,12 +55,12 @@ class Use:
         thread = threading.get_ident()
         with self._changed:
             if self._acting is not None:
-                raise BaseInUseError(self._two(owner, name, self._acting))
+                raise BaseInUseError(self._two(customizations, name, self._acting))
             if self._passes[thread]:
                 raise BaseInUseError(
                     f"{name} cannot begin to act on {self._base} within a pass of the base itself: begin after it."
                 )
-            self._acting = _Acting(owner, name, thread)
+            self._acting = _Acting(owner, customizations, name, thread)
         try:
             with self._changed:
                 self._changed.wait_for(lambda: not self._passes)
@@ -68,7 +70,7 @@ class Use:
                 self._acting = None
 
     def acts(self, owner: object) -> bool:
-        """Whether this customization acts now."""
+        """Whether these hooks act now."""
         return self._acting is not None and self._acting.owner is owner
 
     @contextmanager
@@ -114,14 +116,14 @@ class Use:
             with self.untouched("A forward pass"):
                 yield
 
-    def _two(self, owner: object, name: str, acting: _Acting) -> str:
-        """The message for ``owner``, which cannot act beside ``acting``."""
+    def _two(self, customizations: tuple[object, ...], name: str, acting: _Acting) -> str:
+        """The message for customizations that cannot act beside ``acting``."""
         if acting.thread != threading.get_ident():
             return (
                 f"{name} cannot act on {self._base}, where {acting.name} acts{self._where()}. One at a time: wait for "
                 "its end, or load the base a second time."
             )
-        if acting.owner is owner:
+        if any(each in acting.customizations for each in customizations):
             return f"This {name} customization acts on {self._base} already: leave out the inner active()."
         return (
             f"{name} cannot act on {self._base}, where {acting.name} acts. End that one's active() first; for both "

@@ -45,6 +45,9 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         goal: Any,
         settings: Any,
         objective: ObjectiveName = "sft",
+        validation: Annotated[
+            str | None, typer.Option("--validation", help="Rows that are measured every so often and never learned.")
+        ] = None,
         split: options.Split = None,
         template: options.Template = None,
         style: options.Style = "auto",
@@ -73,6 +76,7 @@ def training_command(method_class: type[Method], objective_class: type[Objective
                 style=style,
                 skip_bad=skip_bad - len(table.skipped) - (len(table) - len(rows)),
                 name=table.name,
+                validation=validation,
                 restart=restart,
                 overwrite=overwrite,
                 on_step=progress,

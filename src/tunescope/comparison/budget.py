@@ -13,7 +13,7 @@ from tunescope.data.template import default_template
 from tunescope.methods import Method
 from tunescope.objectives import SFT
 from tunescope.training import TrainSettings, train
-from tunescope.training.loop import total_steps
+from tunescope.training.learner import steps_of_round
 
 # The first steps of a trial are slower (fresh memory, cold caches) and are not counted.
 _TRIAL_STEPS, _WARM_UP = 4, 2
@@ -37,7 +37,7 @@ def affordable_steps(
 
     Rows for fewer batches than a trial takes need no trial: whatever they cost is little.
     """
-    most = total_steps(settings, len(rows))
+    most = steps_of_round(settings, len(rows))
     if len(rows) < _TRIAL_STEPS * settings.batch_size:
         return most
     sample = random.Random(settings.seed).sample(list(rows), min(_SAMPLE, len(rows)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
+from torch.nn import functional
 
 # Tokens computed in one forward pass. More fills the cores no better and needs memory for the activations.
 PASS_TOKENS = 2048
@@ -136,6 +137,20 @@ def pack(groups: Sequence[Group], *, past: int = 0, ends: bool = True) -> Packed
         torch.tensor(last),
         tokens,
     )
+
+
+def join(parts: Sequence[Packed]) -> Packed:
+    """Batches below each other, padded to the longest, for one pass of the base; texts and targets stay with each."""
+    length = max(part.input_ids.shape[1] for part in parts)
+
+    def below(name: str, value: int) -> torch.Tensor:
+        rows = (getattr(part, name) for part in parts)
+        return torch.cat([functional.pad(each, (0, length - each.shape[1]), value=value) for each in rows])
+
+    none = parts[0].targets[:0]
+    tokens = sum(part.tokens for part in parts)
+    ids, branch, position = below("input_ids", 0), below("branch", -1), below("position", 0)
+    return Packed(ids, branch, position, none, none, none, none, tokens)
 
 
 def by_length(lengths: Sequence[int], budget: int = PASS_TOKENS) -> Iterator[list[int]]:

@@ -16,6 +16,7 @@ from tunescope.errors import DataError
 from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval, without_width
 from tunescope.methods import Customized
 from tunescope.objectives import PreferenceObjective
+from tunescope.objectives.forward import packed_hidden
 
 # Pairs computed in one forward pass.
 _BATCH = 8
@@ -63,7 +64,8 @@ def evaluate_preferences(
         indices = order[begin : begin + _BATCH]
         batch = objective.collate([examples[i] for i in indices]).to(base.device)
         with torch.inference_mode(), customized.active():
-            rewards[:, indices] = objective.rewards(customized, batch).float().cpu()
+            hidden = packed_hidden(base, batch.packed)
+            rewards[:, indices] = objective.rewards(customized, batch, hidden).float().cpu()
         on_pairs(len(indices))
     chosen, rejected = rewards.double().numpy()
     margins = chosen - rejected

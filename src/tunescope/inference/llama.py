@@ -23,8 +23,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
+from tunescope.inference.plan import Plan
 from tunescope.inference.products import Product, packs, product
-from tunescope.inference.row_effects import Plan
 from tunescope.inference.runners import Pass, of_rows, sites_of
 from tunescope.inference.slots import Part
 

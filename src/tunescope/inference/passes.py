@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from tunescope.base import Base
+from tunescope.inference.compiled import Compiled
 from tunescope.inference.llama import LlamaRunner
-from tunescope.inference.row_effects import Compiled, Plan, Stack
+from tunescope.inference.plan import Plan
 from tunescope.inference.runners import HookedRunner, Pass, of_rows
 from tunescope.inference.slots import Slots
+from tunescope.inference.stack import Stack
 
 
 class Passes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from tunescope.inference.row_effects import Compiled
+from tunescope.inference.compiled import Compiled
 from tunescope.inference.slots import Kept, Slots
 
 # Below this a shared beginning is cheaper to compute again than to keep and copy.

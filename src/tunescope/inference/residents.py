@@ -14,7 +14,7 @@ from tunescope.data.encoding import Encoder, PromptTokens, common_prefix
 from tunescope.data.rows import Message
 from tunescope.data.template import Template, default_template
 from tunescope.errors import DataError, EngineError, UnknownNameError
-from tunescope.inference.row_effects import Compiled
+from tunescope.inference.compiled import Compiled
 from tunescope.methods import Customized
 
 _Tokens = TypeVar("_Tokens")

@@ -16,7 +16,7 @@ from transformers import Cache
 
 from tunescope.base import Base, alibi
 from tunescope.base.sites import BLOCK_SITES, OutputEffect, Site
-from tunescope.inference.row_effects import Plan
+from tunescope.inference.plan import Plan
 from tunescope.inference.slots import Access, Part
 
 

@@ -22,11 +22,11 @@ import torch
 from tunescope.base import Base
 from tunescope.data.encoding import common_prefix
 from tunescope.errors import BaseInUseError, EngineError
+from tunescope.inference.compiled import Compiled
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
 from tunescope.inference.prefix import WORTH_SHARING, PrefixCache
-from tunescope.inference.row_effects import Compiled
 from tunescope.inference.sampling import Draw, Sampling, choose
 from tunescope.inference.slots import allowance
 

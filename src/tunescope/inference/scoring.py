@@ -14,9 +14,9 @@ import torch
 
 from tunescope.data.encoding import common_prefix
 from tunescope.data.packing import Branch, Group, by_length, pack
+from tunescope.inference.compiled import Compiled
 from tunescope.inference.passes import Passes
 from tunescope.inference.prefix import WORTH_SHARING
-from tunescope.inference.row_effects import Compiled
 from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from tunescope.base import Base
-from tunescope.base.sites import Acts
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import BankError
+from tunescope.methods.acting import Hooks
 from tunescope.methods.effects import Effect, Prefix
 from tunescope.methods.method import Method
 
@@ -27,20 +25,42 @@ class Customization(nn.Module):
         method: its settings.
         template: what stands around a row's text; belongs to the customization as much as its tensors.
         effects: by site and kind (``3.q.low_rank`` or ``embedding.prefix``).
+        start: the customization it starts from, finished and frozen, whose effects act before these.
 
     Attributes:
         trainable_parameters: how many numbers training moves. P-tuning keeps fewer than it trains.
     """
 
-    def __init__(self, method: Method, template: Template, effects: Mapping[str, Effect]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        template: Template,
+        effects: Mapping[str, Effect],
+        start: Customization | None = None,
+    ) -> None:
         super().__init__()
         self.method = method
         self.template = template
         self.effects: dict[str, Effect] = {}
-        self._attached: set[Base] = set()
+        self._start = (start,)  # in a tuple: its tensors are not among those that are trained
         for key, effect in effects.items():
             self._put(key, effect)
         self.trainable_parameters = sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def start(self) -> Customization | None:
+        """The customization it starts from; None where that is the base."""
+        return self._start[0]
+
+    @property
+    def layers(self) -> tuple[Customization, ...]:
+        """All whose effects act, in order: what it starts from, and itself last."""
+        return (self,) if self.start is None else (*self.start.layers, self)
+
+    def virtual_table(self) -> torch.Tensor:
+        """The virtual tokens of all layers, [virtual_tokens, hidden]: row i is what token id -1 - i stands for."""
+        effects = (effect for layer in self.layers for effect in layer.effects.values())
+        return torch.cat([effect.table() for effect in effects if isinstance(effect, Prefix)])
 
     @property
     def heads(self) -> list[str]:
@@ -90,7 +110,13 @@ class Customization(nn.Module):
         """Training is over: keep what is served (p-tuning writes its virtual tokens down and drops the encoder)."""
         for key, effect in list(self.effects.items()):
             self._put(key, effect.finished())
+        self.draw_from(None)
         self.eval().requires_grad_(False)
+
+    def draw_from(self, generator: torch.Generator | None) -> None:
+        """Have the effects draw what they draw while they are trained (dropout) from this generator."""
+        for effect in self.effects.values():
+            effect.generator = generator
 
     def effect_of(self, parameter: str) -> tuple[Effect, str] | None:
         """The effect that a parameter (``3_q_low_rank.B``) belongs to, and its name there; None if it is none's."""
@@ -105,24 +131,6 @@ class Customization(nn.Module):
         self.add_module(_module_name(key), effect)
 
     @contextmanager
-    def attached(self, base: Base) -> Iterator[None]:
-        """Within this context the effects' hooks stay on the base. They act within ``applied`` only.
-
-        For what applies them again and again, as training does: each ``applied`` by itself registers them anew.
-        """
-        if base in self._attached:
-            yield
-            return
-        with ExitStack() as after:
-            acts = functools.partial(base.use.acts, self)
-            for key, effect in self.effects.items():
-                for handle in _attach(key, effect, base, acts):
-                    after.callback(handle.remove)
-            self._attached.add(base)
-            after.callback(self._attached.remove, base)
-            yield
-
-    @contextmanager
     def applied(self, base: Base) -> Iterator[None]:
         """Within this context the base computes as customized; afterwards it is the base again, bit for bit.
 
@@ -131,18 +139,8 @@ class Customization(nn.Module):
         Raises:
             BaseInUseError: a customization acts on the base already, this one or another.
         """
-        with base.use.acting(self, self.method.name), self.attached(base):
+        with Hooks(base, [self]) as hooks, hooks.alone(self):
             yield
-
-
-def _attach(key: str, effect: Effect, base: Base, acts: Acts) -> list[RemovableHandle]:
-    """Hooks that act whenever ``acts()``; none for a head, which changes nothing of what the model computes."""
-    if effect.where == "head":
-        return []
-    if isinstance(effect, Prefix):
-        return effect.attach(base.embedding, acts)
-    site = base.sites[key.rpartition(".")[0]]
-    return [site.on_input(effect, acts) if effect.where == "input" else site.on_output(effect, acts)]
 
 
 @dataclass
@@ -206,10 +204,6 @@ class Customized:
         """End of training: nothing moves any more."""
         self.customization.finish()
         self.base.model.eval().requires_grad_(False)
-
-    def attached(self) -> AbstractContextManager[None]:
-        """Within this context ``active`` finds its hooks registered; see ``Customization.attached``."""
-        return self.customization.attached(self.base)
 
     @contextmanager
     def active(self) -> Iterator[Base]:

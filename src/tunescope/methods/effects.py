@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
-from tunescope.base.sites import Acts, Site
+from tunescope.base.sites import Site
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
@@ -40,11 +39,13 @@ class Effect(nn.Module):
         where: the side of the module it acts on, ``output`` or ``input``; or ``head`` for an effect that changes
             nothing of what the model computes, and that an objective asks beside the vocabulary head.
         learning_rate: of its own; None for the method's.
+        generator: of what it draws while it is trained (dropout); None for torch's own.
     """
 
     kind: ClassVar[str]
     where: str = "output"
     learning_rate: ClassVar[float | None] = None
+    generator: torch.Generator | None = None
 
     def identity(self, parameter: str) -> torch.Tensor:
         """What a parameter is where the effect changes nothing, as the parameter or broadcast to it: zero for most.
@@ -77,28 +78,6 @@ class Prefix(Effect):
     def table(self) -> torch.Tensor:
         """[virtual_tokens, hidden], what the virtual tokens are now."""
         return self.embeddings
-
-    def attach(self, embedding: nn.Module, acts: Acts) -> list[RemovableHandle]:
-        """Have the embedding module, but no copy of it, answer negative ids from the table whenever ``acts()``."""
-        virtual: list[torch.Tensor] = []
-
-        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            if module is not embedding or not acts():
-                return args
-            virtual[:] = [args[0]]
-            return (args[0].clamp(min=0), *args[1:])
-
-        def after(module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            if module is not embedding or not acts():
-                return output
-            ids = virtual.pop()
-            mask = ids < 0
-            if not mask.any():
-                return output
-            rows = self.table().to(output.dtype)[-1 - ids[mask]]
-            return output.masked_scatter(mask[..., None], rows)
-
-        return [embedding.register_forward_pre_hook(before), embedding.register_forward_hook(after)]
 
 
 class LowRank(Effect):
@@ -150,7 +129,7 @@ class LowRank(Effect):
 
     def forward(self, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Apply to a site's input [..., in] and output [..., out]."""
-        dropped = functional.dropout(given, self.dropout, self.training)
+        dropped = self._dropped(given)
         low = functional.linear(dropped, self.A.to(given.dtype))
         added = functional.linear(low, (self.B * self.scaling).to(given.dtype))
         if self.magnitude is None:
@@ -162,6 +141,13 @@ class LowRank(Effect):
         stretch = self.magnitude / self.direction_norm()
         # Written as a change to the output, so that a stretch of one and no B A x leave it bit for bit.
         return output + (stretch - 1).to(given.dtype) * straight + stretch.to(given.dtype) * added
+
+    def _dropped(self, given: torch.Tensor) -> torch.Tensor:
+        """Dropout of the input, from this effect's own generator."""
+        if not (self.dropout and self.training):
+            return given
+        kept = torch.empty_like(given).bernoulli_(1 - self.dropout, generator=self.generator)
+        return given * kept / (1 - self.dropout)
 
 
 class Scale(Effect):

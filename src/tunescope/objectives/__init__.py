@@ -1,9 +1,9 @@
 """WHAT it is trained for: one file an objective; losses are pure functions, tensors in and out."""
 
 from tunescope.objectives.dpo import DPO
-from tunescope.objectives.objective import Loss, Objective
+from tunescope.objectives.objective import Loss, Objective, Sampled, Sampler
 from tunescope.objectives.preference import PreferenceObjective
 from tunescope.objectives.reward import Reward, reward_scores
 from tunescope.objectives.sft import SFT
 
-__all__ = ["DPO", "SFT", "Loss", "Objective", "PreferenceObjective", "Reward", "reward_scores"]
+__all__ = ["DPO", "SFT", "Loss", "Objective", "PreferenceObjective", "Reward", "Sampled", "Sampler", "reward_scores"]

@@ -76,17 +76,17 @@ class DPO(PreferenceObjective):
         """The pairs with their log-probabilities under the reference, where the loss has one."""
         return list(examples) if self.loss in _WITHOUT_REFERENCE else with_reference(customized.origin, examples)
 
-    def rewards(self, customized: Customized, batch: PairBatch) -> torch.Tensor:
+    def rewards(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
         """β times the scores."""
-        return self.strength * self._scores(completion_logprobs(customized.base, batch), batch)
+        return self.strength * self._scores(completion_logprobs(customized.base, batch, hidden), batch)
 
-    def compute_loss(self, customized: Customized, batch: PairBatch) -> Loss:
+    def compute_loss(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> Loss:
         """The pairs' losses, summed; with a reference also an estimate of the distance to it.
 
         ``kl`` is the mean over both completions of log π_ref(y|x) - log π(y|x), in nats a completion: where they were
         sampled from the reference, an estimate of KL(π_ref ‖ π).
         """
-        logprobs = completion_logprobs(customized.base, batch)
+        logprobs = completion_logprobs(customized.base, batch, hidden)
         scores = self._scores(logprobs, batch)
         found = self._losses(scores, batch.margins)
         weight = 1.0 if self.loss == "orpo" else self.nll_weight

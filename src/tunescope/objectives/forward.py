@@ -15,6 +15,6 @@ def packed_hidden(base: Base, packed: Packed) -> torch.Tensor:
     return base.hidden(packed.input_ids, mask, position_ids=packed.position).flatten(0, 1)
 
 
-def target_logprobs(base: Base, packed: Packed) -> torch.Tensor:
-    """Log-probability of each target, in nats as [targets] in float32."""
-    return base.logprobs(packed_hidden(base, packed)[packed.predictors], packed.targets)
+def target_logprobs(base: Base, packed: Packed, hidden: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each target, in nats as [targets] in float32; ``hidden`` as ``packed_hidden`` gives it."""
+    return base.logprobs(hidden[packed.predictors], packed.targets)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
@@ -14,9 +14,10 @@ from tunescope.data.batching import Batch
 from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
-from tunescope.data.rows import Row
+from tunescope.data.rows import Message, Row
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
+from tunescope.objectives.forward import packed_hidden
 from tunescope.settings import Settings
 
 
@@ -31,6 +32,49 @@ class Loss:
 
     total: torch.Tensor
     measured: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A completion that a customization wrote.
+
+    Attributes:
+        text: without the stop token.
+        tokens: ids, the stop token last where it wrote one.
+        finished: whether it ended of itself and not by the limit of tokens.
+        logprobs: of each token in nats, as the engine computed them.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+    logprobs: tuple[float, ...]
+
+
+class Sampler(Protocol):
+    """Samples completions; training hands it to objectives, which may not import the engine."""
+
+    def __call__(
+        self,
+        customized: Customized,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        n: int,
+        seed: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+    ) -> list[list[Sampled]]:
+        """``n`` completions of each prompt from ``customized`` as it is now.
+
+        Args:
+            customized: whose completions.
+            prompts: messages that end in a user's turn.
+            n: how many of each.
+            seed: of the sampling: the same one gives the same completions.
+            max_new_tokens: most tokens of each.
+            temperature: 1 samples from the model itself.
+        """
+        ...
 
 
 class Objective(Settings, ABC):
@@ -77,8 +121,39 @@ class Objective(Settings, ABC):
         return {}
 
     def prepare(self, customized: Customized, examples: Sequence[Any]) -> list[Any]:
-        """What is computed once before training, while nothing acts on the base; returns the examples to train on."""
+        """What is computed once before training, while nothing acts on the base; returns the examples with it."""
         return list(examples)
+
+    @property
+    def rounds(self) -> int:
+        """How often examples are collected in a run; each round takes the same number of steps on its own."""
+        return 1
+
+    def collect(self, number: int, customized: Customized, examples: Sequence[Any], sample: Sampler) -> list[Any]:
+        """The examples of a round, as the customization is when it begins; nothing acts on the base.
+
+        Args:
+            number: of the round, from 0.
+            customized: what is trained.
+            examples: what ``prepare`` made of the rows.
+            sample: how to sample from ``customized`` or another.
+        """
+        return list(examples)
+
+    def dump_examples(self, examples: Sequence[Any]) -> list[Any]:
+        """A round's examples as JSON values, for the checkpoint of a run of several rounds."""
+        return [asdict(example) for example in examples]
+
+    def load_examples(self, values: Sequence[Any]) -> list[Any]:
+        """The examples that ``dump_examples`` was given."""
+        raise NotImplementedError(f"{self.name} has one round, whose examples are made again.")
+
+    def state(self) -> dict[str, Any]:
+        """What the objective itself has learned or adapted so far, as JSON values, for the checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:
@@ -89,5 +164,15 @@ class Objective(Settings, ABC):
         """How much the batch counts in the mean: trained tokens, or pairs."""
 
     @abstractmethod
-    def compute_loss(self, customized: Customized, batch: Any) -> Loss:
-        """The loss of a batch; the customization's effects are acting."""
+    def compute_loss(self, customized: Customized, batch: Any, hidden: torch.Tensor) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            customized: what is trained.
+            batch: of its examples.
+            hidden: [groups · length, hidden], what the vocabulary head reads at each position of ``batch.packed``.
+        """
+
+    def batch_loss(self, customized: Customized, batch: Any) -> Loss:
+        """The loss of a batch in a pass of its own; the customization's effects are acting."""
+        return self.compute_loss(customized, batch, packed_hidden(customized.base, batch.packed))

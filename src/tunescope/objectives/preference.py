@@ -35,9 +35,9 @@ class PreferenceObjective(Objective):
         """Whether the loss wants to know how much better the chosen completions are."""
 
     @abstractmethod
-    def rewards(self, customized: Customized, batch: PairBatch) -> torch.Tensor:
+    def rewards(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
         """What each completion is worth, as [2, pairs], chosen first: σ of the difference is the probability that the
-        chosen one is preferred. The customization's effects are acting.
+        chosen one is preferred. ``hidden`` is as for ``compute_loss``.
         """
 
     def rows(
@@ -95,8 +95,11 @@ class PreferenceObjective(Objective):
         }
 
 
-def completion_logprobs(base: Base, batch: PairBatch) -> torch.Tensor:
-    """Log-probabilities of the completions, stop token included, in nats as [2, pairs] in float32."""
-    found = target_logprobs(base, batch.packed)
+def completion_logprobs(base: Base, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the completions, stop token included, in nats as [2, pairs] in float32.
+
+    ``hidden`` is what ``packed_hidden`` gives for the batch.
+    """
+    found = target_logprobs(base, batch.packed, hidden)
     sums = [tokens.sum() for tokens in found.split(batch.packed.lengths.tolist())]
     return torch.stack(sums).view(-1, 2).T

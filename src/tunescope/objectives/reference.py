@@ -20,6 +20,7 @@ from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
 from tunescope.data.packing import by_length
+from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.tensor_files import read_tensors, write_tensors
 
@@ -66,5 +67,5 @@ def _computed(base: Base, examples: Sequence[EncodedPair]) -> torch.Tensor:
     found = torch.empty(2, len(examples))
     for indices in by_length([len(example) for example in examples]):
         batch = collate_pairs([examples[i] for i in indices]).to(base.device)
-        found[:, indices] = completion_logprobs(base, batch).cpu()
+        found[:, indices] = completion_logprobs(base, batch, packed_hidden(base, batch.packed)).cpu()
     return found

@@ -73,14 +73,13 @@ class Reward(PreferenceObjective):
         """The head."""
         return {HEAD: RewardHead(base.hidden_size)}
 
-    def rewards(self, customized: Customized, batch: PairBatch) -> torch.Tensor:
+    def rewards(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
         """The head's output at the completions' last tokens."""
-        hidden = packed_hidden(customized.base, batch.packed)[batch.last]
-        return reward_head(customized)(hidden)
+        return reward_head(customized)(hidden[batch.last])
 
-    def compute_loss(self, customized: Customized, batch: PairBatch) -> Loss:
+    def compute_loss(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> Loss:
         """The pairs' losses, summed."""
-        rewards = self.rewards(customized, batch)
+        rewards = self.rewards(customized, batch, hidden)
         chosen, rejected = rewards
         difference = chosen - rejected
         if self.loss == "scaled":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import torch
+
 from tunescope.data.batching import Batch, collate
 from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
@@ -41,6 +43,6 @@ class SFT(Objective):
         """Trained tokens."""
         return batch.packed.targets.numel()
 
-    def compute_loss(self, customized: Customized, batch: Batch) -> Loss:
+    def compute_loss(self, customized: Customized, batch: Batch, hidden: torch.Tensor) -> Loss:
         """Cross-entropy of the trained tokens in nats; the vocabulary head computes their positions only."""
-        return Loss(-target_logprobs(customized.base, batch.packed).sum())
+        return Loss(-target_logprobs(customized.base, batch.packed, hidden).sum())

@@ -1,273 +1,149 @@
-"""The one training loop: every method, every objective."""
+"""The one training loop: every method, every objective, one learner or several over one base."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from tunescope import memory
-from tunescope.data.batching import Batch, BatchOrder
+from tunescope.data.batching import Batch
+from tunescope.data.packing import PASS_TOKENS, join
 from tunescope.errors import Interrupted, TrainingError
-from tunescope.methods import Customized
-from tunescope.objectives import Objective
-from tunescope.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from tunescope.methods.acting import Hooks, Share
+from tunescope.objectives.forward import packed_hidden
+from tunescope.training.learner import Learner
 from tunescope.training.metrics import MetricsLog, StepMetrics
-from tunescope.training.optimizer import Optimizer, learning_rate_factor
-from tunescope.training.settings import TrainSettings
 
-_CHECKPOINT_SECONDS = 60.0
 # The kinds of device on which torch can sum a tensor's bits.
 _SUMS_BITS = ("cpu", "cuda")
+# Learners share a pass while padding to the longest makes it at most this much larger than their own passes together.
+_MOST_PADDING = 1.1
+
+OnStep = Callable[[Learner, StepMetrics], object]
+_Part = tuple[Learner, Batch]
 
 
-@dataclass
-class TrainResult:
-    """What a run did, summed over all its parts if it was interrupted.
+def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner, metrics: None) -> None:
+    """Train learners over one base, each until its own steps are done, going on from their checkpoints.
 
-    ``seconds`` is of the loop, ``prepare_seconds`` of what the objective computed before it (next to nothing where it
-    was kept from an earlier run); ``tokens`` are real ones, and ``pad_fraction`` the share of computed tokens that were
-    padding; ``loss``, and whatever else the objective ``measured`` at each step, are means of the last tenth of the
-    steps. ``unit`` is what the objective calls a row.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    rows: int = 0
-    tokens: int = 0
-    computed_tokens: int = 0
-    padding: int = 0
-    peak_memory_mb: float = 0.0
-    unit: str = "rows"
-    prepare_seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    measured: dict[str, list[float]] = field(default_factory=dict)
-    times: list[float] = field(default_factory=list)
-
-    def summary(self) -> dict[str, float | int]:
-        """The numbers that ``train --json`` prints."""
-        rate = round(self.rows / max(self.seconds, 1e-9), 3)
-        return {
-            "steps": self.steps,
-            "seconds": round(self.seconds, 3),
-            "prepare_seconds": round(self.prepare_seconds, 3),
-            "rows_per_s": rate,
-            f"{self.unit}_per_s": rate,
-            "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
-            "tokens": self.tokens,
-            "computed_tokens": self.computed_tokens,
-            "pad_fraction": round(self.padding / max(self.computed_tokens, 1), 4),
-            "peak_memory_mb": round(self.peak_memory_mb, 1),
-            "loss": _tail_mean(self.losses),
-            **{name: _tail_mean(values) for name, values in self.measured.items()},
-        }
-
-
-def _tail_mean(values: Sequence[float]) -> float:
-    """Mean of the last tenth."""
-    tail = values[-max(len(values) // 10, 1) :]
-    return round(sum(tail) / max(len(tail), 1), 5)
-
-
-def total_steps(settings: TrainSettings, rows: int) -> int:
-    """Optimizer steps of a run over ``rows`` training rows."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    return max(1, math.ceil(settings.epochs * -(-rows // settings.batch_size)))
-
-
-def train_loop(
-    customized: Customized,
-    objective: Objective,
-    examples: Sequence[Any],
-    settings: TrainSettings,
-    folder: Path,
-    *,
-    default_lr: float,
-    on_step: Callable[[StepMetrics], None] = lambda metrics: None,
-) -> TrainResult:
-    """Train ``customized`` in place, going on from the checkpoint in ``folder`` if there is one.
+    Each computes what it would compute alone: they share passes of the frozen base and nothing else. One whose loss or
+    gradient is not finite stops, with its ``error``, and the others go on.
 
     Args:
-        customized: at its start; its effects, or its moved base, change.
-        objective: gives the loss.
-        examples: what ``objective.examples`` made.
-        settings: of the loop.
-        folder: where checkpoints and ``metrics.jsonl`` go.
-        default_lr: the rate when the settings name none.
-        on_step: called after each step, while nothing acts on the base: an engine may serve rows of it.
+        learners: at their start, or at a checkpoint; their results grow.
+        on_step: called after each step of each learner, while nothing acts on the base: an engine may serve rows of it.
+            Where it returns True, that learner ends there.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite (with the step and the rows), a base that moved.
+        TrainingError: several learners of which one moves the base's weights, or which have bases of their own; a
+            frozen base that moved.
         BaseInUseError: another customization acts on the base at a step.
         Interrupted: after Ctrl-C, once everything is saved.
     """
-    run = _Run(customized, objective, examples, settings, folder, settings.lr or default_lr)
-    before = None if customized.moves_base else _checksum(customized.origin.model)
-    with customized.attached(), MetricsLog(folder, run.step) as log, _interruptible() as stopped:
-        _set_training(customized, True)
-        try:
-            while run.step < run.steps:
-                metrics = run.advance()
-                log.append(metrics)
-                if run.checkpoint_is_due():
-                    log.sync()
-                    run.save()
-                on_step(metrics)
-                if stopped() and run.step < run.steps:
-                    log.sync()
-                    run.save()
-                    raise Interrupted(
-                        f"Stopped after step {run.step} of {run.steps}; everything is saved. Run the same command "
-                        "again to go on."
-                    )
-        finally:
-            _set_training(customized, False)
-    if before is not None and _checksum(customized.origin.model) != before:
+    base = _common_base(learners)
+    memory.reset_peak(base.device)
+    frozen = [learner for learner in learners if not learner.customized.moves_base]
+    before = _checksum(base.model) if frozen else None
+    with contextlib.ExitStack() as opened:
+        logs = {learner: opened.enter_context(MetricsLog(learner.folder, learner.step)) for learner in learners}
+        hooks = opened.enter_context(Hooks(base, [learner.customized.customization for learner in learners]))
+        stopped = opened.enter_context(_interruptible())
+        while running := [learner for learner in learners if learner.runs]:
+            for learner in running:
+                learner.begin_round()
+            for learner, metrics in step(running, hooks):
+                logs[learner].append(metrics)
+                if learner.checkpoint_is_due():
+                    logs[learner].sync()
+                    learner.save()
+                if on_step(learner, metrics) is True:
+                    learner.stop()
+            if stopped() and (unfinished := [learner for learner in learners if learner.runs]):
+                for learner in unfinished:
+                    logs[learner].sync()
+                    learner.save()
+                raise Interrupted(_interrupted(unfinished))
+    if before is not None and _checksum(base.model) != before:
         raise TrainingError("The frozen base's weights changed while training: nothing was saved.")
-    run.result.peak_memory_mb = max(run.result.peak_memory_mb, memory.peak_mb(customized.base.device))
-    return run.result
+    for learner in learners:
+        learner.result.peak_memory_mb = max(learner.result.peak_memory_mb, memory.peak_mb(base.device))
 
 
-class _Run:
-    """The state of a run between steps."""
-
-    def __init__(
-        self,
-        customized: Customized,
-        objective: Objective,
-        examples: Sequence[Any],
-        settings: TrainSettings,
-        folder: Path,
-        lr: float,
-    ) -> None:
-        if not examples:
-            raise TrainingError("No training row is left: none fits. Raise --max-length or shorten the completions.")
-        self.customized, self.objective, self.examples = customized, objective, examples
-        self.settings, self.folder = settings, folder
-        self.steps = total_steps(settings, len(examples))
-        self.order = BatchOrder.of(examples, settings.batch_size, settings.seed)
-        self.optimizer = Optimizer(customized, lr, settings.weight_decay)
-        self.epoch: tuple[int, list[list[int]]] = (-1, [])
-        self.result = TrainResult(unit=objective.unit)
-        self.saved_at = time.monotonic()
-        torch.manual_seed(settings.seed)
-        memory.reset_peak(customized.base.device)
-        state = load_checkpoint(folder, self.optimizer)
-        if state is not None:
-            self.result = TrainResult(**state)  # the recipe is the same, so it has the same fields
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return self.result.steps
-
-    def advance(self) -> StepMetrics:
-        """One optimizer step."""
-        started = time.perf_counter()
-        parts = self._parts(self._indices())
-        loss, measured = self._gradients(parts)
-        norm = self.optimizer.gradient_norm(self.settings.max_grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(self._not_finite(loss, parts))
-        factor = learning_rate_factor(self.step, self.steps, self.settings.warmup)
-        self.optimizer.step(factor)
-        return self._count(parts, loss, measured, norm, self.optimizer.lr * factor, time.perf_counter() - started)
-
-    def checkpoint_is_due(self) -> bool:
-        """After the last step; never when it was the run's last."""
-        every = self.settings.checkpoint_every
-        due = self.step % every == 0 if every else time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS
-        return due and self.step < self.steps
-
-    def save(self) -> None:
-        """Write a checkpoint of the state after the last step."""
-        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb(self.customized.base.device))
-        save_checkpoint(self.folder, self.optimizer, asdict(self.result))
-        self.saved_at = time.monotonic()
-
-    def _indices(self) -> list[int]:
-        epoch, index = divmod(self.step, self.order.batches_per_epoch)
-        if self.epoch[0] != epoch:
-            self.epoch = (epoch, self.order.epoch(epoch))
-        return self.epoch[1][index]
-
-    def _parts(self, indices: list[int]) -> list[Batch]:
-        size = -(-len(indices) // self.settings.accumulate)
-        cuts = [indices[i : i + size] for i in range(0, len(indices), size)]
-        device = self.customized.base.device
-        return [self.objective.collate([self.examples[i] for i in cut]).to(device) for cut in cuts]
-
-    def _gradients(self, parts: list[Batch]) -> tuple[float, Counter[str]]:
-        """Leave the step's gradients in the parameters; returns the loss and what else was measured, as means."""
-        weight = max(sum(self.objective.weight(part) for part in parts), 1)
-        loss, measured = 0.0, Counter[str]()
-        with self.customized.active():
-            for part in parts:
-                found = self.objective.compute_loss(self.customized, part)
-                part_loss = found.total / weight
-                part_loss.backward()
-                loss += part_loss.item()
-                measured.update({name: value.item() / weight for name, value in found.measured.items()})
-        return loss, measured
-
-    def _count(
-        self, parts: list[Batch], loss: float, measured: Mapping[str, float], norm: float, lr: float, seconds: float
-    ) -> StepMetrics:
-        result = self.result
-        result.steps += 1
-        result.seconds += seconds
-        result.rows += sum(len(part.rows) for part in parts)
-        tokens = sum(part.packed.tokens for part in parts)
-        result.tokens += tokens
-        result.computed_tokens += sum(part.packed.computed for part in parts)
-        result.padding += sum(part.packed.padding for part in parts)
-        result.losses.append(loss)
-        for name, value in measured.items():
-            result.measured.setdefault(name, []).append(value)
-        result.times.append(round(result.seconds, 4))
-        rate = result.tokens / max(result.seconds, 1e-9)
-        return StepMetrics(self.step, self.steps, loss, norm, lr, tokens, result.seconds, rate, dict(measured))
-
-    def _not_finite(self, loss: float, parts: list[Batch]) -> str:
-        """Which rows did it: those whose own loss is not finite, or all of the step's if it is the gradient."""
-        bad = [row for part in parts for row in part.rows]
-        if not math.isfinite(loss):
-            bad = self._rows_without_loss() or bad
-        kept = self.folder / FILE
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        where = f"the last good checkpoint is kept in {self.folder}" if kept.is_file() else "no checkpoint was due yet"
-        return (
-            f"The {what} is not finite at step {self.step + 1}. Rows of that step, by line: "
-            f"{', '.join(map(str, sorted(bad)))}. The step was not taken; {where}. Look at these rows, or lower the "
-            "learning rate (--lr)."
-        )
-
-    @torch.no_grad()
-    def _rows_without_loss(self) -> list[int]:
-        found = []
-        for index in self._indices():  # those of the step, which is not counted yet
-            alone = self.objective.collate([self.examples[index]]).to(self.customized.base.device)
-            with self.customized.active():
-                total = self.objective.compute_loss(self.customized, alone).total
-            if not torch.isfinite(total):
-                found += alone.rows
-        return found
+def step(learners: Sequence[Learner], hooks: Hooks) -> list[tuple[Learner, StepMetrics]]:
+    """One optimizer step of each learner, in as few passes as pay; returns what was measured of those that took it."""
+    started = time.perf_counter()
+    parts = {learner: learner.next_parts() for learner in learners}
+    tokens = {learner: sum(part.packed.computed for part in own) for learner, own in parts.items()}
+    for number in range(max(map(len, parts.values()))):
+        members = [(learner, own[number]) for learner, own in parts.items() if number < len(own)]
+        for together in _passes(members):
+            with contextlib.ExitStack() as training:
+                for learner, _ in together:
+                    training.enter_context(learner.training())
+                _backward(together, hooks)
+    seconds = time.perf_counter() - started
+    found = []
+    for learner in learners:
+        learner.spend(seconds * tokens[learner] / sum(tokens.values()))
+        metrics = learner.finish_step()
+        if metrics is not None:
+            found.append((learner, metrics))
+    return found
 
 
-def _set_training(customized: Customized, on: bool) -> None:
-    """Dropout of the effects; the base's own dropout only where the base itself is trained."""
-    customized.customization.train(on)
-    if customized.moves_base:
-        customized.base.model.train(on)
+def _passes(members: Sequence[_Part]) -> Iterator[list[_Part]]:
+    """Parts of one step that are computed together: of similar length, and no more than fill the cores."""
+    together: list[_Part] = []
+    for member in sorted(members, key=lambda member: member[1].packed.input_ids.shape[1]):
+        joined = [batch.packed for _, batch in (*together, member)]
+        computed = sum(len(each.input_ids) for each in joined) * joined[-1].input_ids.shape[1]
+        fits = computed <= min(PASS_TOKENS, _MOST_PADDING * sum(each.computed for each in joined))
+        if together and not fits:
+            yield together
+            together = []
+        together.append(member)
+    yield together
+
+
+def _backward(members: Sequence[_Part], hooks: Hooks) -> None:
+    """A forward and backward pass of these parts: the gradients stay in the learners' parameters."""
+    base = members[0][0].base
+    if len(members) == 1:
+        learner, part = members[0]
+        with hooks.alone(learner.customized.customization):
+            learner.loss(part, packed_hidden(base, part.packed)).backward()
+        return
+    joined = join([part.packed for _, part in members])
+    shares, begin = {}, 0
+    for learner, part in members:
+        rows, length = part.packed.input_ids.shape
+        shares[learner.customized.customization] = Share(slice(begin, begin + rows), length)
+        begin += rows
+    with hooks.together(shares):
+        hidden = packed_hidden(base, joined).view(*joined.input_ids.shape, -1)
+        own = [hidden[share.rows, : share.length].flatten(0, 1) for share in shares.values()]
+        losses = [learner.loss(part, each) for (learner, part), each in zip(members, own, strict=True)]
+        torch.stack(losses).sum().backward()
+
+
+def _common_base(learners: Sequence[Learner]) -> Any:
+    bases = {learner.base for learner in learners}
+    moving = [learner.customized.method.name for learner in learners if learner.customized.moves_base]
+    if moving and len(learners) > 1:
+        raise TrainingError(f"{moving[0]} moves the base's own weights, so it trains alone.")
+    if len(bases) > 1:
+        raise TrainingError("Learners that train together need one base: load it once and customize that.")
+    return bases.pop()
+
+
+def _interrupted(learners: Sequence[Learner]) -> str:
+    after = ", ".join(dict.fromkeys(f"step {learner.step} of {learner.steps}" for learner in learners))
+    return f"Stopped after {after}; everything is saved. Run the same command again to go on."
 
 
 def _checksum(model: torch.nn.Module) -> list[int]:

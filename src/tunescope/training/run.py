@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,8 +28,10 @@ from tunescope.methods import Customized, Method, customize
 from tunescope.objectives import SFT, Objective
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
-from tunescope.training.loop import TrainResult, train_loop
+from tunescope.training.learner import Learner
+from tunescope.training.loop import train_loop
 from tunescope.training.metrics import METRICS, StepMetrics
+from tunescope.training.result import TrainResult
 from tunescope.training.settings import TrainSettings
 from tunescope.training.trackers import tracked
 from tunescope.version import __version__
@@ -101,9 +102,10 @@ def train(
     skip_bad: int = 0,
     labels: Sequence[str] | None = None,
     name: str | None = None,
+    validation: Source | Sequence[Row] | Sequence[Pair] | None = None,
     restart: bool = False,
     overwrite: bool = False,
-    on_step: Callable[[StepMetrics], None] = lambda metrics: None,
+    on_step: Callable[[StepMetrics], object] = lambda metrics: None,
 ) -> Trained:
     """Customize ``base`` by ``method``.
 
@@ -123,9 +125,10 @@ def train(
         skip_bad: rows that may be bad and left out.
         labels: of a classification task; found in the rows by default.
         name: of the data, for the record.
+        validation: rows as ``data`` that are not learned from: their loss is measured every so often.
         restart: forget an unfinished run's checkpoints.
         overwrite: replace an entry that is at ``out``.
-        on_step: told of each optimizer step.
+        on_step: called after each optimizer step. Where it returns True the run ends there, and what it has is kept.
 
     Raises:
         DataError: rows that do not fit.
@@ -148,6 +151,7 @@ def train(
         given.skip_bad,
     )  # fmt: skip
     examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
+    unseen, unseen_notes = _validation(validation, customized, objective, settings, pattern, skip_bad)
     if encoder.joined:
         customized.customization.template = customized.template.model_copy(update={"heal": True})
     record = Record(
@@ -167,26 +171,58 @@ def train(
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
         return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
-        started = time.perf_counter()
-        examples = objective.prepare(customized, examples)
-        prepare_seconds = time.perf_counter() - started
+        rate = method.learning_rate
+        learner = Learner(customized, objective, examples, settings, work, default_lr=rate, validation=unseen)
         with tracked(settings.trackers, work, record) as track:
 
-            def told(metrics: StepMetrics) -> None:
+            def reported(_learner: Learner, metrics: StepMetrics) -> object:
                 track(metrics)
-                on_step(metrics)
+                return on_step(metrics)
 
-            result = train_loop(
-                customized, objective, examples, settings, work, default_lr=method.learning_rate, on_step=told
-            )
+            train_loop([learner], on_step=reported)
+        if learner.error is not None:
+            raise learner.error
         customized.finish()
-        result.prepare_seconds = prepare_seconds
+        result = learner.result
         record = record.model_copy(update={"training": result.summary()})
         path = None
         if out is not None:
             metrics = (work / METRICS).read_text(encoding="utf-8")
             path = bank.save(customized, Path(out), record, extra={METRICS: metrics}, overwrite=overwrite)
-    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes()])
+    return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes(), *unseen_notes])
+
+
+def _validation(
+    data: Source | Sequence[Row] | Sequence[Pair] | None,
+    customized: Customized,
+    objective: Objective,
+    settings: TrainSettings,
+    pattern: str | None,
+    skip_bad: int,
+) -> tuple[list[Any], list[str]]:
+    """Validation rows as examples, and what is to be said of them.
+
+    Raises:
+        DataError: rows that do not fit.
+        TrainingError: none is left, or settings for rows that are not there.
+    """
+    if data is None:
+        if settings.validate_every is not None:
+            raise TrainingError("--validate-every has nothing to measure: give rows with --validation.")
+        return [], []
+    if customized.method.trains == "nothing":
+        raise TrainingError(
+            f"{customized.method.name} trains nothing, so there is nothing to validate: tunescope eval."
+        )
+    given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
+    base = customized.base
+    encoder = Encoder(
+        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, given.name,
+        given.skip_bad,
+    )  # fmt: skip
+    if examples := objective.examples(given.rows, encoder):
+        return examples, [f"Validation: {note}" for note in (*given.notes, *encoder.notes())]
+    raise TrainingError("No validation row is left: none fits. Raise --max-length or shorten the completions.")
 
 
 def work_folder(out: Path) -> Path:

@@ -32,5 +32,7 @@ class TrainSettings(Settings):
     """Of the initialization, the order of the rows and dropout."""
     checkpoint_every: int | None = Field(None, gt=0)
     """Steps between checkpoints. By default one a minute."""
+    validate_every: int | None = Field(None, gt=0)
+    """Steps between measurements of the validation rows, where there are some. By default an epoch's."""
     trackers: tuple[str, ...] = ()
     """accelerate trackers that also get the metrics (tensorboard, wandb, mlflow …); files go to BANK/tracking."""

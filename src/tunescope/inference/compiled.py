@@ -1,0 +1,162 @@
+"""A customization as row effects: the first of three steps that let rows of one batch run under different ones.
+
+1. ``Compiled`` (here): once a customization is loaded. Whatever its method was, at a linear map it comes down to
+
+       y = s ⊙ (W (u ⊙ x) + b) + t + B A (u ⊙ x)
+
+   with u and s from IA3, A and B from LoRA, and s, t and B from DoRA, whose re-scaling of W x is a scale too.
+2. ``Stack`` (``stack.py``): once for each set of customizations that run together.
+3. ``Plan`` (``plan.py``): once for each batch of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from tunescope.base import Base
+from tunescope.base.device import dtype_name
+from tunescope.base.sites import Site
+from tunescope.errors import EngineError
+from tunescope.methods import Customization
+from tunescope.methods.effects import Bottleneck, LowRank, Prefix, Scale
+
+
+class LinearEffect(NamedTuple):
+    """What a customization does at one linear map; None where it does nothing of the kind.
+
+    ``A`` [rank, in] and ``B`` [out, rank] in the base's precision; ``scale`` [out], ``shift`` [out] and ``input_scale``
+    [in] in float32.
+    """
+
+    A: torch.Tensor | None = None
+    B: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    input_scale: torch.Tensor | None = None
+
+
+class BottleneckEffect(NamedTuple):
+    """An adapter's tensors, in the base's precision: ``down`` [b, hidden], ``up`` [hidden, b] and their biases."""
+
+    down: torch.Tensor
+    down_bias: torch.Tensor
+    up: torch.Tensor
+    up_bias: torch.Tensor
+    activation: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A customization ready to share a batch. Compared by identity: another load is another one.
+
+    Attributes:
+        linear: by site key.
+        bottleneck: by site key.
+        table: virtual tokens [virtual_tokens, hidden], or None.
+    """
+
+    linear: dict[str, LinearEffect]
+    bottleneck: dict[str, BottleneckEffect]
+    table: torch.Tensor | None
+
+    @classmethod
+    def of(cls, customization: Customization, base: Base) -> Compiled:
+        """Compile for ``base``. The tensors are copies: training may go on without changing what is served.
+
+        Raises:
+            EngineError: an effect that no batch can share, or tensors that are not finite.
+        """
+        linear: dict[str, LinearEffect] = {}
+        bottleneck: dict[str, BottleneckEffect] = {}
+        table = None
+        with torch.no_grad():
+            for key, effect in customization.effects.items():
+                place = key.rpartition(".")[0]
+                if effect.where == "head":
+                    continue  # a reward head reads hidden states and changes none
+                match effect:
+                    case Prefix():
+                        table = effect.table().detach().to(base.device, base.dtype, copy=True)
+                    case LowRank():
+                        linear[place] = _then_low_rank(linear.get(place, LinearEffect()), effect, base.sites[place])
+                    case Scale():
+                        linear[place] = _then_scale(linear.get(place, LinearEffect()), effect)
+                    case Bottleneck():
+                        parts = (effect.down.weight, effect.down.bias, effect.up.weight, effect.up.bias)
+                        down, down_bias, up, up_bias = (
+                            part.detach().to(base.device, base.dtype, copy=True) for part in parts
+                        )
+                        bottleneck[place] = BottleneckEffect(down, down_bias, up, up_bias, effect.activation)
+                    case _:
+                        raise EngineError(f"{type(effect).__name__} at {place} is no effect that rows can share.")
+            linear = {place: _at_rest(effect, base) for place, effect in linear.items()}
+        compiled = cls(linear, bottleneck, table)
+        if broken := compiled._not_finite():
+            # The matmuls of a stack hold every customization's columns: inf · 0 would reach the rows of the others.
+            raise EngineError(
+                f"Its tensors at {broken} hold values that are not finite in {dtype_name(base.dtype)}. Train it again."
+            )
+        return compiled
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+
+    def scales_inputs(self, site: str) -> bool:
+        """Whether it scales the input of a site of this name in some layer."""
+        return any(
+            effect.input_scale is not None for key, effect in self.linear.items() if key.rpartition(".")[2] == site
+        )
+
+    def _not_finite(self) -> str | None:
+        """Where a tensor holds NaN or infinity: a site, or ``embedding``; None where none does."""
+        return next((place for place, tensor in self._placed() if not bool(torch.isfinite(tensor).all())), None)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [tensor for _, tensor in self._placed()]
+
+    def _placed(self) -> list[tuple[str, torch.Tensor]]:
+        parts = [*self.linear.items(), *self.bottleneck.items()]
+        found = [(site, tensor) for site, part in parts for tensor in part if isinstance(tensor, torch.Tensor)]
+        return found if self.table is None else [*found, ("embedding", self.table)]
+
+
+def _then_low_rank(before: LinearEffect, effect: LowRank, site: Site) -> LinearEffect:
+    A, B = effect.A.detach().float(), effect.B.detach().float() * effect.scaling
+    scale, shift = before.scale, before.shift
+    if effect.magnitude is not None:
+        stretch = effect.magnitude.detach().float() / effect.direction_norm()
+        B = B * stretch[:, None]
+        scale = stretch if scale is None else scale * stretch
+        shift = None if shift is None else shift * stretch
+        if site.bias is not None:  # DoRA adds the bias after: stretch · (y - b) + b
+            moved = (1 - stretch) * site.bias.float()
+            shift = moved if shift is None else shift + moved
+    return before._replace(A=A, B=B, scale=scale, shift=shift)
+
+
+def _then_scale(before: LinearEffect, effect: Scale) -> LinearEffect:
+    vector = effect.vector.detach().float()
+    if effect.where == "input":
+        return before._replace(input_scale=vector)
+    return before._replace(
+        B=None if before.B is None else before.B * vector[:, None],
+        scale=vector if before.scale is None else before.scale * vector,
+        shift=None if before.shift is None else before.shift * vector,
+    )
+
+
+def _at_rest(effect: LinearEffect, base: Base) -> LinearEffect:
+    def moved(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(base.device, dtype, copy=True)
+
+    return LinearEffect(
+        moved(effect.A, base.dtype),
+        moved(effect.B, base.dtype),
+        *(moved(tensor, torch.float32) for tensor in effect[2:]),
+    )
