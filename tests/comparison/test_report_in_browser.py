@@ -30,7 +30,7 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
          "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    drawn = set(re.findall(r'<div id="([^"]+)"[^>]*class="[^"]*js-plotly-plot', ended.stdout))
+    drawn = set(re.findall(r'js-plotly-plot" id="([^"]+)"', ended.stdout))
     assert len(drawn) == len(figures(comparison))
     assert ended.stdout.count("main-svg") >= len(drawn)
     assert "CONSOLE" not in ended.stderr or "error" not in ended.stderr.lower().partition("console")[2]
