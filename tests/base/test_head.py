@@ -43,7 +43,7 @@ def test_gradients_equal_those_of_all_logits(arch: str, moves: bool) -> None:
     for whole in (False, True):
         leaf = hidden.clone().requires_grad_()
         if whole:
-            logits = base._head(leaf).float()
+            logits = base.vocabulary_head(leaf).float()
             logprobs = logits.log_softmax(-1).gather(1, ids[:, 1:].flatten()[:, None])[:, 0]
         else:
             logprobs = base.logprobs(leaf, ids[:, 1:].flatten())

@@ -171,7 +171,9 @@ def refuse_heads(customized: Customized, where: str) -> None:
         BankError: naming the part.
     """
     if heads := customized.customization.heads:
-        raise BankError(f"This entry has a {heads[0]} head, which {where} has no place for. Serve it as it is.")
+        raise BankError(
+            f"This entry has a {next(iter(heads))} head, which {where} has no place for. Serve it as it is."
+        )
 
 
 def _check_mergeable(customized: Customized) -> None:
