@@ -1,13 +1,14 @@
 """Completions behind their prompt in one row of a pass: their log-probabilities, or what a head makes of them.
 
-Each completion sees the prompt and itself, and no other, so the prompt is computed once however many there are. Rows may
-be of different customizations, and ask for different heads.
+Each completion sees the prompt and itself, and no other, so the prompt is computed once however many there are. Rows
+may be of different customizations, and ask for different heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -112,7 +113,5 @@ def _group(row: Candidates) -> Group:
 def _as_lists(parts: Sequence[torch.Tensor]) -> list[list[float]]:
     """Vectors as lists, in one transfer from the device."""
     values = torch.cat(list(parts)).tolist()
-    ends = [0]
-    for part in parts:
-        ends.append(ends[-1] + len(part))
-    return [values[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    ends = accumulate(map(len, parts))
+    return [values[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]

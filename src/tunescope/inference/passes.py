@@ -1,5 +1,5 @@
-"""From rows and their customizations to hidden states and logits: picks the effects' plan and the code that runs it, and
-counts."""
+"""From rows and their customizations to hidden states and logits: picks the effects' plan and the code that runs it,
+and counts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Passes:
         return (self._llama or self._hooked).logits(hidden)
 
     def logprobs(self, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Log-probability of each target after its row of ``hidden``, in nats, as [targets]; see ``head.logprobs_at``."""
+        """Log-probability of each target after its row of ``hidden``, in nats; see ``base.head.logprobs_at``."""
         return logprobs_at(self.logits, hidden, rows.to(hidden.device), targets.to(hidden.device))
 
     def _hidden(

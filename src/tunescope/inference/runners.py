@@ -28,8 +28,8 @@ class Pass:
         ids: [rows, length]; negative ids are virtual tokens of the row's customization.
         positions: [rows, length], for the position embedding.
         places: [rows, length] where the tokens stand in their slots, -1 for padding.
-        branch: [rows, length] as ``Packed.branch``, where branches stand behind what a slot holds; None where each token
-            sees its own place and those before it.
+        branch: [rows, length] as ``Packed.branch``, where branches stand behind what a slot holds; None where each
+            token sees its own place and those before it.
         access: where keys and values go and come from.
         plan: the rows' effects.
         keep: [rows, length] boolean, the positions whose hidden states are wanted.

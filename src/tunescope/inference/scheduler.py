@@ -311,7 +311,7 @@ class Scheduler:
                 self._take(writing, logits)
 
     def _prompt_logits(self, jobs: list[Job], length: int) -> torch.Tensor:
-        """Logits after the last prompt token of those jobs that have no more than ``length`` of them left, and write."""
+        """Logits after the last prompt token of those jobs that have at most ``length`` left, and write then."""
         counts = [min(job.left, length) for job in jobs]
         ids = torch.zeros(len(jobs), max(counts), dtype=torch.long)
         for line, job, count in zip(ids, jobs, counts, strict=True):

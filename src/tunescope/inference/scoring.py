@@ -1,9 +1,9 @@
-"""How likely given continuations are, or what a head makes of them: the primitive under classification, loss, multiple
-choice and rewards.
+"""How likely given continuations are, or what a head makes of them: the primitive under classification, loss,
+multiple choice and rewards.
 
-The candidates of a prompt stand behind it in one packed sequence, so the prompt is computed once however many candidates
-there are. What all prompts share at their beginning (a system text, shots, virtual tokens, an instruction) is computed
-once for all of them.
+The candidates of a prompt stand behind it in one packed sequence, so the prompt is computed once however many there
+are. What all prompts share at their beginning (a system text, shots, virtual tokens, an instruction) is computed once
+for all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tunescope.data.encoding import common_prefix
-from tunescope.data.packing import by_length
+from tunescope.data.packing import Packed, by_length
 from tunescope.errors import EngineError
 from tunescope.inference.candidates import Candidates, no_head, scores_of, scores_of_one
 from tunescope.inference.compiled import Compiled
@@ -72,6 +72,65 @@ def head_scores(
     return _scored(customized, items, head, on_item)
 
 
+class Scorer:
+    """A customization, as it is now, in passes of its own.
+
+    Args:
+        customized: what to run.
+        rows: the most rows of a pass.
+    """
+
+    def __init__(self, customized: Customized, rows: int) -> None:
+        self._passes = Passes(customized.base, rows)
+        effects = customized.customization.effects
+        self._effects = Compiled.of(customized.customization, customized.base) if effects else None
+
+    @torch.inference_mode()
+    def hidden(self, packed: Packed) -> torch.Tensor:
+        """What ``objectives.forward.packed_hidden`` gives under the customization, as [groups · length, hidden]."""
+        passes, (groups, length) = self._passes, packed.input_ids.shape
+        slots = list(range(groups))
+        places = torch.where(packed.branch < 0, -1, torch.arange(length))
+        keep = torch.ones_like(places, dtype=torch.bool)
+        branch = packed.branch if packed.branched else None
+        effects = [self._effects] * groups
+        hidden = passes.hidden(effects, slots, packed.input_ids, packed.position, places, keep, branch)
+        for slot in slots:
+            passes.slots.close(slot)
+        return hidden
+
+    def prefix(self, tokens: list[int]) -> Kept:
+        """The keys and values of a prefix."""
+        ids = torch.tensor([tokens])
+        places = torch.arange(len(tokens))[None]
+        self._passes.hidden([self._effects], [0], ids, places, places, torch.zeros_like(ids, dtype=torch.bool))
+        kept = self._passes.slots.keep(0, len(tokens))
+        self._passes.slots.close(0)
+        return kept
+
+    def scores(self, items: Sequence[Item], head: str | None, prefix: Kept | None) -> list[list[list[float]]]:
+        """``candidates.scores_of`` items in one pass, or of a single one in as many as it needs.
+
+        Args:
+            items: with prompts that begin with ``prefix``.
+            head: see ``Candidates``.
+            prefix: what ``prefix`` kept.
+        """
+        passes, past = self._passes, 0 if prefix is None else prefix.tokens
+        rows = [
+            Candidates(self._effects, slot, past, item.prompt[past:], item.candidates, head)
+            for slot, item in enumerate(items)
+        ]
+        passes.slots.arrange([row.slot for row in rows], [past + row.positions for row in rows])
+        if prefix is not None:
+            for row in rows:
+                passes.slots.restore(row.slot, prefix)
+        found = [scores_of_one(passes, rows[0])] if len(rows) == 1 else scores_of(passes, rows)
+        for row in rows:
+            passes.slots.close(row.slot)
+        return found
+
+
 @torch.inference_mode()
 def _scored(
     customized: Customized, items: Sequence[Item], head: str | None, on_item: Callable[[int], None]
@@ -80,22 +139,10 @@ def _scored(
     shared = _shared([item.prompt for item in items])
     lengths = [Candidates(None, 0, shared, i.prompt[shared:], i.candidates, head).positions for i in items]
     groups = list(by_length(lengths))
-    passes = Passes(customized.base, max(map(len, groups), default=1))
-    effects = customized.customization.effects
-    compiled = Compiled.of(customized.customization, customized.base) if effects else None
-    prefix = _compute_prefix(passes, compiled, items[0].prompt[:shared]) if shared else None
+    scorer = Scorer(customized, max(map(len, groups), default=1))
+    prefix = scorer.prefix(items[0].prompt[:shared]) if shared else None
     for indices in groups:
-        rows = [
-            Candidates(compiled, slot, shared, items[i].prompt[shared:], items[i].candidates, head)
-            for slot, i in enumerate(indices)
-        ]
-        passes.slots.arrange([row.slot for row in rows], [shared + row.positions for row in rows])
-        if prefix is not None:
-            for row in rows:
-                passes.slots.restore(row.slot, prefix)
-        found = [scores_of_one(passes, rows[0])] if len(rows) == 1 else scores_of(passes, rows)
-        for i, row, scores in zip(indices, rows, found, strict=True):
-            passes.slots.close(row.slot)
+        for i, scores in zip(indices, scorer.scores([items[i] for i in indices], head, prefix), strict=True):
             results[i] = scores
         on_item(len(indices))
     return results
@@ -108,12 +155,3 @@ def _shared(prompts: Sequence[list[int]]) -> int:
     first, last = min(prompts), max(prompts)  # in order of tokens: all others lie between these two
     tokens = min(common_prefix(first, last), min(map(len, prompts)) - 1)
     return tokens if tokens >= WORTH_SHARING else 0
-
-
-def _compute_prefix(passes: Passes, compiled: Compiled | None, tokens: list[int]) -> Kept:
-    ids = torch.tensor([tokens])
-    places = torch.arange(len(tokens))[None]
-    passes.hidden([compiled], [0], ids, places, places, torch.zeros_like(ids, dtype=torch.bool))
-    kept = passes.slots.keep(0, len(tokens))
-    passes.slots.close(0)
-    return kept

@@ -2,9 +2,9 @@
 
     W h + b
 
-with h [hidden] what the vocabulary head reads, and W [outputs, hidden] and b [outputs] in float32. A reward is one number
-at a text's last token, a value one at each position, attributes are several at the last token. The method says what else
-is trained: by LoRA a reward model shares the frozen base with everything else.
+with h [hidden] what the vocabulary head reads, and W [outputs, hidden] and b [outputs] in float32. A reward is one
+number at a text's last token, a value one at each position, attributes are several at the last token. The method says
+what else is trained: by LoRA a reward model shares the frozen base with everything else.
 """
 
 from __future__ import annotations
