@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test docs build clean
+.PHONY: install demo check test test-all docs build clean
 
 install: $(STAMP)
 
@@ -36,6 +36,10 @@ build: install
 
 # Two workers of one thread each: torch would otherwise start a thread per core in each of them.
 test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not browser"
+
+# Everything that make test runs, and the pages in a real browser.
+test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 clean:
