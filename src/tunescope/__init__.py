@@ -39,7 +39,6 @@ _PUBLIC = {
     "SFT": "objectives",
     "DPO": "objectives",
     "Reward": "objectives",
-    "reward_scores": "objectives",
     "TrainSettings": "training",
     "Trained": "training",
     "train": "training",
@@ -54,6 +53,7 @@ _PUBLIC = {
     "Engine": "inference",
     "Request": "inference",
     "Sampling": "inference",
+    "ScoreRequest": "inference",
     "Generated": "inference",
     "generate": "inference",
     "Prediction": "inference",
@@ -61,6 +61,7 @@ _PUBLIC = {
     "Item": "inference",
     "Score": "inference",
     "score": "inference",
+    "reward_scores": "inference",
     "Samples": "judging",
     "load_judge": "judging",
     "make_pairs": "judging",
@@ -110,8 +111,10 @@ if TYPE_CHECKING:
     from tunescope.inference import Request as Request
     from tunescope.inference import Sampling as Sampling
     from tunescope.inference import Score as Score
+    from tunescope.inference import ScoreRequest as ScoreRequest
     from tunescope.inference import generate as generate
     from tunescope.inference import predict as predict
+    from tunescope.inference import reward_scores as reward_scores
     from tunescope.inference import score as score
     from tunescope.judging import Samples as Samples
     from tunescope.judging import load_judge as load_judge
@@ -132,7 +135,6 @@ if TYPE_CHECKING:
     from tunescope.objectives import SFT as SFT
     from tunescope.objectives import Objective as Objective
     from tunescope.objectives import Reward as Reward
-    from tunescope.objectives import reward_scores as reward_scores
     from tunescope.training import Trained as Trained
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train

@@ -144,7 +144,7 @@ def test_verify_passes_and_sees_other_logits(tmp_path: Path) -> None:
     kept = load_file(file)["logits"]
     assert kept.shape == (16, 64)
     save_file({"logits": kept + 0.01}, file)
-    with pytest.raises(BankError, match="other logits than when it was saved"):
+    with pytest.raises(BankError, match="other outputs than when it was saved"):
         bank.verify(tmp_path / "a", tiny_base())
     file.write_bytes(b"nothing")
     with pytest.raises(BankError, match="damaged"):

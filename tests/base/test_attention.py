@@ -72,25 +72,16 @@ def test_branches_after_a_cache(arch: str) -> None:
     with torch.no_grad():
         # Without the configuration the cache keeps every token of sliding layers too, as the masks expect.
         cache = DynamicCache()
-        base.forward(past, torch.ones_like(past), cache=cache)
+        base.hidden(past, torch.ones_like(past), cache=cache)
         packed = torch.cat(branches)[None]
         branch = torch.tensor([[1] * 6 + [2] * 3])
         position = torch.cat([20 + torch.arange(len(b)) for b in branches])[None]
-        found = base.forward(packed, base.masks(branch, position, past=20), position_ids=position, cache=cache)[0]
+        mask = base.slot_masks(20 + torch.arange(9)[None], 29, branch, position)
+        found = base.vocabulary_head(base.hidden(packed, mask, position_ids=position, cache=cache)[0])
         for number, own in enumerate(branches, start=1):
             whole = torch.cat([past[0], own])[None]
             alone = base.forward(whole, torch.ones_like(whole))[0]
             torch.testing.assert_close(found[branch[0] == number], alone[20:], atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_kept_positions_are_those_of_all(arch: str) -> None:
-    base, ids = tiny_base(arch), _ids(2, 10)
-    keep = torch.rand(2, 10, generator=torch.Generator().manual_seed(0)) < 0.4
-    with torch.no_grad():
-        torch.testing.assert_close(
-            base.forward(ids, torch.ones_like(ids), keep=keep), base.forward(ids, torch.ones_like(ids))[keep]
-        )
 
 
 def _eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

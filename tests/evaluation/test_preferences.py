@@ -14,8 +14,9 @@ from tests.tiny import tiny_base
 from tunescope.data.pairs import Pair
 from tunescope.errors import DataError
 from tunescope.evaluation.preferences import evaluate_preferences, plot_reliability, reliability
+from tunescope.inference import reward_scores
 from tunescope.methods import LoRA
-from tunescope.objectives import DPO, PreferenceObjective, Reward, reward_scores
+from tunescope.objectives import DPO, PreferenceObjective, Reward
 from tunescope.training import TrainSettings, train
 
 

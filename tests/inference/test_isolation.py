@@ -130,14 +130,14 @@ def test_a_pass_that_fails_ends_the_row_that_it_failed_for(decoding: bool) -> No
     made = engine()
     bad = made.submit_ids([1, 2, 250, 250, 3], None, SAMPLING)
     job = bad._jobs[0]
-    passes, whole = made.scheduler.passes, made.scheduler.passes.logits
+    passes, whole = made.scheduler.passes, made.scheduler.passes.hidden
 
-    def logits(effects: Any, slots: list[int], ids: torch.Tensor, *more: Any) -> torch.Tensor:
+    def hidden(effects: Any, slots: list[int], ids: torch.Tensor, *more: Any) -> torch.Tensor:
         if job.arrived in slots and (ids.shape[1] == 1) == decoding:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return whole(effects, slots, ids, *more)
 
-    passes.logits = logits  # type: ignore[method-assign]
+    passes.hidden = hidden  # type: ignore[method-assign]
     check_untouched(made.generate(GOOD))
     assert bad.done and job.reason == "error" and bool(job.written) == decoding
     with pytest.raises(EngineError, match="can't allocate memory"):

@@ -36,7 +36,7 @@ def logits(base: Base, effects: list[Compiled | None], *, generic: bool) -> torc
             places = torch.arange(begin, begin + length).expand(len(effects), length)
             keep = torch.ones_like(ids, dtype=torch.bool)
             slots = list(range(len(effects)))
-            found.append(passes.logits(effects, slots, ids, places, places, keep).float())
+            found.append(passes.logits(passes.hidden(effects, slots, ids, places, places, keep)).float())
     return torch.cat(found)
 
 
@@ -105,7 +105,7 @@ def test_prompts_need_no_mask_off_the_cpu(arch: str, monkeypatch: pytest.MonkeyP
             for layer in passes._llama._layers:
                 layer._attend = attend
         with torch.inference_mode():
-            found.append(passes.logits([None, None], [0, 1], ids, places.clamp(min=0), places, keep))
+            found.append(passes.logits(passes.hidden([None, None], [0, 1], ids, places.clamp(min=0), places, keep)))
     assert torch.allclose(*found, atol=1e-4)
     assert set(given) == {(True, True)}
 
@@ -125,7 +125,7 @@ def test_hooks_are_registered_once_and_go_with_their_runner() -> None:
     def step(passes: Passes, number: int) -> None:
         places = torch.tensor([[2 * number, 2 * number + 1]] * 3)
         with torch.inference_mode():
-            passes.logits(effects, [0, 1, 2], ids, places, places, torch.ones_like(ids, dtype=torch.bool))
+            passes.hidden(effects, [0, 1, 2], ids, places, places, torch.ones_like(ids, dtype=torch.bool))
 
     step(passes, 0)
     registered = hooks()

@@ -145,7 +145,8 @@ def test_logits_are_the_same_however_rows_lie(
             ids = text.gather(1, places.clamp(max=300))
             keep = offsets == torch.tensor(length)[:, None] - 1
             places = torch.where(real, places, -1)
-            found.append(passes.logits([None] * 4, [0, 1, 2, 3], ids, places.clamp(min=0), places, keep))
+            hidden = passes.hidden([None] * 4, [0, 1, 2, 3], ids, places.clamp(min=0), places, keep)
+            found.append(passes.logits(hidden))
         assert len(passes.slots._arenas) > 1
         for row, length in enumerate(lengths):
             ids = text[row : row + 1, : length + 1]
@@ -159,6 +160,7 @@ def test_a_pass_makes_room_for_what_it_writes() -> None:
     ids = torch.arange(50)[None]
     places = torch.arange(50)[None]
     with torch.inference_mode():
-        first = passes.logits([None], [0], ids, places, places, torch.ones_like(ids, dtype=torch.bool))
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        first = passes.logits(passes.hidden([None], [0], ids, places, places, keep))
     assert passes.slots.used == 50 <= passes.slots.allocated
     assert torch.allclose(first, base.forward(ids, torch.ones_like(ids))[0], atol=1e-4)

@@ -17,9 +17,9 @@ from tunescope.base.fingerprint import hash_weights
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.errors import BankError, DataError, TrainingError
-from tunescope.inference import Item, score
+from tunescope.inference import Item, reward_scores, score
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning, ZeroShot, compose
-from tunescope.objectives import DPO, SFT, Objective, Reward, reference, reward_scores
+from tunescope.objectives import DPO, SFT, Objective, Reward, reference
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.optimizer import trained_parameters
 from tunescope.training.run import Trained

@@ -77,7 +77,7 @@ def test_loss_and_gradients_equal_those_of_separate_sequences(
                     scores = objective._scores(logprobs, batch)
                     loss = objective._losses(scores, batch.margins).sum()
                 else:
-                    chosen, rejected = customized.customization.effects[HEAD](hidden)
+                    chosen, rejected = customized.customization.heads[HEAD](hidden)[..., 0]
                     loss = -torch.nn.functional.logsigmoid(chosen - rejected - batch.margins).sum()
                     loss = loss + 0.1 * (chosen + rejected).square().sum()
             loss.backward()

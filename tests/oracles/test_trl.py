@@ -180,7 +180,7 @@ def test_reward(name: str, loss: str, tmp_path: Path) -> None:
     model = LlamaForSequenceClassification(settings)
     source = customized.base.model if customized.moves_base else customized.origin.model
     model.model.load_state_dict(source.model.state_dict())
-    head: Any = customized.customization.effects[HEAD]
+    head: Any = customized.customization.heads[HEAD]
     with torch.no_grad():
         model.score.weight.copy_(head.weight[None])
     config, tensors = None, {}

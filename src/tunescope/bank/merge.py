@@ -170,8 +170,8 @@ def refuse_heads(customized: Customized, where: str) -> None:
     Raises:
         BankError: naming the part.
     """
-    if heads := customized.customization.heads:
-        raise BankError(f"This entry has a {heads[0]} head, which {where} has no place for. Serve it as it is.")
+    for name in customized.customization.heads:
+        raise BankError(f"This entry has a {name} head, which {where} has no place for. Serve it as it is.")
 
 
 def _check_mergeable(customized: Customized) -> None:

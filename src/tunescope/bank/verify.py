@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tunescope import storage
-from tunescope.bank.check import check_logits
+from tunescope.bank.check import check_outputs
 from tunescope.bank.entry import CHECK, RECORD, load, read_record
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.errors import BankError
 
-# Largest difference of a logit that rounding explains: other kernels sum in another order.
+# Largest difference of a logit or a head's output that rounding explains: other kernels sum in another order.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 
 
@@ -26,8 +27,8 @@ class Verified:
 
     Attributes:
         folder: the entry.
-        max_error: largest difference between the logits kept with the entry and those it computes now; None for an
-            entry without kept logits.
+        max_error: largest difference between the logits and head outputs kept with the entry and those it computes
+            now; None for an entry without kept ones.
         dtype: precision in which it computed now.
         sealed: whether every file was compared with its checksum. An entry whose marker is missing, as it is hidden and
             some copies leave it out, has a checksum of its tensors only.
@@ -40,7 +41,8 @@ class Verified:
 
 
 def verify(folder: Path, base: Base | str | None = None) -> Verified:
-    """Check an entry: every file, fingerprint of the base, names of the tensors, template, and the logits it gives.
+    """Check an entry: every file, fingerprint of the base, names of the tensors, template, and the logits and head
+    outputs it gives.
 
     Raises:
         BankError: the first thing that does not hold.
@@ -57,17 +59,21 @@ def verify(folder: Path, base: Base | str | None = None) -> Verified:
         _check_files(folder)
         return Verified(folder, None, dtype, storage.is_marked(folder))
     try:
-        kept = load_file(path)["logits"]
-    except (SafetensorError, OSError, KeyError) as error:
+        kept = load_file(path)
+    except (SafetensorError, OSError) as error:
         raise BankError(f"{path} is damaged ({error}).") from error
-    now = check_logits(customized)
-    if kept.shape != now.shape:
-        raise BankError(f"{path} holds logits of another shape: it belongs to another entry.")
-    error_size = (kept - now).abs().max().item()
+    if "logits" not in kept:
+        raise BankError(f"{path} is damaged (it holds no logits).")
+    now = check_outputs(customized)
+    # Entries of earlier versions have kept nothing of their heads.
+    if any(name not in now or values.shape != now[name].shape for name, values in kept.items()):
+        raise BankError(f"{path} holds outputs of another shape: it belongs to another entry.")
+    errors = [(values - now[name]).abs().max() for name, values in kept.items()]
+    error_size = torch.stack(errors).max().item()  # NaN if any is
     allowed = max(_TOLERANCE[dtype], _TOLERANCE.get(record.dtype or dtype, 0.0))
     if not error_size <= allowed:
         raise BankError(
-            f"{folder} computes other logits than when it was saved (largest difference {error_size:.3g}, at most "
+            f"{folder} computes other outputs than when it was saved (largest difference {error_size:.3g}, at most "
             f"{allowed:g} in {dtype} is rounding). Its files are as saved, so the library that runs it has changed."
         )
     _check_files(folder)

@@ -48,14 +48,6 @@ def remember(mask: torch.Tensor, positions: torch.Tensor) -> None:
     _positions[mask] = positions
 
 
-def of_rows(mask: torch.Tensor, rows: Any) -> torch.Tensor:
-    """The mask of some rows of the batch, with the positions of their keys."""
-    some = mask[rows]
-    if mask in _positions:
-        _positions[some] = _positions[mask][rows]
-    return some
-
-
 def _with_positions(build: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(build)
     def built(attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:

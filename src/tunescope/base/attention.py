@@ -302,20 +302,19 @@ def kind_for(config: Any, device: torch.device) -> str:
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
-def branch_mask(branch: torch.Tensor, position: torch.Tensor, past: int, window: int | None = None) -> torch.Tensor:
+def branch_mask(branch: torch.Tensor, position: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Which earlier tokens each token of a packed text may see.
 
-    A packed text is a trunk followed by branches. A token sees the trunk before it and its own branch before it, and
-    never another branch: each branch is computed as if it stood alone after the trunk.
+    A packed text is a prefix followed by branches. A token sees the prefix before it and its own branch before it, and
+    never another branch: each branch is computed as if it stood alone after the prefix.
 
     Args:
-        branch: [batch, length] the branch of each token; 0 is the trunk, -1 is padding.
-        position: [batch, length] the position each token has when its branch stands alone after the trunk.
-        past: how many cached tokens, seen by all, precede the text at positions 0 to past - 1.
+        branch: [batch, length] the branch of each token; 0 is the prefix, -1 is padding.
+        position: [batch, length] the position each token has when its branch stands alone after the prefix.
         window: how many tokens back (itself included) a token sees, or None for all.
 
     Returns:
-        [batch, 1, length, past + length], True where the token may look.
+        [batch, 1, length, length], True where the token may look.
     """
     query, key = branch[:, :, None], branch[:, None, :]
     ahead = position[:, :, None] - position[:, None, :]
@@ -325,12 +324,6 @@ def branch_mask(branch: torch.Tensor, position: torch.Tensor, past: int, window:
         seen &= ahead < window
     # A padding token looks at itself alone, so that no row of the softmax is empty.
     seen |= (query < 0) & (order[:, None] == order[None, :])
-    if past:
-        cached = torch.arange(past, device=branch.device).expand(branch.shape[0], branch.shape[1], past)
-        visible = torch.ones_like(cached, dtype=torch.bool)
-        if window is not None:
-            visible = position[:, :, None] - cached < window
-        seen = torch.cat([visible, seen], dim=-1)
     return seen[:, None]
 
 
@@ -350,6 +343,41 @@ def place_mask(place: torch.Tensor, seen: int, window: int | None = None) -> tor
     if window is not None:
         visible &= place[:, :, None] - keys < window
     return visible[:, None]
+
+
+@dataclass(frozen=True)
+class SlotBranches:
+    """Branches in slots, behind what the slots hold already.
+
+    Attributes:
+        branch: [batch, length] as of ``branch_mask``; a slot's earlier tokens are prefix.
+        position: [batch, length] as of ``branch_mask``.
+        keys: [batch, seen] the branch of what stands at each place of a slot.
+        positions: [batch, seen] its position.
+    """
+
+    branch: torch.Tensor
+    position: torch.Tensor
+    keys: torch.Tensor
+    positions: torch.Tensor
+
+    @classmethod
+    def of(cls, place: torch.Tensor, seen: int, branch: torch.Tensor, position: torch.Tensor) -> SlotBranches:
+        """With ``place`` [batch, length] of each token in its slot, -1 for padding; see ``place_mask``."""
+        row, column = (place >= 0).nonzero(as_tuple=True)
+        at = (row, place[row, column])
+        keys = torch.zeros(len(place), seen, dtype=branch.dtype, device=place.device)
+        positions = torch.arange(seen, device=place.device).repeat(len(place), 1)
+        keys[at], positions[at] = branch[row, column], position[row, column]
+        return cls(branch, position, keys, positions)
+
+    def mask(self, place: torch.Tensor, window: int | None = None) -> torch.Tensor:
+        """``place_mask`` without what stands in other branches; the window counts positions."""
+        keys, positions = self.keys[:, None, :], self.positions[:, None, :]
+        visible = (keys == 0) | (keys == self.branch[:, :, None])
+        if window is not None:
+            visible &= self.position[:, :, None] - positions < window
+        return place_mask(place, self.keys.shape[1]) & visible[:, None]
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The vocabulary head on its own: log-probabilities of chosen tokens at chosen positions, a few rows at a time.
+"""The vocabulary head on its own: log-probabilities of chosen tokens at chosen positions and the entropies there, a few
+rows at a time.
 
 A row of logits is as wide as the vocabulary (50,000 to 250,000 numbers), so the logits of all completions of a batch
 are the largest tensors of training by far. Here no more than ``ROWS`` of them exist at once, forward and backward.
@@ -7,7 +8,7 @@ are the largest tensors of training by far. Here no more than ``ROWS`` of them e
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,44 +34,71 @@ def head_of(model: Any) -> Logits:
     return lambda hidden: shell(inputs_embeds=hidden[None], use_cache=False).logits.squeeze(0)
 
 
-def logprobs(head: Logits, moves: bool, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each row's target.
+def measure(
+    head: Logits, moves: bool, hidden: torch.Tensor, targets: torch.Tensor, *, entropy: bool = False
+) -> torch.Tensor:
+    """Log-probability of each row's target, and the entropy of what the row predicts.
 
     Args:
         head: what ``head_of`` returns.
         moves: whether the head's own weights want gradients.
         hidden: [rows, hidden].
         targets: [rows] token ids.
+        entropy: whether it is wanted: its gradient costs a second backward pass through a frozen head.
 
     Returns:
-        [rows] in nats, float32.
+        [rows, 1] or, with the entropy, [rows, 2], in nats, float32.
     """
     if not torch.is_grad_enabled() or not (hidden.requires_grad or moves):
-        return _chunked(lambda h, t: _picked_fast(head(h), t, None), hidden, targets)
+        return _chunked(lambda h, t: _measured_fast(head(h), t, [None] * (1 + entropy)), hidden, targets)
     if moves:
         # The head's own gradient needs to know how much each row counts, which is known in the backward pass only.
-        return _chunked(lambda h, t: checkpoint(_picked, head, h, t, use_reentrant=False), hidden, targets)
-    return _FrozenHead.apply(head, hidden, targets)
+        return _chunked(lambda h, t: checkpoint(_measured, head, h, t, entropy, use_reentrant=False), hidden, targets)
+    return _FrozenHead.apply(head, hidden, targets, entropy)
+
+
+def logprobs_at(head: Logits, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities where a row predicts any number of targets: each row's logits are computed once.
+
+    Args:
+        head: what ``head_of`` returns; nothing is kept for gradients.
+        hidden: [rows, hidden].
+        rows: [targets] the row of ``hidden`` after which each target comes.
+        targets: [targets] token ids.
+
+    Returns:
+        [targets] in nats, float32.
+    """
+    found = torch.empty(len(targets), device=hidden.device)
+    for begin in range(0, len(hidden), ROWS):
+        logits = head(hidden[begin : begin + ROWS])
+        here = ((rows >= begin) & (rows < begin + len(logits))).nonzero().squeeze(-1)
+        own = rows[here] - begin
+        found[here] = logits[own, targets[here]].float() - _summed(logits, [None])[0][own]
+    return found
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Each row has one output, so its gradient is a known vector times a number that the backward pass brings: the
-    vectors are computed while the row's logits are there, and nothing of the vocabulary's width is kept or repeated.
+    """Each row has one or two outputs, so its gradient is a known vector an output, times a number that the backward
+    pass brings: the vectors are computed while the row's logits are there, and nothing of the vocabulary's width is
+    kept or repeated.
     """
 
     @staticmethod
-    def forward(ctx: Any, head: Logits, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        slopes = torch.empty_like(hidden)
-        room: list[torch.Tensor] = []  # the gradient of a chunk's logits, in memory that every chunk uses again
+    def forward(ctx: Any, head: Logits, hidden: torch.Tensor, targets: torch.Tensor, entropy: bool) -> torch.Tensor:
+        slopes = hidden.new_empty(len(hidden), 1 + entropy, hidden.shape[1])
+        room: list[torch.Tensor] = []  # the gradients of a chunk's logits, in memory that every chunk uses again
 
-        def one(rows: torch.Tensor, wanted: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        def one(rows: torch.Tensor, wanted: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
                 logits = head(leaf)
-            room[:] = room or [torch.empty_like(logits)]
-            gradient = room[0][: len(logits)]
-            found = _picked_fast(logits.detach(), wanted, gradient)
-            slope.copy_(torch.autograd.grad(logits, leaf, gradient)[0])
+            room[:] = room or [torch.empty_like(logits) for _ in range(1 + entropy)]
+            gradients = [each[: len(logits)] for each in room]
+            found = _measured_fast(logits.detach(), wanted, gradients)
+            for number, gradient in enumerate(gradients):
+                last = number == entropy
+                own[:, number] = torch.autograd.grad(logits, leaf, gradient, retain_graph=not last)[0]
             return found
 
         found = _chunked(one, hidden, targets, slopes)
@@ -78,39 +106,65 @@ class _FrozenHead(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
         (slopes,) = ctx.saved_tensors
-        return None, (slopes * grads[0][:, None]).to(slopes.dtype), None
+        return None, (slopes * grads[0][:, :, None]).sum(1).to(slopes.dtype), None, None
 
 
-def _picked(head: Logits, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _measured(head: Logits, hidden: torch.Tensor, targets: torch.Tensor, entropy: bool) -> torch.Tensor:
     logits = head(hidden).float()
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    normalizer = logits.logsumexp(-1)
+    found = [logits.gather(1, targets[:, None])[:, 0] - normalizer]
+    if entropy:
+        found.append(normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1))
+    return torch.stack(found, dim=1)
 
 
-def _picked_fast(logits: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
-    """What ``_picked`` gives, of [rows, vocabulary] logits, in passes over memory that stays in a processor's cache.
+def _measured_fast(
+    logits: torch.Tensor, targets: torch.Tensor, gradients: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """What ``_measured`` gives, of [rows, vocabulary] logits, in passes over memory that stays in a CPU's cache.
 
     Args:
         logits: without a graph.
         targets: [rows].
-        gradient: filled with that of the result by the logits, one-hot(target) - softmax(logits), in their precision.
+        gradients: one an output, filled with its gradient by the logits, in their precision; None for none.
     """
-    picked = logits.gather(1, targets[:, None]).float()
+    normalizer, *entropies = _summed(logits, gradients)
+    if gradients[0] is not None:
+        gradients[0][torch.arange(len(logits), device=logits.device), targets] += 1
+    return torch.stack((logits.gather(1, targets[:, None])[:, 0].float() - normalizer, *entropies), dim=1)
+
+
+def _summed(logits: torch.Tensor, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """log Σ exp of each row [rows], and its entropy where there are two ``gradients``, in float32.
+
+    With p = softmax(z) and the entropy H = -Σ p log p, the gradient of a target's log-probability by z is
+    one-hot(target) - p, of which the first one of ``gradients`` is given -p; that of H is -p (log p + H).
+    """
     rows = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
-    room = torch.empty(min(rows, len(logits)), logits.shape[1], device=logits.device)
-    normalizers = []
+    room = torch.empty(len(gradients), min(rows, len(logits)), logits.shape[1], device=logits.device)
+    found: list[list[torch.Tensor]] = [[] for _ in gradients]
     for begin in range(0, len(logits), rows):
         part = logits[begin : begin + rows]
-        shares = room[: len(part)].copy_(part)
+        shares = room[0, : len(part)].copy_(part)
         highest = shares.amax(1, keepdim=True)
-        total = shares.sub_(highest).exp_().sum(1, keepdim=True)
-        normalizers.append(highest + total.log())
-        if gradient is not None:
-            gradient[begin : begin + rows].copy_(shares.div_(-total))
-    if gradient is not None:
-        gradient[torch.arange(len(logits), device=logits.device), targets] += 1
-    return (picked - torch.cat(normalizers))[:, 0]
+        shares.sub_(highest)
+        if len(gradients) > 1:
+            logs = room[1, : len(part)].copy_(shares)
+        total = shares.exp_().sum(1, keepdim=True)
+        found[0].append((highest + total.log())[:, 0])
+        if len(gradients) > 1:
+            logs.sub_(total.log())  # log p
+            shares.div_(total)  # p
+            entropy = -torch.linalg.vecdot(shares, logs)
+            found[1].append(entropy)
+            if gradients[1] is not None:
+                gradients[1][begin : begin + rows].copy_(logs.add_(entropy[:, None]).mul_(shares).neg_())
+            total.fill_(1)
+        if gradients[0] is not None:
+            gradients[0][begin : begin + rows].copy_(shares.div_(-total))
+    return [torch.cat(each) for each in found]
 
 
 def _chunked(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -112,20 +111,32 @@ class Base:
             return {"full_attention": window}  # every layer slides (Mistral)
         return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
-    def masks(self, branch: torch.Tensor, position: torch.Tensor, past: int = 0) -> Any:
-        """The ``attention_mask`` argument for texts of a shared trunk and branches; see ``attention.branch_mask``."""
-        before = torch.arange(past, device=position.device).expand(len(position), past)
-        keys = torch.cat([before, position], dim=1)
-        made = self._by_kind(lambda window: attention.branch_mask(branch, position, past, window), keys)
-        if not past and bool((branch > 0).any()):
+    def masks(self, branch: torch.Tensor, position: torch.Tensor) -> Any:
+        """The ``attention_mask`` argument for packed texts, prefixes and branches; see ``attention.branch_mask``."""
+        made = self._by_kind(lambda window: attention.branch_mask(branch, position, window), position)
+        if bool((branch > 0).any()):
             for mask in made.values() if isinstance(made, dict) else [made]:
                 attention.take_apart(mask, branch)
         return made
 
-    def place_masks(self, place: torch.Tensor, seen: int) -> Any:
-        """The ``attention_mask`` argument for tokens at places of slots; see ``attention.place_mask``."""
-        keys = torch.arange(seen, device=place.device).expand(len(place), seen)
-        return self._by_kind(lambda window: attention.place_mask(place, seen, window), keys)
+    def slot_masks(
+        self, places: torch.Tensor, seen: int, branch: torch.Tensor | None = None, position: torch.Tensor | None = None
+    ) -> Any:
+        """The ``attention_mask`` argument for tokens whose keys and values lie in slots.
+
+        Args:
+            places: [batch, length] where each token stands in its slot, -1 for padding.
+            seen: how many places of the slots are looked at.
+            branch: [batch, length] where branches stand behind what the slots hold; see ``attention.SlotBranches``. By
+                default each token sees all that stands before it.
+            position: [batch, length], with ``branch``.
+        """
+        own = places.clamp(min=0)
+        if branch is None or position is None:
+            keys = torch.arange(seen, device=places.device).expand(len(places), seen)
+            return self._by_kind(lambda window: attention.place_mask(own, seen, window), keys)
+        found = attention.SlotBranches.of(places, seen, branch, position)
+        return self._by_kind(lambda window: found.mask(own, window), found.positions)
 
     def _by_kind(self, make: Callable[[int | None], torch.Tensor], keys: torch.Tensor) -> Any:
         """A mask for each kind of attention layer, over keys at positions ``keys``; the mask itself for one kind."""
@@ -145,58 +156,34 @@ class Base:
         attention_mask: Any,
         *,
         position_ids: torch.Tensor | None = None,
-        keep: torch.Tensor | None = None,
-        cache: Any = None,
     ) -> torch.Tensor:
-        """Logits, of the wanted positions only: the vocabulary head is the costliest layer of a small model.
-
-        The choice is made on the head's input, so that whatever the architecture does to its logits afterwards (soft
-        caps, scales) is done by the model itself.
+        """Logits of every position. Where some are wanted: ``hidden``, and ``logits`` of these.
 
         Args:
             input_ids: [batch, length].
             attention_mask: [batch, length] with 1 for real tokens, or what ``masks`` returns.
             position_ids: [batch, length]; by default counted from the first real token.
-            keep: [batch, length] boolean, the positions whose logits are wanted; None for all.
-            cache: a transformers cache with the keys and values of what precedes, extended in place.
 
         Returns:
-            [kept positions, vocabulary] in the order of the flattened mask, or [batch, length, vocabulary].
+            [batch, length, vocabulary].
 
         Raises:
             BaseInUseError: a customization acts in another thread.
         """
         if position_ids is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        with self.use.forward(), self._head_sees(keep):
-            output = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        return output.logits
-
-    @contextmanager
-    def _head_sees(self, keep: torch.Tensor | None) -> Iterator[None]:
-        """Within this context the vocabulary head reads these positions only, in this thread's passes."""
-        if keep is None:
-            yield
-            return
-        thread = threading.get_ident()
-
-        def kept(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][keep], *args[1:]) if threading.get_ident() == thread else args
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(kept)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with self.use.forward():
+            return self.model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            ).logits
 
     def hidden(
-        self, input_ids: torch.Tensor, attention_mask: Any, *, position_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: Any,
+        *,
+        position_ids: torch.Tensor | None = None,
+        cache: Any = None,
     ) -> torch.Tensor:
         """What the vocabulary head reads: the last layer's output after the final norm.
 
@@ -206,6 +193,7 @@ class Base:
                 the right alone: no real token sees what follows it, and without a mask a GPU can run flash attention.
                 What is returned for padding then means nothing.
             position_ids: [batch, length]; by default counted from the first real token.
+            cache: a transformers cache with the keys and values of what precedes, extended in place.
 
         Returns:
             [batch, length, hidden].
@@ -220,7 +208,11 @@ class Base:
         layers = self.model.base_model
         with self.use.forward():
             return layers(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
             ).last_hidden_state
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -228,11 +220,20 @@ class Base:
 
         The logits are computed a few rows at a time, in the backward pass too.
         """
-        moves = any(p.requires_grad for p in self.model.get_output_embeddings().parameters())
-        return head.logprobs(self._head, moves, hidden, targets)
+        return head.measure(self.vocabulary_head, self._moves_head, hidden, targets)[:, 0]
+
+    def logprobs_and_entropy(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``logprobs``, and the entropy of what each row predicts, in nats; both [rows] in float32, with gradients."""
+        found = head.measure(self.vocabulary_head, self._moves_head, hidden, targets, entropy=True)
+        return found[:, 0], found[:, 1]
+
+    @property
+    def _moves_head(self) -> bool:
+        return any(p.requires_grad for p in self.model.get_output_embeddings().parameters())
 
     @cached_property
-    def _head(self) -> head.Logits:
+    def vocabulary_head(self) -> head.Logits:
+        """``hidden`` [rows, hidden] to logits [rows, vocabulary]."""
         return head.head_of(self.model)
 
     def copy_to_move(self) -> Base:

@@ -14,7 +14,8 @@ from tunescope.data.reading import Table
 from tunescope.data.rows import to_rows
 from tunescope.errors import TunescopeError
 from tunescope.evaluation.preferences import evaluate_preferences, plot_reliability
-from tunescope.objectives import PreferenceObjective, reward_scores
+from tunescope.inference import reward_scores
+from tunescope.objectives import PreferenceObjective
 from tunescope.objectives.registry import OBJECTIVES
 from tunescope.storage import check_output
 from tunescope.training.run import rows_hash

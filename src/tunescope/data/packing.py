@@ -35,10 +35,17 @@ class Branch:
 
 @dataclass(frozen=True)
 class Group:
-    """Texts that begin alike."""
+    """Texts that begin alike.
+
+    Attributes:
+        prefix: token ids that all of them begin with.
+        branches: what each of them adds.
+        past: how many tokens, computed before, stand in front of the prefix.
+    """
 
     prefix: Sequence[int]
     branches: tuple[Branch, ...]
+    past: int = 0
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
@@ -92,12 +99,11 @@ class Packed:
         return replace(self, **{**values, **moved})
 
 
-def pack(groups: Sequence[Group], *, past: int = 0, ends: bool = True) -> Packed:
+def pack(groups: Sequence[Group], *, ends: bool = True) -> Packed:
     """Lay groups out.
 
     Args:
         groups: at least one. Nothing predicts the first token of a branch without a prefix.
-        past: how many tokens, computed before, stand in front of every group's prefix.
         ends: whether the branches' last tokens are computed. For log-probabilities alone nothing reads them.
     """
     short = 0 if ends else 1
@@ -108,7 +114,7 @@ def pack(groups: Sequence[Group], *, past: int = 0, ends: bool = True) -> Packed
     targets: list[int] = []
     lengths, last, tokens = [], [], 0
     for row, group in enumerate(groups):
-        begin, prefix = row * length, len(group.prefix)
+        begin, prefix, past = row * length, len(group.prefix), group.past
         whole = [*group.prefix, *(token for each in group.branches for token in each.ids[: len(each.ids) - short])]
         ids[row, : len(whole)] = torch.tensor(whole, dtype=torch.long)
         branch[row, :prefix], position[row, :prefix] = 0, torch.arange(past, past + prefix)

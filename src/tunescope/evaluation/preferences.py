@@ -11,15 +11,14 @@ import torch
 
 from tunescope import memory, storage
 from tunescope.data.encoding import Encoder
+from tunescope.data.packing import by_length
 from tunescope.data.pairs import Pair
 from tunescope.errors import DataError
 from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval, without_width
+from tunescope.inference.scoring import Scorer
 from tunescope.methods import Customized
 from tunescope.objectives import PreferenceObjective
-from tunescope.objectives.forward import packed_hidden
 
-# Pairs computed in one forward pass.
-_BATCH = 8
 _BINS = 10
 
 Card = dict[str, Any]
@@ -40,7 +39,7 @@ def evaluate_preferences(
         objective: what it was trained for, which says what a reward is.
         pairs: unseen ones.
         max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
-        on_pairs: told how many pairs each pass finished.
+        on_pairs: callback with how many pairs each pass finished.
 
     Returns:
         ``metric, rows, score, score_low, score_high`` (accuracy with its 95% Wilson interval; a tie is wrong),
@@ -58,14 +57,14 @@ def evaluate_preferences(
     if not examples:
         raise DataError("No pair fits: every one was dropped. Shorten the completions or raise --max-length.")
     examples = objective.prepare(customized, examples)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]), reverse=True)
     rewards = torch.empty(2, len(examples))
-    for begin in range(0, len(order), _BATCH):
-        indices = order[begin : begin + _BATCH]
-        batch = objective.collate([examples[i] for i in indices]).to(base.device)
-        with torch.inference_mode(), customized.active():
-            hidden = packed_hidden(base, batch.packed)
-            rewards[:, indices] = objective.rewards(customized, batch, hidden).float().cpu()
+    groups = list(by_length([len(example) for example in examples]))
+    scorer = Scorer(customized, max(map(len, groups)))
+    for indices in groups:
+        batch = objective.collate([examples[i] for i in indices])
+        hidden = scorer.hidden(batch.packed)
+        with torch.inference_mode():
+            rewards[:, indices] = objective.rewards(customized, batch.to(base.device), hidden).float().cpu()
         on_pairs(len(indices))
     chosen, rejected = rewards.double().numpy()
     margins = chosen - rejected

@@ -23,6 +23,7 @@ from tunescope.base.sites import Site
 from tunescope.errors import EngineError
 from tunescope.methods import Customization
 from tunescope.methods.effects import Bottleneck, LowRank, Prefix, Scale
+from tunescope.objectives.heads import Head
 
 
 class LinearEffect(NamedTuple):
@@ -57,11 +58,13 @@ class Compiled:
         linear: by site key.
         bottleneck: by site key.
         table: virtual tokens [virtual_tokens, hidden], or None.
+        heads: by name; they change nothing of what the base computes.
     """
 
     linear: dict[str, LinearEffect]
     bottleneck: dict[str, BottleneckEffect]
     table: torch.Tensor | None
+    heads: dict[str, Head]
 
     @classmethod
     def of(cls, customization: Customization, base: Base) -> Compiled:
@@ -72,13 +75,14 @@ class Compiled:
         """
         linear: dict[str, LinearEffect] = {}
         bottleneck: dict[str, BottleneckEffect] = {}
+        heads: dict[str, Head] = {}
         table = None
         with torch.no_grad():
             for key, effect in customization.effects.items():
                 place = key.rpartition(".")[0]
-                if effect.where == "head":
-                    continue  # a reward head reads hidden states and changes none
                 match effect:
+                    case Head():
+                        heads[key.removeprefix("head.")] = effect.at_rest().to(base.device)
                     case Prefix():
                         table = effect.table().detach().to(base.device, base.dtype, copy=True)
                     case LowRank():
@@ -94,7 +98,7 @@ class Compiled:
                     case _:
                         raise EngineError(f"{type(effect).__name__} at {place} is no effect that rows can share.")
             linear = {place: _at_rest(effect, base) for place, effect in linear.items()}
-        compiled = cls(linear, bottleneck, table)
+        compiled = cls(linear, bottleneck, table, heads)
         if broken := compiled._not_finite():
             # The matmuls of a stack hold every customization's columns: inf · 0 would reach the rows of the others.
             raise EngineError(
@@ -114,7 +118,7 @@ class Compiled:
         )
 
     def _not_finite(self) -> str | None:
-        """Where a tensor holds NaN or infinity: a site, or ``embedding``; None where none does."""
+        """Where a tensor holds NaN or infinity: a site, a head, or ``embedding``; None where none does."""
         return next((place for place, tensor in self._placed() if not bool(torch.isfinite(tensor).all())), None)
 
     def _tensors(self) -> list[torch.Tensor]:
@@ -123,6 +127,7 @@ class Compiled:
     def _placed(self) -> list[tuple[str, torch.Tensor]]:
         parts = [*self.linear.items(), *self.bottleneck.items()]
         found = [(site, tensor) for site, part in parts for tensor in part if isinstance(tensor, torch.Tensor)]
+        found += [(f"head.{name}", tensor) for name, head in self.heads.items() for tensor in head.parameters()]
         return found if self.table is None else [*found, ("embedding", self.table)]
 
 

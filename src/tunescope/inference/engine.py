@@ -52,6 +52,23 @@ class Request:
 
 
 @dataclass(frozen=True)
+class ScoreRequest:
+    """Completions of a prompt to be scored by a head, each at its last token (the stop token).
+
+    Attributes:
+        prompt: as of a ``Request``.
+        completions: texts, at least one.
+        customization: name of a loaded one that has the head.
+        head: its name: that of a reward model's is ``reward``.
+    """
+
+    prompt: str | Sequence[Message]
+    completions: Sequence[str]
+    customization: str
+    head: str = "reward"
+
+
+@dataclass(frozen=True)
 class Generated:
     """An answer.
 
@@ -59,11 +76,12 @@ class Generated:
         text: without the stop token or stop text.
         tokens: ids, the stop token included when there was one.
         finished: whether it ended of itself and not by the limit.
-        reason: ``stop``, ``length``, ``choice``, ``cancelled`` or ``error``.
+        reason: ``stop``, ``length``, ``choice``, ``score``, ``cancelled`` or ``error``.
         prompt_tokens: length of the prompt, virtual tokens included.
         cached_tokens: how many of these had been computed before.
         logprobs: of each token in nats, where asked for.
         choice_logprobs: log-probability of each choice as a whole, in nats, where choices were given.
+        scores: the head's outputs for each completion of a ``ScoreRequest``.
         others: the request's further samples, where it asked for several.
         error: why there is no answer, where there is none.
     """
@@ -76,6 +94,7 @@ class Generated:
     cached_tokens: int = 0
     logprobs: list[float] | None = None
     choice_logprobs: dict[str, float] | None = None
+    scores: list[list[float]] | None = None
     others: tuple[Generated, ...] = ()
     error: str | None = None
 
@@ -198,14 +217,17 @@ class Engine:
 
     # Requests.
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request | ScoreRequest) -> Ticket:
         """Put a request into the queue.
 
         Raises:
-            EngineError: an unknown customization, a prompt without room for the answer, a full queue.
+            EngineError: an unknown customization or head, a prompt without room for the answer, a full queue.
         """
         with self._lock:
             resident = self._residents.get(request.customization)
+            if isinstance(request, ScoreRequest):
+                tokens, completions = resident.completions(request.prompt, request.completions, request.head)
+                return self._enqueue(PromptTokens(tokens), resident, Sampling(), completions, request.head)
             if request.sampling.choices:
                 tokens, choices = resident.candidates(request.prompt, request.sampling.choices)
                 return self._enqueue(PromptTokens(tokens), resident, request.sampling, choices)
@@ -230,7 +252,7 @@ class Engine:
 
     def generate(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[Request | ScoreRequest],
         *,
         on_done: Callable[[int, Generated], None] = lambda index, generated: None,
     ) -> list[Generated]:
@@ -240,7 +262,7 @@ class Engine:
             requests: any number: they wait outside the queue until it has room.
             on_done: told of each answer by its index, as it comes.
         """
-        submits = [(partial(self.submit, request), request.sampling.n) for request in requests]
+        submits = [(partial(self.submit, r), r.sampling.n if isinstance(r, Request) else 1) for r in requests]
         return self._answer_all(submits, on_done)
 
     def generate_ids(
@@ -272,7 +294,7 @@ class Engine:
         finally:
             ticket.cancel()
 
-    async def answer(self, request: Request) -> Generated:
+    async def answer(self, request: Request | ScoreRequest) -> Generated:
         """``generate`` of one request, for event loops. Cancelling the task cancels the request."""
         ticket = await asyncio.to_thread(self.submit, request)
         try:
@@ -299,7 +321,12 @@ class Engine:
             ticket.cancel()
 
     def _enqueue(
-        self, prompt: PromptTokens, resident: Resident, sampling: Sampling, choices: list[list[int]]
+        self,
+        prompt: PromptTokens,
+        resident: Resident,
+        sampling: Sampling,
+        completions: list[list[int]],
+        head: str | None = None,
     ) -> Ticket:
         tokens = prompt.ids
         if sampling.n > self.max_waiting:
@@ -311,8 +338,8 @@ class Engine:
                 f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
                 "later."
             )
-        self._check_ids(tokens, choices, resident, sampling)
-        room = sum(map(len, choices)) if choices else sampling.max_new_tokens + len(prompt.owed)
+        self._check_ids(tokens, completions, resident, sampling)
+        room = sum(map(len, completions)) if completions else sampling.max_new_tokens + len(prompt.owed)
         context = self.base.context_length
         if not tokens:
             raise EngineError("The prompt has no tokens.")
@@ -336,7 +363,8 @@ class Engine:
                 sample,
                 frozenset((*resident.template.stop, *sampling.stop_tokens)),
                 Detokenizer(self.base.tokenizer, sampling.stop, prompt.owed),
-                choices,
+                completions,
+                head,
                 resident.beginning,
                 self._token_texts.owed(prompt.owed),
             )
@@ -346,7 +374,9 @@ class Engine:
             self.scheduler.add(job)
         return Ticket(jobs)
 
-    def _check_ids(self, tokens: list[int], choices: list[list[int]], resident: Resident, sampling: Sampling) -> None:
+    def _check_ids(
+        self, tokens: list[int], completions: list[list[int]], resident: Resident, sampling: Sampling
+    ) -> None:
         """Refuse ids that no embedding answers: an id out of range would fail the pass that other rows share."""
         size, virtual = self.base.embedding.num_embeddings, resident.virtual_tokens
         of = "the base" if resident.name is None else resident.name
@@ -356,7 +386,7 @@ class Engine:
                 "the entry is damaged. Train it again."
             )
         given = [("The prompt", token, -virtual) for token in (min(tokens), max(tokens))] if tokens else []
-        given += [("A choice", token, 0) for choice in choices for token in choice]
+        given += [("A completion", token, 0) for completion in completions for token in completion]
         given += [("stop_tokens", token, 0) for token in sampling.stop_tokens]
         given += [(f"The template of {of} for its stop tokens", token, 0) for token in resident.template.stop]
         for what, token, least in given:
@@ -442,15 +472,15 @@ def _generated(job: Job) -> Generated:
     return Generated(
         text=job.text.text,
         tokens=job.written,
-        finished=job.reason in ("stop", "choice"),
+        finished=job.reason in ("stop", "choice", "score"),
         reason=job.reason or "",
         prompt_tokens=len(job.tokens),
         cached_tokens=job.cached,
         logprobs=job.logprobs if job.sampling.logprobs else None,
-        # One that was cancelled before its turn has chosen none.
-        choice_logprobs=dict(zip(job.sampling.choices, job.choice_logprobs, strict=True))
-        if job.choice_logprobs
+        choice_logprobs=dict(zip(job.sampling.choices, map(sum, job.scores), strict=True))
+        if job.reason == "choice"
         else None,
+        scores=job.scores if job.reason == "score" else None,
     )
 
 

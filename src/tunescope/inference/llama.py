@@ -25,7 +25,7 @@ from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
 from tunescope.inference.plan import Plan
 from tunescope.inference.products import Product, packs, product
-from tunescope.inference.runners import Pass, of_rows, sites_of
+from tunescope.inference.runners import Pass, kept, sites_of
 from tunescope.inference.slots import Part
 
 _FAMILY = ("llama", "mistral", "qwen2", "qwen3")
@@ -68,7 +68,7 @@ class LlamaRunner:
         """Whether the plan's effects can be computed here; the generic path takes all of them."""
         return not any(member.scales_inputs(site) for member in plan.members for site in _JOINT)
 
-    def logits(self, work: Pass) -> torch.Tensor:
+    def hidden(self, work: Pass) -> torch.Tensor:
         """See ``runners.Runner``."""
         device = self._base.device
         x = work.with_virtual(self._model.embed_tokens(work.ids.clamp(min=0).to(device)))
@@ -76,24 +76,22 @@ class LlamaRunner:
         masks = [self._masks(part, work) for part in work.access.parts]
         for layer, kind in zip(self._layers, self._kinds, strict=True):
             x = layer.forward(x, cos, sin, [each[kind] for each in masks], work)
-        if not bool(work.keep.all()):
-            x = x.flatten(0, 1)[work.keep.flatten().nonzero().squeeze(-1).to(device)]
-        kept = x.reshape(-1, x.shape[-1])
-        if not len(kept):  # a packed product wants at least one row
-            return kept.new_empty(0, self._config.vocab_size)
-        return self._head(self._model.norm(kept))
+        return self._model.norm(kept(x, work.keep))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``runners.Runner``."""
+        if not len(hidden):  # a packed product wants at least one row
+            return hidden.new_empty(0, self._config.vocab_size)
+        return self._head(hidden)
 
     def _masks(self, part: Part, work: Pass) -> dict[str, torch.Tensor | None]:
         """What a part's rows may see in each kind of layer: a mask, or None where a token sees all before it and
         ``part`` is read no further. For one new token a row [rows · groups, 1, seen], see ``_mix_one``."""
         length = work.ids.shape[1]
-        if self.causal and work.mask is None and self._is_causal(part.places):
+        if self.causal and work.branch is None and self._is_causal(part.places):
             part.seen = length
             return dict.fromkeys(self._kinds)
-        if work.mask is not None:
-            mask = of_rows(work.mask, part.rows)
-        else:
-            mask = self._base.place_masks(part.places.clamp(min=0).to(self._base.device), part.seen)
+        mask = work.masks(self._base, part.rows, part.seen)
         masks = mask if isinstance(mask, dict) else dict.fromkeys(self._kinds, mask)
         if length > 1:
             return masks

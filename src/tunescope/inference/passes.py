@@ -1,18 +1,19 @@
-"""From rows and their customizations to logits: picks the effects' plan and the code that runs it, and counts."""
+"""From rows and their customizations to hidden states and logits: picks the effects' plan and the code that runs it,
+and counts."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from tunescope.base import Base
+from tunescope.base.head import logprobs_at
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.llama import LlamaRunner
 from tunescope.inference.plan import Plan
-from tunescope.inference.runners import HookedRunner, Pass, of_rows
+from tunescope.inference.runners import HookedRunner, Pass
 from tunescope.inference.slots import Slots
 from tunescope.inference.stack import Stack
 
@@ -41,19 +42,20 @@ class Passes:
         self._stack = Stack([], base)
         self._plan = Plan(self._stack, [], base)
 
-    def logits(
+    def hidden(
         self,
         effects: Sequence[Compiled | None],
-        slots: list[int],
+        slots: Sequence[int],
         ids: torch.Tensor,
         positions: torch.Tensor,
         places: torch.Tensor,
         keep: torch.Tensor,
-        mask: Any = None,
+        branch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [kept positions, vocabulary] of new tokens, whose keys and values go into the slots.
+        """Hidden states [kept positions, hidden] of new tokens, whose keys and values go into the slots: what heads
+        read, those of customizations and the vocabulary head.
 
-        The tensors but the mask are on the CPU: nothing then waits for an accelerator in order to learn a length.
+        The tensors are on the CPU: nothing then waits for an accelerator in order to learn a length.
 
         Args:
             effects: each row's customization; None is the base.
@@ -61,25 +63,33 @@ class Passes:
             ids: [rows, length]; negative ids are virtual tokens of the row's customization.
             positions: [rows, length], for the position embedding.
             places: [rows, length] where the tokens stand in their slots, -1 for padding; room is made for them.
-            keep: [rows, length] boolean, the positions whose logits are wanted.
-            mask: as ``Base.masks`` makes, on the base's device; by default each token sees its own place and those
-                before it.
+            keep: [rows, length] boolean, the positions that are wanted.
+            branch: [rows, length] as ``Packed.branch``, where branches stand behind what the slots hold; by default
+                each token sees its own place and those before it.
 
         Raises:
             BaseInUseError: a customization acts on the base, and would act on every row. Nothing was computed.
         """
         with self.base.use.untouched("An engine's pass"):
-            return self._logits(effects, slots, ids, positions, places, keep, mask)
+            return self._hidden(effects, slots, ids, positions, places, keep, branch)
 
-    def _logits(
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [positions, vocabulary] of hidden states [positions, hidden]."""
+        return (self._llama or self._hooked).logits(hidden)
+
+    def logprobs(self, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each target after its row of ``hidden``, in nats; see ``base.head.logprobs_at``."""
+        return logprobs_at(self.logits, hidden, rows.to(hidden.device), targets.to(hidden.device))
+
+    def _hidden(
         self,
         effects: Sequence[Compiled | None],
-        slots: list[int],
+        slots: Sequence[int],
         ids: torch.Tensor,
         positions: torch.Tensor,
         places: torch.Tensor,
         keep: torch.Tensor,
-        mask: Any,
+        branch: torch.Tensor | None,
     ) -> torch.Tensor:
         self.positions += ids.numel()
         self.count += 1
@@ -90,14 +100,11 @@ class Passes:
             back = number[order][keep[order]].argsort()
             effects, slots = [effects[row] for row in order], [slots[row] for row in order]
             ids, positions, places, keep = (each[order] for each in (ids, positions, places, keep))
-            mask = of_rows(mask, order)
+            branch = None if branch is None else branch[order]
         plan = self._plan_for(effects)
         runner = self._llama if self._llama is not None and self._llama.takes(plan) else self._hooked
         access = self.slots.access(slots, places, self.base.device)
-        if mask is not None:
-            for part in access.parts:
-                part.seen = int(part.places.max()) + 1
-        found = runner.logits(Pass(ids, positions, places, mask, access, plan, keep))
+        found = runner.hidden(Pass(ids, positions, places, branch, access, plan, keep))
         return found if back is None else found[back.to(found.device)]
 
     def forget(self, effects: Compiled) -> None:

@@ -14,6 +14,7 @@ from tunescope.data.encoding import Encoder, PromptTokens, common_prefix
 from tunescope.data.rows import Message
 from tunescope.data.template import Template, default_template
 from tunescope.errors import DataError, EngineError, UnknownNameError
+from tunescope.inference.candidates import no_head
 from tunescope.inference.compiled import Compiled
 from tunescope.methods import Customized
 
@@ -62,6 +63,21 @@ class Resident:
             EngineError: as ``prompt``.
         """
         return self._encoded(prompt, lambda messages: self.encoder.candidates(messages, texts))
+
+    def completions(
+        self, prompt: str | Sequence[Message], texts: Sequence[str], head: str
+    ) -> tuple[list[int], list[list[int]]]:
+        """``candidates``, to be scored by a head.
+
+        Raises:
+            EngineError: as ``prompt``; no completion; no such head.
+        """
+        heads = {} if self.effects is None else self.effects.heads
+        if head not in heads:
+            raise EngineError(no_head(self.name or "The base", head, heads))
+        if not texts:
+            raise EngineError("There is no completion to score: give at least one text.")
+        return self.candidates(prompt, texts)
 
     def _encoded(self, prompt: str | Sequence[Message], encode: Callable[[Sequence[Message]], _Tokens]) -> _Tokens:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

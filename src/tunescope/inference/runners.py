@@ -1,4 +1,4 @@
-"""How a batch of rows, each under its own customization, becomes logits: over any model of transformers."""
+"""How a batch of rows, each under its own customization, is computed: over any model of transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from tunescope.base import Base, alibi
+from tunescope.base import Base
 from tunescope.base.sites import BLOCK_SITES, OutputEffect, Site
 from tunescope.inference.plan import Plan
 from tunescope.inference.slots import Access, Part
@@ -22,25 +22,32 @@ from tunescope.inference.slots import Access, Part
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass. Its own tensors are on the CPU, but for the mask.
+    """One forward pass. Its own tensors are on the CPU.
 
     Attributes:
         ids: [rows, length]; negative ids are virtual tokens of the row's customization.
         positions: [rows, length], for the position embedding.
         places: [rows, length] where the tokens stand in their slots, -1 for padding.
-        mask: what each token may see, as ``Base.masks`` makes; None where it is its own place and those before it.
+        branch: [rows, length] as ``Packed.branch``, where branches stand behind what a slot holds; None where each
+            token sees its own place and those before it.
         access: where keys and values go and come from.
         plan: the rows' effects.
-        keep: [rows, length] boolean, the positions whose logits are wanted.
+        keep: [rows, length] boolean, the positions whose hidden states are wanted.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     places: torch.Tensor
-    mask: Any
+    branch: torch.Tensor | None
     access: Access
     plan: Plan
     keep: torch.Tensor
+
+    def masks(self, base: Base, rows: slice, seen: int) -> Any:
+        """What the tokens of some rows may see of the first ``seen`` places of their slots; see ``Base.slot_masks``."""
+        given = (self.places,) if self.branch is None else (self.places, self.branch, self.positions)
+        places, *packed = (each[rows].to(base.device) for each in given)
+        return base.slot_masks(places, seen, *packed)
 
     @cached_property
     def virtual(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -62,8 +69,12 @@ class Pass:
 class Runner(Protocol):
     """Computes passes."""
 
-    def logits(self, work: Pass) -> torch.Tensor:
-        """[kept positions, vocabulary], in the order of the flattened ``keep``."""
+    def hidden(self, work: Pass) -> torch.Tensor:
+        """What heads read, [kept positions, hidden], in the order of the flattened ``keep``."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the vocabulary head makes of [positions, hidden]: [positions, vocabulary]."""
         ...
 
 
@@ -81,43 +92,40 @@ class HookedRunner:
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove, self._handles)
 
-    def logits(self, work: Pass) -> torch.Tensor:
+    def hidden(self, work: Pass) -> torch.Tensor:
         """See ``Runner``.
 
         A model's own attention takes one block of memory. Rows of several arenas are copied together for it, unless
         that moves more than the weights, which a pass for each arena reads again.
         """
         parts = work.access.parts
-        if (
-            len(parts) > 1
-            and work.mask is None
-            and self._copied(work.access) > self._base.parameters * self._base.dtype.itemsize
-        ):
-            return torch.cat([self._logits(_only(work, part)) for part in parts])
-        return self._logits(work)
+        if len(parts) > 1 and self._copied(work.access) > self._base.parameters * self._base.dtype.itemsize:
+            return torch.cat([self._hidden(_only(work, part)) for part in parts])
+        return self._hidden(work)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``Runner``."""
+        return self._base.vocabulary_head(hidden)
 
     def _copied(self, access: Access) -> float:
         """Bytes of keys and values of all rows as long as the longest."""
         arena = access.parts[0].arena
         return access.rows * access.seen * arena.nbytes / arena.positions
 
-    def _logits(self, work: Pass) -> torch.Tensor:
+    def _hidden(self, work: Pass) -> torch.Tensor:
         self._hook(work.plan.sites)
         device = self._base.device
-        mask = work.mask
-        if mask is None:
-            mask = self._base.place_masks(work.places.clamp(min=0).to(device), work.access.seen)
         self._current.work = work
         try:
-            return self._base.forward(
+            hidden = self._base.hidden(
                 work.ids.clamp(min=0).to(device),
-                mask,
+                work.masks(self._base, slice(None), work.access.seen),
                 position_ids=work.positions.to(device),
-                keep=work.keep.to(device),
                 cache=SlotCache(work.access),
             )
         finally:
             self._current.work = None
+        return kept(hidden, work.keep)
 
     def _hook(self, sites: frozenset[str]) -> None:
         """Register hooks at these sites, all anew where one lacks: a module's act in the order of its sites."""
@@ -141,7 +149,7 @@ def _only(work: Pass, part: Part) -> Pass:
         work.ids[rows],
         work.positions[rows],
         work.places[rows],
-        None,
+        None if work.branch is None else work.branch[rows],
         Access([part.alone()]),
         work.plan.of_rows(rows),
         work.keep[rows],
@@ -174,11 +182,10 @@ class SlotCache(Cache):
         return 0
 
 
-def of_rows(mask: Any, rows: Any) -> Any:
-    """A mask, or one for each kind of attention layer, of some rows of the batch."""
-    if isinstance(mask, dict):
-        return {kind: of_rows(each, rows) for kind, each in mask.items()}
-    return None if mask is None else alibi.of_rows(mask, rows)
+def kept(hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Of [rows, length, hidden] the positions where ``keep`` [rows, length] is true, as [positions, hidden]."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return flat if bool(keep.all()) else flat[keep.flatten().nonzero().squeeze(-1).to(flat.device)]
 
 
 def sites_of(base: Base, layer: int, names: tuple[str, ...]) -> tuple[Site, ...]:

@@ -22,6 +22,7 @@ import torch
 from tunescope.base import Base
 from tunescope.data.encoding import common_prefix
 from tunescope.errors import BaseInUseError, EngineError
+from tunescope.inference.candidates import Candidates, scores_of
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import Owed
@@ -56,15 +57,16 @@ class Job:
         sample: which of the request's samples it is, from 0.
         stop: token ids that end it.
         text: its words so far.
-        choices: the answers to choose from, as tokens, where there are some.
+        completions: as tokens, where some are given to be scored instead of one written.
+        head: the customization's head that scores them; None for log-probabilities, by which one of them is chosen.
         beginning: how many tokens of the prompt every prompt of this customization has.
         owed: what its answer must begin with.
         written: tokens generated; the stop token is one.
         logprobs: of the tokens written, in nats, where asked for.
-        choice_logprobs: log-probability of each choice as a whole.
+        scores: of each completion: the log-probabilities of its tokens, or its head's outputs.
         cached: tokens of the prompt that were not computed for it.
-        reason: why it ended: ``stop``, ``length``, ``choice``, ``cancelled`` or ``error``; None until then. Set last:
-            whoever sees it sees the whole answer.
+        reason: why it ended: ``stop``, ``length``, ``choice``, ``score``, ``cancelled`` or ``error``; None until
+            then. Set last: whoever sees it sees the whole answer.
         error: what went wrong, where something did.
     """
 
@@ -74,12 +76,13 @@ class Job:
     sample: int
     stop: frozenset[int]
     text: Detokenizer
-    choices: list[list[int]] = field(default_factory=list)
+    completions: list[list[int]] = field(default_factory=list)
+    head: str | None = None
     beginning: int = 0
     owed: Owed | None = None
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    choice_logprobs: list[float] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
     cached: int = 0
     reason: str | None = None
     error: BaseException | None = None
@@ -101,15 +104,21 @@ class Job:
     @property
     def most(self) -> int:
         """The most positions that its keys and values may take."""
-        if self.choices:
-            return len(self.tokens) + sum(map(len, self.choices))
+        if self.completions:
+            return len(self.tokens) + sum(map(len, self.completions))
         owed = 0 if self.owed is None else len(self.owed.characters)
         return len(self.tokens) + self.sampling.max_new_tokens + owed
 
     @property
     def left(self) -> int:
-        """Prompt tokens still to be computed."""
-        return max(len(self.tokens) - self.placed, 0)
+        """Prompt tokens still to be computed. The last one is computed with the completions, where there are some."""
+        return max(len(self.tokens) - bool(self.completions) - self.placed, 0)
+
+    @property
+    def candidates(self) -> Candidates:
+        """The completions that have no score yet."""
+        rest = self.completions[len(self.scores) :]
+        return Candidates(self.effects, self.arrived, self.placed, self.tokens[self.placed :], rest, self.head)
 
 
 class Scheduler:
@@ -135,6 +144,7 @@ class Scheduler:
         self._kv_bytes = kv_bytes
         self._decoding: list[Job] = []
         self._prefilling: list[Job] = []
+        self._scoring: list[Job] = []
         self._oldest_next = True
         self._arrived = 0
 
@@ -146,12 +156,12 @@ class Scheduler:
     @property
     def rows(self) -> list[Job]:
         """Jobs under way."""
-        return [*self._decoding, *self._prefilling]
+        return [*self._decoding, *self._prefilling, *self._scoring]
 
     @property
     def running(self) -> int:
         """Rows that have a slot."""
-        return len(self._decoding) + len(self._prefilling)
+        return len(self.rows)
 
     def kv_bytes_of(self, positions: int) -> int:
         """Memory that the keys and values of rows with so many positions together take at most."""
@@ -184,10 +194,13 @@ class Scheduler:
         try:
             self._drop_cancelled()
             self._admit()
+            chunk = _CHUNK if self._decoding else _CHUNK_ALONE
             if self._decoding:
                 self._decode()
+            if self._scoring:
+                self._score(chunk)
             if self._prefilling:
-                self._prefill()
+                self._prefill(chunk)
             with contextlib.suppress(RuntimeError, MemoryError):  # rows are moved into new memory: another time, then
                 self._slots.tidy()
         except Exception as error:
@@ -246,7 +259,7 @@ class Scheduler:
             self._slots.restore(job.arrived, kept)
             job.placed = job.cached = kept.tokens
         job.marks = {mark for mark in self._marks(job, held) if mark > job.placed}
-        self._prefilling.append(job)
+        (self._prefilling if job.left else self._scoring).append(job)
 
     def _marks(self, job: Job, held: Sequence[Job]) -> set[int]:
         """The beginnings of a job's prompt that others have or will have."""
@@ -275,7 +288,7 @@ class Scheduler:
             job.text.close()
         except Exception as failure:
             reason, error = "error", error or failure
-        for rows in (self._decoding, self._prefilling):
+        for rows in (self._decoding, self._prefilling, self._scoring):
             if job in rows:
                 rows.remove(job)
         self._slots.close(job.arrived)
@@ -284,8 +297,7 @@ class Scheduler:
 
     # Prompts.
 
-    def _prefill(self) -> None:
-        chunk = _CHUNK if self._decoding else _CHUNK_ALONE
+    def _prefill(self, chunk: int) -> None:
         group, length = self._group(chunk)
         for jobs, logits in self._isolated(group, lambda jobs: self._prompt_logits(jobs, length)):
             for job in jobs:
@@ -294,12 +306,12 @@ class Scheduler:
             ready = [job for job in jobs if not job.left]
             for job in ready:
                 self._prefilling.remove(job)
-                self._decoding.append(job)
-            if ready:
-                self._take(ready, logits)
+                (self._scoring if job.completions else self._decoding).append(job)
+            if writing := [job for job in ready if not job.completions]:
+                self._take(writing, logits)
 
     def _prompt_logits(self, jobs: list[Job], length: int) -> torch.Tensor:
-        """Logits after the last prompt token of those jobs that have no more than ``length`` of them left."""
+        """Logits after the last prompt token of those jobs that have at most ``length`` left, and write then."""
         counts = [min(job.left, length) for job in jobs]
         ids = torch.zeros(len(jobs), max(counts), dtype=torch.long)
         for line, job, count in zip(ids, jobs, counts, strict=True):
@@ -308,12 +320,15 @@ class Scheduler:
         begin = torch.tensor([job.placed for job in jobs])[:, None]
         end = torch.tensor(counts)[:, None]
         real = offsets < end
-        last = torch.tensor([count == job.left for job, count in zip(jobs, counts, strict=True)])
+        last = torch.tensor(
+            [count == job.left and not job.completions for job, count in zip(jobs, counts, strict=True)]
+        )
         keep = (offsets == end - 1) & last[:, None]
         # Padding stands behind a row's tokens, where they cannot see it, and has the position of a real token.
         places = torch.where(real, begin + offsets, -1)
         slots = [job.arrived for job in jobs]
-        return self.passes.logits([job.effects for job in jobs], slots, ids, places.clamp(min=0), places, keep)
+        effects = [job.effects for job in jobs]
+        return self.passes.logits(self.passes.hidden(effects, slots, ids, places.clamp(min=0), places, keep))
 
     def _keep_marks(self, job: Job) -> None:
         for mark in sorted(mark for mark in job.marks if mark <= job.placed):
@@ -356,17 +371,12 @@ class Scheduler:
         places = torch.tensor([[job.placed] for job in jobs])
         keep = torch.ones_like(ids, dtype=torch.bool)
         slots = [job.arrived for job in jobs]
-        return self.passes.logits([job.effects for job in jobs], slots, ids, places, places, keep)
+        effects = [job.effects for job in jobs]
+        return self.passes.logits(self.passes.hidden(effects, slots, ids, places, places, keep))
 
     def _take(self, jobs: list[Job], logits: torch.Tensor) -> None:
-        """Each job's next token, or its choice, from its line of ``logits``; jobs that it ends leave."""
+        """Each job's next token from its line of ``logits``; jobs that it ends leave."""
         lines = {job: line for line, job in enumerate(jobs)}
-        for job, line in lines.items():
-            if job.choices:
-                self._ended(job, partial(self._answer_with_choice, job, logits[line]))
-        writing = [job for job in jobs if not job.choices]
-        if not writing:
-            return
 
         def chosen(some: list[Job]) -> list[list[float]]:
             own = logits if len(some) == len(jobs) else logits[[lines[job] for job in some]]
@@ -374,7 +384,7 @@ class Scheduler:
             # One transfer a step; a float32 holds every id below 2**24 exactly, and MPS has no float64.
             return torch.stack((tokens.float(), (tokens if logprobs is None else logprobs).float())).tolist()
 
-        for some, found in self._isolated(writing, chosen):
+        for some, found in self._isolated(jobs, chosen):
             for job, token, nat in zip(some, *found, strict=True):
                 self._ended(job, partial(self._write, job, int(token), nat))
 
@@ -407,43 +417,47 @@ class Scheduler:
             return "stop"
         return "length" if job.draw.written >= job.sampling.max_new_tokens else None
 
-    def _answer_with_choice(self, job: Job, logits: torch.Tensor) -> str:
-        """Take the choice that is likeliest as a whole, or sample one by likelihood ** (1 / temperature).
+    # Scores.
 
-        The choices stand behind the prompt as branches that do not see each other: one pass scores them all.
+    def _score(self, chunk: int) -> None:
+        """Score completions of the oldest job, and of those after it that fit into the same chunk of positions."""
+        group: dict[Job, Candidates] = {}
+        longest = 0
+        for job in sorted(self._scoring, key=lambda job: job.arrived):
+            row = job.candidates.within(chunk)
+            longest = max(longest, row.positions)
+            if group and longest * (len(group) + 1) > chunk:
+                break
+            group[job] = row
+        for jobs, found in self._isolated(list(group), lambda jobs: scores_of(self.passes, [group[j] for j in jobs])):
+            for job, scores in zip(jobs, found, strict=True):
+                job.scores += scores
+                if len(job.scores) == len(job.completions):
+                    self._ended(job, partial(self._choose if job.head is None else self._give, job))
+
+    def _give(self, job: Job) -> str:
+        """A head's scores are the answer.
+
+        Raises:
+            EngineError: scores that are not numbers.
+        """
+        if not all(math.isfinite(value) for outputs in job.scores for value in outputs):
+            raise EngineError(_NOT_FINITE)
+        return "score"
+
+    def _choose(self, job: Job) -> str:
+        """Take the completion that is likeliest as a whole, or sample one by likelihood ** (1 / temperature).
 
         Raises:
             EngineError: log-probabilities that are not numbers.
         """
-        past = job.placed
-        tails = [choice[:-1] for choice in job.choices]
-        ids = torch.tensor([[token for tail in tails for token in tail]], dtype=torch.long)
-        lines = torch.log_softmax(logits.float(), dim=-1)[None]
-        if ids.numel():
-            branch = torch.tensor([[number for number, tail in enumerate(tails, start=1) for _ in tail]])
-            position = torch.tensor([[past + place for tail in tails for place in range(len(tail))]])
-            places = past + torch.arange(ids.shape[1])[None]
-            mask = self.base.masks(branch.to(self.base.device), position.to(self.base.device), past)
-            keep = torch.ones_like(ids, dtype=torch.bool)
-            after = self.passes.logits([job.effects], [job.arrived], ids, position, places, keep, mask)
-            lines = torch.cat((lines, torch.log_softmax(after.float(), dim=-1)))
-        # For each token of each choice: which line predicts it, the first of them the one after the prompt.
-        predicted_by: list[int] = []
-        begin = 1
-        for tail in tails:
-            predicted_by += [0, *range(begin, begin + len(tail))]
-            begin += len(tail)
-        targets = [token for choice in job.choices for token in choice]
-        nats = iter(lines[predicted_by, targets].tolist())
-        each = [[next(nats) for _ in choice] for choice in job.choices]
-        totals = [sum(parts) for parts in each]
+        totals = [sum(nats) for nats in job.scores]
         if not math.isfinite(max(totals, key=lambda total: math.inf if math.isnan(total) else total)):
             raise EngineError(_NOT_FINITE)
         best = job.draw.among(totals)
-        job.choice_logprobs = totals
-        job.written = list(job.choices[best])
+        job.written = list(job.completions[best])
         if job.sampling.logprobs:
-            job.logprobs = each[best]
+            job.logprobs = job.scores[best]
         for token in job.written:
             if token not in job.stop:
                 job.text.add(token)

@@ -1,8 +1,9 @@
-"""How likely are given continuations: the primitive under classification, loss and multiple choice.
+"""How likely given continuations are, or what a head makes of them: the primitive under classification, loss,
+multiple choice and rewards.
 
-The candidates of a prompt stand behind it in one packed sequence: each sees the prompt and itself, and no other, so the
-prompt is computed once however many candidates there are. What all prompts share at their beginning (a system text,
-shots, virtual tokens, an instruction) is computed once for all of them.
+The candidates of a prompt stand behind it in one packed sequence, so the prompt is computed once however many there
+are. What all prompts share at their beginning (a system text, shots, virtual tokens, an instruction) is computed once
+for all of them.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from tunescope.data.encoding import common_prefix
-from tunescope.data.packing import Branch, Group, by_length, pack
+from tunescope.data.packing import Packed, by_length
+from tunescope.errors import EngineError
+from tunescope.inference.candidates import Candidates, no_head, scores_of, scores_of_one
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.passes import Passes
 from tunescope.inference.prefix import WORTH_SHARING
 from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
-
-# Rows of logits turned to float32 at a time: 256 rows of a 50,000-token vocabulary are 50 MB.
-_FLOAT_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,109 @@ class Score:
     tokens: int
 
 
-@torch.inference_mode()
 def score(
     customized: Customized, items: Sequence[Item], *, on_item: Callable[[int], None] = lambda count: None
 ) -> list[list[Score]]:
-    """Score every candidate of every item.
+    """Log-probability of every candidate of every item.
 
     Args:
         customized: what to run.
         items: in any order; results come in the same one.
-        on_item: told how many items each pass finished.
+        on_item: callback with how many items each pass finished.
     """
-    results: list[list[Score]] = [[] for _ in items]
+    return [[Score(sum(nats), len(nats)) for nats in found] for found in _scored(customized, items, None, on_item)]
+
+
+def head_scores(
+    customized: Customized, items: Sequence[Item], head: str, *, on_item: Callable[[int], None] = lambda count: None
+) -> list[list[list[float]]]:
+    """What a head gives at the last token of every candidate of every item: its outputs.
+
+    Args:
+        customized: has the head.
+        items: in any order; results come in the same one.
+        head: its name, ``reward`` for example.
+        on_item: callback with how many items each pass finished.
+
+    Raises:
+        EngineError: the customization has no such head.
+    """
+    if head not in customized.customization.heads:
+        raise EngineError(no_head(customized.method.name, head, customized.customization.heads))
+    return _scored(customized, items, head, on_item)
+
+
+class Scorer:
+    """A customization, as it is now, in passes of its own.
+
+    Args:
+        customized: what to run.
+        rows: the most rows of a pass.
+    """
+
+    def __init__(self, customized: Customized, rows: int) -> None:
+        self._passes = Passes(customized.base, rows)
+        effects = customized.customization.effects
+        self._effects = Compiled.of(customized.customization, customized.base) if effects else None
+
+    @torch.inference_mode()
+    def hidden(self, packed: Packed) -> torch.Tensor:
+        """What ``objectives.forward.packed_hidden`` gives under the customization, as [groups · length, hidden]."""
+        passes, (groups, length) = self._passes, packed.input_ids.shape
+        slots = list(range(groups))
+        places = torch.where(packed.branch < 0, -1, torch.arange(length))
+        keep = torch.ones_like(places, dtype=torch.bool)
+        branch = packed.branch if packed.branched else None
+        effects = [self._effects] * groups
+        hidden = passes.hidden(effects, slots, packed.input_ids, packed.position, places, keep, branch)
+        for slot in slots:
+            passes.slots.close(slot)
+        return hidden
+
+    def prefix(self, tokens: list[int]) -> Kept:
+        """The keys and values of a prefix."""
+        ids = torch.tensor([tokens])
+        places = torch.arange(len(tokens))[None]
+        self._passes.hidden([self._effects], [0], ids, places, places, torch.zeros_like(ids, dtype=torch.bool))
+        kept = self._passes.slots.keep(0, len(tokens))
+        self._passes.slots.close(0)
+        return kept
+
+    def scores(self, items: Sequence[Item], head: str | None, prefix: Kept | None) -> list[list[list[float]]]:
+        """``candidates.scores_of`` items in one pass, or of a single one in as many as it needs.
+
+        Args:
+            items: with prompts that begin with ``prefix``.
+            head: see ``Candidates``.
+            prefix: what ``prefix`` kept.
+        """
+        passes, past = self._passes, 0 if prefix is None else prefix.tokens
+        rows = [
+            Candidates(self._effects, slot, past, item.prompt[past:], item.candidates, head)
+            for slot, item in enumerate(items)
+        ]
+        passes.slots.arrange([row.slot for row in rows], [past + row.positions for row in rows])
+        if prefix is not None:
+            for row in rows:
+                passes.slots.restore(row.slot, prefix)
+        found = [scores_of_one(passes, rows[0])] if len(rows) == 1 else scores_of(passes, rows)
+        for row in rows:
+            passes.slots.close(row.slot)
+        return found
+
+
+@torch.inference_mode()
+def _scored(
+    customized: Customized, items: Sequence[Item], head: str | None, on_item: Callable[[int], None]
+) -> list[list[list[float]]]:
+    results: list[list[list[float]]] = [[] for _ in items]
     shared = _shared([item.prompt for item in items])
-    groups = list(by_length([_packed_length(item, shared) for item in items]))
-    passes = Passes(customized.base, max(map(len, groups), default=1))
-    effects = customized.customization.effects
-    compiled = Compiled.of(customized.customization, customized.base) if effects else None
-    beginning = _compute_beginning(passes, compiled, items[0].prompt[:shared]) if shared else None
+    lengths = [Candidates(None, 0, shared, i.prompt[shared:], i.candidates, head).positions for i in items]
+    groups = list(by_length(lengths))
+    scorer = Scorer(customized, max(map(len, groups), default=1))
+    prefix = scorer.prefix(items[0].prompt[:shared]) if shared else None
     for indices in groups:
-        scored = _score_pass(passes, compiled, [items[i] for i in indices], beginning)
-        for i, scores in zip(indices, scored, strict=True):
+        for i, scores in zip(indices, scorer.scores([items[i] for i in indices], head, prefix), strict=True):
             results[i] = scores
         on_item(len(indices))
     return results
@@ -73,54 +155,3 @@ def _shared(prompts: Sequence[list[int]]) -> int:
     first, last = min(prompts), max(prompts)  # in order of tokens: all others lie between these two
     tokens = min(common_prefix(first, last), min(map(len, prompts)) - 1)
     return tokens if tokens >= WORTH_SHARING else 0
-
-
-def _packed_length(item: Item, shared: int) -> int:
-    return len(item.prompt) - shared + sum(len(candidate) - 1 for candidate in item.candidates)
-
-
-def _compute_beginning(passes: Passes, compiled: Compiled | None, tokens: list[int]) -> Kept:
-    ids = torch.tensor([tokens])
-    places = torch.arange(len(tokens))[None]
-    passes.logits([compiled], [0], ids, places, places, torch.zeros_like(ids, dtype=torch.bool))
-    kept = passes.slots.keep(0, len(tokens))
-    passes.slots.close(0)
-    return kept
-
-
-def _score_pass(
-    passes: Passes, compiled: Compiled | None, items: list[Item], beginning: Kept | None
-) -> list[list[Score]]:
-    shared = 0 if beginning is None else beginning.tokens
-    groups = [
-        Group(item.prompt[shared:], tuple(Branch(ids, ((0, len(ids)),)) for ids in item.candidates)) for item in items
-    ]
-    packed = pack(groups, past=shared, ends=False)
-    length = packed.input_ids.shape[1]
-    slots = list(range(len(items)))
-    passes.slots.arrange(slots, [shared + length] * len(items))
-    if beginning is not None:
-        for slot in slots:
-            passes.slots.restore(slot, beginning)
-    device = passes.base.device
-    mask = passes.base.masks(packed.branch.to(device), packed.position.to(device), past=shared)
-    places = torch.arange(shared, shared + length).expand(len(items), length)
-    keep = torch.zeros(packed.input_ids.numel(), dtype=torch.bool)
-    keep[packed.predictors] = True
-    rows = keep.cumsum(0) - 1  # of each position that is kept
-    keep = keep.view_as(packed.input_ids)
-    logits = passes.logits([compiled] * len(items), slots, packed.input_ids, packed.position, places, keep, mask)
-    for slot in slots:
-        passes.slots.close(slot)
-    logprobs = iter(_logprobs(logits, rows[packed.predictors], packed.targets).tolist())
-    return [
-        [Score(sum(next(logprobs) for _ in candidate), len(candidate)) for candidate in item.candidates]
-        for item in items
-    ]
-
-
-def _logprobs(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability of ``targets[i]`` under row ``rows[i]`` of ``logits`` [kept, vocabulary], in float32."""
-    normalizer = torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(_FLOAT_ROWS)])
-    rows, targets = rows.to(logits.device), targets.to(logits.device)
-    return logits[rows, targets].float() - normalizer[rows]

@@ -14,8 +14,9 @@ from tunescope import bank
 from tunescope.base import Base
 from tunescope.data.rows import Message
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
+from tunescope.inference import reward_scores
 from tunescope.methods import Customized
-from tunescope.objectives import Reward, reward_scores
+from tunescope.objectives import Reward
 
 SENTIMENT = "sentiment"
 

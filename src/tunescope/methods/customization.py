@@ -63,9 +63,9 @@ class Customization(nn.Module):
         return torch.cat([effect.table() for effect in effects if isinstance(effect, Prefix)])
 
     @property
-    def heads(self) -> list[str]:
-        """The kinds of effects that an objective brought and asks; without the objective they have no use."""
-        return [effect.kind for effect in self.effects.values() if effect.where == "head"]
+    def heads(self) -> dict[str, Effect]:
+        """The heads that an objective brought, by name (``reward``): they read hidden states and change none."""
+        return {key.removeprefix("head."): effect for key, effect in self.effects.items() if effect.where == "head"}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors that make the customization, by name: site, effect, tensor (``3.q.low_rank.A``)."""

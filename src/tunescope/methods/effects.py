@@ -36,8 +36,8 @@ class Effect(nn.Module):
 
     Attributes:
         kind: its name in artifacts.
-        where: the side of the module it acts on, ``output`` or ``input``; or ``head`` for an effect that changes
-            nothing of what the model computes, and that an objective asks beside the vocabulary head.
+        where: the side of the module it acts on, ``output`` or ``input``; or ``head`` for an effect that reads hidden
+            states beside the vocabulary head and changes none (see ``objectives.heads``).
         learning_rate: of its own; None for the method's.
         generator: of what it draws while it is trained (dropout); None for torch's own.
     """

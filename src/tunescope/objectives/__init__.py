@@ -1,9 +1,10 @@
 """WHAT it is trained for: one file an objective; losses are pure functions, tensors in and out."""
 
 from tunescope.objectives.dpo import DPO
+from tunescope.objectives.heads import Head
 from tunescope.objectives.objective import Loss, Objective, Sampled, Sampler
 from tunescope.objectives.preference import PreferenceObjective
-from tunescope.objectives.reward import Reward, reward_scores
+from tunescope.objectives.reward import Reward
 from tunescope.objectives.sft import SFT
 
-__all__ = ["DPO", "SFT", "Loss", "Objective", "PreferenceObjective", "Reward", "Sampled", "Sampler", "reward_scores"]
+__all__ = ["DPO", "SFT", "Head", "Loss", "Objective", "PreferenceObjective", "Reward", "Sampled", "Sampler"]

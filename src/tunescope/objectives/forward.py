@@ -18,3 +18,8 @@ def packed_hidden(base: Base, packed: Packed) -> torch.Tensor:
 def target_logprobs(base: Base, packed: Packed, hidden: torch.Tensor) -> torch.Tensor:
     """Log-probability of each target, in nats as [targets] in float32; ``hidden`` as ``packed_hidden`` gives it."""
     return base.logprobs(hidden[packed.predictors], packed.targets)
+
+
+def target_logprobs_and_entropy(base: Base, packed: Packed, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``target_logprobs``, and the entropy of what is predicted in each target's place, in nats; both [targets]."""
+    return base.logprobs_and_entropy(hidden[packed.predictors], packed.targets)

@@ -1,0 +1,55 @@
+"""What a reward model finds texts worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunescope.data.encoding import Encoder
+from tunescope.data.rows import Message, Row
+from tunescope.errors import DataError
+from tunescope.inference.scoring import Item, head_scores
+from tunescope.methods import Customized
+from tunescope.objectives.reward import HEAD, Reward
+
+
+def reward_scores(
+    customized: Customized,
+    prompts: Sequence[str | Sequence[Message]],
+    completions: Sequence[str],
+    *,
+    max_length: int | None = None,
+) -> list[float]:
+    """How good a reward model finds completions. Those of one prompt are computed behind it, and it once.
+
+    Args:
+        customized: trained with the objective ``Reward``.
+        prompts: a text or messages for each completion.
+        completions: in any order; rewards come in the same one.
+        max_length: most tokens of prompt and completion, as in training; longer prompts lose their start.
+
+    Raises:
+        DataError: no reward model, or a text of which nothing of the prompt would be left.
+    """
+    if HEAD not in customized.customization.heads:
+        raise DataError("This customization gives no rewards: train one with --objective reward.")
+    base = customized.base
+    encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, cut=Reward.cut)
+    rows = [
+        Row(({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt), completion, number)
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1)
+    ]
+    encoded = encoder.encode_all(rows)
+    if encoder.dropped_rows:
+        raise DataError(
+            f"Text {encoder.dropped_rows[0]} of those to score does not fit: its completion leaves no room for the "
+            "prompt. Shorten it or raise --max-length."
+        )
+    of_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, each in enumerate(encoded):
+        of_prompt.setdefault(tuple(each.prompt), []).append(index)
+    items = [Item(list(prompt), [encoded[i].completion for i in own]) for prompt, own in of_prompt.items()]
+    rewards = [0.0] * len(rows)
+    for own, scores in zip(of_prompt.values(), head_scores(customized, items, HEAD), strict=True):
+        for i, (reward,) in zip(own, scores, strict=True):
+            rewards[i] = reward
+    return rewards
