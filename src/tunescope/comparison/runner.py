@@ -6,10 +6,7 @@ it was, down to the optimizer step.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +17,12 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from tunescope import bank, storage
+from tunescope import bank
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
 from tunescope.comparison.advice import advise
 from tunescope.comparison.budget import affordable_steps
-from tunescope.comparison.report import render_report
+from tunescope.comparison.ledger import Ledger
 from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe
 from tunescope.comparison.table import Row as Measured
 from tunescope.data.inputs import Source, has_part, understand
@@ -40,16 +37,8 @@ from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
 from tunescope.settings import Settings
 from tunescope.training import StepMetrics, TrainSettings, train
-from tunescope.training.metrics import METRICS
 from tunescope.training.run import rows_hash
 from tunescope.version import __version__
-
-_STATE, _ROWS, _SECONDS, _COSTS = "state.json", "rows", "seconds", "evaluation_seconds"
-COMPARISON = storage.Kind(
-    "comparison",
-    unsealed=(_STATE, _SECONDS, _COSTS, "comparison.json", "report.html", f"{_ROWS}/*.json", f"{_ROWS}/*.steps"),
-)
-_RESTART = "--restart begins anew."
 
 
 class CompareSettings(Settings):
@@ -103,26 +92,10 @@ class _Work:
     style: str
     probes: Probes | None
     settings: CompareSettings
-    out: Path
+    ledger: Ledger
     name: str
     watcher: Watcher
-    clock: _Clock
     notes: list[str]
-
-
-class _Clock:
-    """Time used, counted over all parts of a comparison that was interrupted."""
-
-    def __init__(self, out: Path) -> None:
-        self._file = out / _SECONDS
-        self._before = storage.read_state(self._file, _seconds, _RESTART) if self._file.is_file() else 0.0
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        """So far; also remembered on disk."""
-        used = self._before + time.monotonic() - self._start
-        storage.atomic_write(self._file, f"{used:.3f}")
-        return used
 
 
 def compare(
@@ -175,25 +148,26 @@ def compare(
     labels = label_set(train_rows)
     if labels:
         check_labels(test_rows, labels)
-    state = _conditions(base, train_rows, test_rows, settings, style, probes)
+    conditions = _conditions(base, train_rows, test_rows, settings, style, probes)
     with writing(out):
-        _claim(out, state, [method.name for method in methods], restart)
+        ledger = Ledger(out, conditions, [method.name for method in methods], restart=restart)
         work = _Work(
-            base, train_rows, test_rows, labels, given.pattern, style, probes, settings, out, name or given.name,
-            watcher or Watcher(), _Clock(out), notes,
+            base, train_rows, test_rows, labels, given.pattern, style, probes, settings, ledger,
+            name or given.name, watcher or Watcher(), notes,
         )  # fmt: skip
-        _check_state(work, methods)
         return _compared(work, methods)
 
 
 def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
     """Measure every method that is not measured yet, and write what came out."""
-    base, settings, out, labels = work.base, work.settings, work.out, work.labels
+    base, settings, ledger, labels = work.base, work.settings, work.ledger, work.labels
     rows = []
     for number, method in enumerate(methods):
         work.watcher.begin(method.name, number + 1, len(methods))
         try:
-            row = _kept(work, method) or _measure(work, method, [m for m in methods[number:] if not _kept(work, m)])
+            row = ledger.row(method.name) or _measure(
+                work, method, [each for each in methods[number:] if not ledger.row(each.name)]
+            )
         except KeyboardInterrupt:
             raise Interrupted(
                 f"Stopped in {method.name}, after {number} of {len(methods)} methods. Make the same call to go on."
@@ -226,11 +200,10 @@ def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
         metric="accuracy" if labels else "chrf",
         rows=rows,
         advice=advise(rows, "accuracy" if labels else "chrf"),
-        report=str(out / "report.html"),
-        seconds=round(work.clock.seconds(), 1),
+        report=str(ledger.report),
+        seconds=round(work.ledger.seconds(), 1),
     )
-    storage.atomic_write(out / "comparison.json", comparison.to_json())
-    storage.atomic_write(out / "report.html", render_report(comparison))
+    ledger.close(comparison)
     return comparison
 
 
@@ -289,48 +262,6 @@ def _conditions(
     }
 
 
-def _claim(out: Path, state: dict[str, Any], methods: Sequence[str], restart: bool) -> None:
-    """Make ``out`` this comparison's, or check that it is."""
-    if restart and storage.is_marked(out):
-        _refuse_others(out, methods)
-        storage.remove_folder(out, COMPARISON)
-    storage.claim_folder(out, COMPARISON)
-    path = out / _STATE
-    if path.exists() or (out / _ROWS).exists():
-        before = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART)
-        if differing := [_differing(key, before.get(key), now) for key, now in state.items() if before.get(key) != now]:
-            raise TunescopeError(
-                f"{out} holds a comparison with another {', '.join(differing)}. Choose another --out, or --restart to "
-                "replace it."
-            )
-    storage.atomic_write(path, json.dumps(state, indent=2))
-
-
-def _differing(name: str, before: Any, now: Any) -> str:
-    """A condition that changed, with what it was where that is readable."""
-    if isinstance(before, dict) and isinstance(now, dict) and name == "settings":
-        return f"settings ({', '.join(key for key in now if before.get(key) != now[key])})"
-    if name in ("version", "device", "dtype", "style") and before is not None:
-        return f"{name} ({before}; now {now})"
-    return name
-
-
-def _refuse_others(out: Path, methods: Sequence[str]) -> None:
-    """Keep the entries that someone trained into a comparison's bank: they are no part of it."""
-    own = {*methods, *METHODS.names(), *(path.stem for path in (out / _ROWS).glob("*"))}
-    if others := [entry for entry in bank.list_entries(out / "bank") if entry.name not in own]:
-        raise TunescopeError(
-            f"{others[0]} is no entry of the comparison in {out}, so nothing was deleted. Move it away, or choose "
-            "another --out."
-        )
-
-
-def _kept(work: _Work, method: Method) -> Measured | None:
-    path = work.out / _ROWS / f"{method.name}.json"
-    remedy = "Delete this file to measure the method again, or begin anew with --restart."
-    return storage.read_state(path, Measured.model_validate_json, remedy) if path.is_file() else None
-
-
 def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
     """Train and evaluate one method; a failure is a row that says why, so that the others go on."""
     try:
@@ -340,12 +271,12 @@ def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measur
     except TunescopeError as error:
         return Measured(method=method.name, name=method.name, note=str(error))
     if row.score is not None:  # what got no time is tried again when the comparison goes on with a larger budget
-        storage.atomic_write(work.out / _ROWS / f"{method.name}.json", row.model_dump_json())
+        work.ledger.keep_row(row)
     return row
 
 
 def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
-    entry = work.out / "bank" / method.name
+    entry = work.ledger.entry(method.name)
     trained = _trained(work, method, remaining, entry)
     if trained is None:
         return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
@@ -362,9 +293,9 @@ def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measu
         on_stage=work.watcher.stage,
     )
     bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
-    _remember_cost(work, time.monotonic() - started)
+    work.ledger.keep_cost(time.monotonic() - started)
     _note(work, "testing", card["notes"])
-    return _row(method, card, training, entry)
+    return _row(work.ledger, method, card, training)
 
 
 def _trained(
@@ -400,19 +331,6 @@ def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
     work.notes += [note for said in notes if (note := f"In {stage}: {said}") not in work.notes]
 
 
-def _check_state(work: _Work, methods: Sequence[Method]) -> None:
-    """Read once what is kept of an earlier call: damage stops the comparison, and is no failure of a method."""
-    _costs(work)
-    for method in methods:
-        _kept(work, method)
-        _kept_steps(work, method)
-
-
-def _kept_steps(work: _Work, method: Method) -> int | None:
-    path = work.out / _ROWS / f"{method.name}.steps"
-    return storage.read_state(path, int, _RESTART) if path.is_file() else None
-
-
 def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:
     """The loop's settings with the steps that the method's share of the budget pays for; None if it pays for none.
 
@@ -426,45 +344,21 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
     )
     if method.trains == "nothing":
         return common
-    steps = _kept_steps(work, method)
+    steps = work.ledger.steps(method.name)
     if steps is None:
         work.watcher.stage("estimating")
         to_train = sum(other.trains != "nothing" for other in remaining)
-        left = work.settings.budget_seconds - work.clock.seconds() - _cost(work) * len(remaining)
+        left = work.settings.budget_seconds - work.ledger.seconds() - work.ledger.cost() * len(remaining)
         steps = affordable_steps(
             work.base, method, work.train_rows, common, left / max(to_train, 1), pattern=work.pattern, style=work.style
         )
         if not steps:
             return None
-        storage.atomic_write(work.out / _ROWS / f"{method.name}.steps", str(steps))
+        work.ledger.keep_steps(method.name, steps)
     return common.model_copy(update={"max_steps": steps})
 
 
-def _remember_cost(work: _Work, seconds: float) -> None:
-    storage.atomic_write(work.out / _COSTS, "".join(f"{each:.1f}\n" for each in [*_costs(work), seconds]))
-
-
-def _cost(work: _Work) -> float:
-    """What evaluating a method takes: the part of the budget that training must leave.
-
-    The median of those done, which one slow method (few-shot and its long prompts) does not move.
-    """
-    return statistics.median(_costs(work) or [0.0])
-
-
-def _costs(work: _Work) -> list[float]:
-    path = work.out / _COSTS
-    return storage.read_state(path, lambda text: list(map(_seconds, text.split())), _RESTART) if path.is_file() else []
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{text.strip()} is no time")
-    return value
-
-
-def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: Path) -> Measured:
+def _row(ledger: Ledger, method: Method, card: dict[str, Any], training: dict[str, Any]) -> Measured:
     shared = set(Measured.model_fields) & set(card)
     values = {key: card[key] for key in shared if card[key] is not None}
     values |= {
@@ -479,17 +373,8 @@ def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: 
         method=method.name,
         name=method.name,
         seconds=training.get("seconds", 0.0),
-        artifact_mb=bank.size_mb(entry),
-        path=str(entry),
-        curve=_curve(entry / METRICS),
+        artifact_mb=bank.size_mb(ledger.entry(method.name)),
+        path=str(ledger.entry(method.name)),
+        curve=ledger.curve(method.name),
         **values,
     )
-
-
-def _curve(path: Path, most: int = 200) -> list[tuple[int, float, float]]:
-    """Training losses, thinned to at most ``most`` points."""
-    if not path.is_file():
-        return []
-    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    every = -(-len(steps) // most)
-    return [(step["step"], step["loss"], round(step["seconds"], 2)) for step in steps[::every]]
