@@ -70,6 +70,7 @@ def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("spam", "topics"):
         ts.train(tiny_base(), ts.LoRA(), data=kinds, pattern="{text} kind: {label}", out=f"bank/{name}",
                  settings=ts.TrainSettings(max_steps=1))  # fmt: skip
+    ts.train(tiny_base(), ts.LoRA(), ts.Reward(), pairs, out="bank/judge", settings=ts.TrainSettings(max_steps=1))
     return tmp_path
 
 

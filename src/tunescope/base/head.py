@@ -116,7 +116,8 @@ def _measured(head: Logits, hidden: torch.Tensor, targets: torch.Tensor, entropy
     normalizer = logits.logsumexp(-1)
     found = [logits.gather(1, targets[:, None])[:, 0] - normalizer]
     if entropy:
-        found.append(normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1))
+        logs = logits - normalizer[:, None]
+        found.append(-(logs.exp() * logs).sum(-1))
     return torch.stack(found, dim=1)
 
 
