@@ -55,8 +55,8 @@ def score(
     shared = _shared([item.prompt for item in items])
     groups = list(by_length([_packed_length(item, shared) for item in items]))
     passes = Passes(customized.base, max(map(len, groups), default=1))
-    effects = customized.customization.effects
-    compiled = Compiled.of(customized.customization, customized.base) if effects else None
+    customization = customized.customization
+    compiled = Compiled.of(customization, customized.base) if customization.acts else None
     beginning = _compute_beginning(passes, compiled, items[0].prompt[:shared]) if shared else None
     for indices in groups:
         scored = _score_pass(passes, compiled, [items[i] for i in indices], beginning)
