@@ -15,12 +15,13 @@ from tunescope.bank.entry import (
 from tunescope.bank.export import export
 from tunescope.bank.merge import Merged, merge, merge_into_base
 from tunescope.bank.peft_format import export_peft, import_peft
-from tunescope.bank.record import BaseRecord, DataRecord, Record
+from tunescope.bank.record import BaseRecord, Continued, DataRecord, Record
 from tunescope.bank.verify import Verified, verify
 
 __all__ = [
     "RECORD",
     "BaseRecord",
+    "Continued",
     "DataRecord",
     "Merged",
     "Record",

@@ -109,14 +109,39 @@ def compact(sites: Sites, keys: set[str]) -> tuple[tuple[str, ...], tuple[int, .
 
 
 def lora_parts(customized: Customized) -> dict[str, LoRAPart]:
-    """The low-rank changes of a LoRA by site, in float32 on the processor."""
-    found = {}
-    for key, effect in customized.customization.effects.items():
-        if isinstance(effect, LowRank):
-            magnitude = None if effect.magnitude is None else effect.magnitude.detach().cpu()
-            site = key.rpartition(".")[0]
-            found[site] = LoRAPart(effect.A.detach().cpu(), effect.B.detach().cpu(), effect.scaling, magnitude)
+    """The low-rank changes of a LoRA by site, in float32 on the processor.
+
+    Those of LoRAs that it starts from are in them, in one product: exactly, but for DoRA, which has no such form.
+
+    Raises:
+        BankError: it starts from something else than LoRAs without DoRA.
+    """
+    found: dict[str, LoRAPart] = {}
+    chain = [layer for layer in customized.customization.layers if layer.effects]
+    for layer in chain:
+        for key, effect in layer.effects.items():
+            magnitude = effect.magnitude if isinstance(effect, LowRank) else None
+            if len(chain) > 1 and effect.where != "head" and (not isinstance(effect, LowRank) or magnitude is not None):
+                raise BankError(
+                    f"This {customized.method.name} and what it starts from are not one LoRA. Write them into the "
+                    "weights with --to transformers, or serve the entry as it is."
+                )
+            if isinstance(effect, LowRank):
+                site = key.rpartition(".")[0]
+                own = LoRAPart(
+                    effect.A.detach().cpu(),
+                    effect.B.detach().cpu(),
+                    effect.scaling,
+                    None if magnitude is None else magnitude.detach().cpu(),
+                )
+                found[site] = _concatenated(found[site], own) if site in found else own
     return found
+
+
+def _concatenated(first: LoRAPart, second: LoRAPart) -> LoRAPart:
+    """Both changes as one product."""
+    B = torch.cat([first.scaling * first.B, second.scaling * second.B], dim=1)
+    return LoRAPart(torch.cat([first.A, second.A]), B, scaling=1.0)
 
 
 def _commonest(values: Mapping[str, T]) -> T:

@@ -24,7 +24,7 @@ from tunescope.base.loading import Dtype
 from tunescope.errors import BankError, TunescopeError, UnknownNameError
 from tunescope.foreign import read_object
 from tunescope.locks import writing
-from tunescope.methods import Customized, at_rest
+from tunescope.methods import Customized, Full, at_rest
 from tunescope.methods.effects import Effect
 from tunescope.methods.registry import METHODS
 from tunescope.objectives.registry import OBJECTIVES
@@ -78,7 +78,7 @@ def save(
         if customized.moves_base:
             customized.base.model.save_pretrained(partial, max_shard_size=_ONE_FILE)
             customized.base.tokenizer.save_pretrained(partial)
-        if tensors := customized.customization.tensors():
+        if tensors := customized.customization.all_tensors():
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
         if files := [partial / name for name in (MODEL, TENSORS) if (partial / name).is_file()]:
             record = record.model_copy(update={"tensors_sha256": storage.sha256_file(*files)})
@@ -188,14 +188,13 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
             f"{origin.name} (fingerprint {origin.fingerprint.short}) has another {' and '.join(differing)}. Use the "
             "base it was made for, or train it again on this one."
         )
-    method = METHODS.load(record.method).parse(record.method_settings)
     try:
-        customized = at_rest(origin, method, record.template, record.labels, _added(record, origin))
+        customized = _at_rest(record, origin)
     except (RuntimeError, MemoryError) as error:  # settings so large that there is no memory for their tensors
         raise BankError(
-            f"{folder}: there is no memory for tensors as large as its settings say ({method!r})."
+            f"{folder}: there is no memory for tensors as large as its settings say ({record.method_settings})."
         ) from error
-    needed = customized.customization.tensors()
+    needed = customized.customization.all_tensors()
     if (needed or customized.moves_base) and record.tensors_sha256 is None:
         raise BankError(
             f"{folder / RECORD} has no tensors_sha256, but {record.method} has tensors: the entry is damaged. Copy "
@@ -206,7 +205,7 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
     )
     if needed:
         try:
-            customized.customization.load_tensors(load_file(folder / TENSORS, device=str(origin.device)))
+            customized.customization.load_all_tensors(load_file(folder / TENSORS, device=str(origin.device)))
         except (SafetensorError, BankError) as error:
             raise BankError(f"{folder / TENSORS}: {error}") from error
     if customized.moves_base:
@@ -225,6 +224,22 @@ def export_model(entry: Path, folder: Path) -> None:
     ours = shutil.ignore_patterns(RECORD, TENSORS, CHECK, "metrics*", storage.MARKER)
     with writing(folder), storage.atomic_folder(folder) as partial:
         shutil.copytree(entry, partial, ignore=ours, dirs_exist_ok=True)
+
+
+def _at_rest(record: Record, base: Base) -> Customized:
+    """What the record says, with what it starts from; the tensors are still to be loaded."""
+    start = record.start
+    method, continued = METHODS.load(record.method).parse(record.method_settings), record.continued
+    return at_rest(
+        base,
+        method,
+        record.template,
+        record.labels or (continued.labels if continued else None),
+        _added(record, base),
+        # What full fine-tuning made is the base itself.
+        None if start is None or start.method == Full.name else _at_rest(start, base).customization,
+        trained_at_rest=continued is not None,
+    )
 
 
 def _added(record: Record, base: Base) -> dict[str, Effect]:

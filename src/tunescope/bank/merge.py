@@ -17,7 +17,7 @@ import torch
 
 from tunescope import storage
 from tunescope.bank.assemble import LoRAPart, assemble_lora, lora_parts
-from tunescope.base import Base, Sites
+from tunescope.base import Base, Site, Sites
 from tunescope.base.device import dtype_name
 from tunescope.base.loading import in_dtype
 from tunescope.errors import BankError
@@ -79,15 +79,19 @@ def _write_merged(customized: Customized, folder: Path, dtype: torch.dtype | Non
 
 
 def merged_model(base: Base, customization: Customization) -> Any:
-    """A float32 copy of the base's model with the effects in its weights; the base stays as it is."""
+    """A float32 copy of the base's model with the effects in its weights, those that it starts from first.
+
+    The base stays as it is.
+    """
     model = in_dtype(copy.deepcopy(base.model), torch.float32)
     sites = Sites(model)
-    for key, effect in customization.effects.items():
-        site = sites[key.rpartition(".")[0]]
+    effects = [(key, effect) for layer in customization.layers for key, effect in layer.effects.items()]
+    # Every B A reads the input as it is after all scales of it, so these go into the weights last.
+    for key, effect in sorted(effects, key=lambda item: item[1].where == "input"):
         if isinstance(effect, LowRank):
-            site.set_weight(_with_low_rank(site.weight.detach(), effect))
+            _put_low_rank(sites[key.rpartition(".")[0]], effect)
         elif isinstance(effect, Scale):
-            vector = effect.vector.detach().float()
+            site, vector = sites[key.rpartition(".")[0]], effect.vector.detach().float()
             along = vector[None, :] if effect.where == "input" else vector[:, None]
             site.set_weight(site.weight.detach() * along)
             if effect.where == "output" and site.bias is not None:
@@ -178,10 +182,15 @@ def _check_mergeable(customized: Customized) -> None:
     refuse_heads(customized, "a merged language model")
     if customized.moves_base:
         raise BankError("Full fine-tuning is a model already: its folder in the bank can be used as a base.")
-    effects = customized.customization.effects
+    effects = [
+        effect
+        for layer in customized.customization.layers
+        for effect in layer.effects.values()
+        if effect.where != "head"
+    ]
     if not effects:
         raise BankError(f"{customized.method.name} changes no weights, only the text around a row: nothing to merge.")
-    for effect in effects.values():
+    for effect in effects:
         if not isinstance(effect, LowRank | Scale):
             why = _WHY_NOT.get(effect.kind, "it is not linear in the weights")
             raise BankError(f"{customized.method.name} cannot be merged into the weights: {why}. Serve it as it is.")
@@ -195,6 +204,11 @@ def _check_combinable(loras: Sequence[Customized], weights: Sequence[float]) -> 
     first = loras[0]
     for lora in loras:
         refuse_heads(lora, "a sum of LoRAs")
+        if (start := lora.customization.start) is not None and start.acts:
+            raise BankError(
+                f"One of the LoRAs starts from a {start.method.name} entry, on which its change rests: it adds up with "
+                "no other's. Write it into the weights instead: tunescope bank export ENTRY --to transformers."
+            )
         if not isinstance(lora.method, LoRA) or lora.method.dora:
             name = "DoRA" if isinstance(lora.method, LoRA) else lora.method.name
             raise BankError(f"Only LoRAs without DoRA can be combined: their changes add up. {name} is not one.")
@@ -205,11 +219,16 @@ def _check_combinable(loras: Sequence[Customized], weights: Sequence[float]) -> 
             raise BankError("LoRAs trained under different templates (style, system text, stop) cannot be combined.")
 
 
-def _with_low_rank(weight: torch.Tensor, effect: LowRank) -> torch.Tensor:
-    changed = weight + effect.delta_weight().detach()
+def _put_low_rank(site: Site, effect: LowRank) -> None:
+    changed = site.weight.detach() + effect.delta_weight().detach()
     if effect.magnitude is None:
-        return changed
-    return changed * (effect.magnitude.detach() / effect.direction_norm())[:, None]
+        site.set_weight(changed)
+        return
+    stretch = effect.magnitude.detach() / effect.direction_norm()
+    site.set_weight(changed * stretch[:, None])
+    if site.bias is not None and effect.bias is not None:  # stretched but for the base's own, which is added after
+        own = effect.bias.detach().float()
+        site.set_bias((site.bias.detach() - own) * stretch + own)
 
 
 def _measure(customized: Customized, model: Any, dtype: torch.dtype) -> tuple[float, float, float]:

@@ -31,6 +31,17 @@ class DataRecord(Settings):
     """How many rows were used."""
 
 
+class Continued(Settings):
+    """The entry whose own tensors were trained on."""
+
+    name: str
+    """File or what it was called."""
+    tensors_sha256: str
+    """Of its tensors."""
+    labels: tuple[str, ...] | None = None
+    """The labels of its task, which some methods begin at."""
+
+
 class Record(Settings):
     """The certificate of a customization, kept as ``customization.json``."""
 
@@ -62,5 +73,9 @@ class Record(Settings):
     """Of the tensor files, so that damage is found; none only where the method has no tensors."""
     training: dict[str, Any] = Field(default_factory=dict)
     """What the run measured: steps, seconds, tokens, loss."""
+    start: Record | None = None
+    """The certificate of what it starts from, whose effects act before its own; none where that is the base."""
+    continued: Continued | None = None
+    """The entry whose own tensors were trained on; none where they are new."""
     card: dict[str, Any] | None = None
     """What ``tunescope eval`` measured last."""

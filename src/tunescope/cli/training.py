@@ -22,6 +22,7 @@ from tunescope.objectives import Objective
 from tunescope.objectives.registry import OBJECTIVES
 from tunescope.settings import Settings
 from tunescope.training import TrainSettings, train
+from tunescope.training.start import pattern_of
 
 Out = Annotated[Path, typer.Option("--out", help="The bank entry to write: BANK/NAME.")]
 ObjectiveName = Annotated[
@@ -54,6 +55,16 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         skip_bad: options.SkipBad = 0,
         dtype: options.DtypeName = "auto",
         device: options.Device = None,
+        start: Annotated[
+            Path | None,
+            typer.Option("--from", metavar="BANK/NAME", help="An entry to train on top of. It stays as it is."),
+        ] = None,
+        continued: Annotated[
+            Path | None,
+            typer.Option(
+                "--continue", metavar="BANK/NAME", help="An entry of this method whose own tensors to train on."
+            ),
+        ] = None,
         restart: options.Restart = False,
         overwrite: Overwrite = False,
         as_json: options.AsJson = False,
@@ -62,7 +73,7 @@ def training_command(method_class: type[Method], objective_class: type[Objective
         output = Output(as_json)
         bank.check_free(out, overwrite=overwrite)
         table = read(data, split=split, skip_bad=skip_bad)
-        pattern = options.typed(template, output.note) or table.default_template
+        pattern = options.typed(template, output.note) or pattern_of(start or continued, goal) or table.default_template
         rows = goal.rows(table, pattern, skip_bad - len(table.skipped), output.note)
         with TrainingProgress(output.progress, method.name) as progress:
             trained = train(
@@ -77,6 +88,8 @@ def training_command(method_class: type[Method], objective_class: type[Objective
                 skip_bad=skip_bad - len(table.skipped) - (len(table) - len(rows)),
                 name=table.name,
                 validation=validation,
+                start=start,
+                continued=continued,
                 restart=restart,
                 overwrite=overwrite,
                 on_step=progress,

@@ -127,7 +127,7 @@ def measure_forgetting(customized: Customized, probes: Probes) -> Forgetting:
     Off is measured anew on the base that the customization rode on, not assumed; full fine-tuning has no off.
     """
     before = probes.of_base(customized.origin)
-    if not customized.customization.effects and not customized.moves_base:
+    if not customized.customization.acts and not customized.moves_base:
         return Forgetting(0.0, 0.0, before, before)
     on = measure_general(customized, probes)
     if before.loss is None or on.loss is None:

@@ -19,7 +19,6 @@ import torch
 
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
-from tunescope.base.sites import Site
 from tunescope.errors import EngineError
 from tunescope.methods import Customization
 from tunescope.methods.effects import Bottleneck, LowRank, Prefix, Scale
@@ -56,37 +55,41 @@ class Compiled:
 
     Attributes:
         linear: by site key.
-        bottleneck: by site key.
+        bottleneck: by site key; adapters that act one after the other.
         table: virtual tokens [virtual_tokens, hidden], or None.
         heads: by name; they change nothing of what the base computes.
     """
 
     linear: dict[str, LinearEffect]
-    bottleneck: dict[str, BottleneckEffect]
+    bottleneck: dict[str, tuple[BottleneckEffect, ...]]
     table: torch.Tensor | None
     heads: dict[str, Head]
 
     @classmethod
     def of(cls, customization: Customization, base: Base) -> Compiled:
-        """Compile for ``base``. The tensors are copies: training may go on without changing what is served.
+        """Compile for ``base``, what it starts from included: effects at one site are folded in the order they act in.
+
+        The tensors are copies: training may go on without changing what is served.
 
         Raises:
             EngineError: an effect that no batch can share, or tensors that are not finite.
         """
         linear: dict[str, LinearEffect] = {}
-        bottleneck: dict[str, BottleneckEffect] = {}
+        bottleneck: dict[str, tuple[BottleneckEffect, ...]] = {}
+        tables: list[torch.Tensor] = []
         heads: dict[str, Head] = {}
-        table = None
         with torch.no_grad():
-            for key, effect in customization.effects.items():
+            for key, effect in (item for layer in customization.layers for item in layer.effects.items()):
                 place = key.rpartition(".")[0]
+                if effect.where == "head" and key not in customization.effects:
+                    continue  # of what it starts from: without the objective that brought it, it has no use
                 match effect:
                     case Head():
                         heads[key.removeprefix("head.")] = effect.at_rest().to(base.device)
                     case Prefix():
-                        table = effect.table().detach().to(base.device, base.dtype, copy=True)
+                        tables.append(effect.table().detach().to(base.device, base.dtype, copy=True))
                     case LowRank():
-                        linear[place] = _then_low_rank(linear.get(place, LinearEffect()), effect, base.sites[place])
+                        linear[place] = _then_low_rank(linear.get(place, LinearEffect()), effect)
                     case Scale():
                         linear[place] = _then_scale(linear.get(place, LinearEffect()), effect)
                     case Bottleneck():
@@ -94,11 +97,12 @@ class Compiled:
                         down, down_bias, up, up_bias = (
                             part.detach().to(base.device, base.dtype, copy=True) for part in parts
                         )
-                        bottleneck[place] = BottleneckEffect(down, down_bias, up, up_bias, effect.activation)
+                        own = BottleneckEffect(down, down_bias, up, up_bias, effect.activation)
+                        bottleneck[place] = (*bottleneck.get(place, ()), own)
                     case _:
                         raise EngineError(f"{type(effect).__name__} at {place} is no effect that rows can share.")
             linear = {place: _at_rest(effect, base) for place, effect in linear.items()}
-        compiled = cls(linear, bottleneck, table, heads)
+        compiled = cls(linear, bottleneck, torch.cat(tables) if tables else None, heads)
         if broken := compiled._not_finite():
             # The matmuls of a stack hold every customization's columns: inf · 0 would reach the rows of the others.
             raise EngineError(
@@ -125,22 +129,25 @@ class Compiled:
         return [tensor for _, tensor in self._placed()]
 
     def _placed(self) -> list[tuple[str, torch.Tensor]]:
-        parts = [*self.linear.items(), *self.bottleneck.items()]
+        parts: list[tuple[str, LinearEffect | BottleneckEffect]] = list(self.linear.items())
+        parts += [(site, level) for site, levels in self.bottleneck.items() for level in levels]
         found = [(site, tensor) for site, part in parts for tensor in part if isinstance(tensor, torch.Tensor)]
         found += [(f"head.{name}", tensor) for name, head in self.heads.items() for tensor in head.parameters()]
         return found if self.table is None else [*found, ("embedding", self.table)]
 
 
-def _then_low_rank(before: LinearEffect, effect: LowRank, site: Site) -> LinearEffect:
+def _then_low_rank(before: LinearEffect, effect: LowRank) -> LinearEffect:
     A, B = effect.A.detach().float(), effect.B.detach().float() * effect.scaling
+    if before.A is not None and before.B is not None:
+        A, B = torch.cat([before.A, A]), torch.cat([before.B, B], dim=1)
     scale, shift = before.scale, before.shift
     if effect.magnitude is not None:
         stretch = effect.magnitude.detach().float() / effect.direction_norm()
         B = B * stretch[:, None]
         scale = stretch if scale is None else scale * stretch
         shift = None if shift is None else shift * stretch
-        if site.bias is not None:  # DoRA adds the bias after: stretch · (y - b) + b
-            moved = (1 - stretch) * site.bias.float()
+        if effect.bias is not None:  # DoRA adds the bias after: stretch · (y - b) + b
+            moved = (1 - stretch) * effect.bias.float()
             shift = moved if shift is None else shift + moved
     return before._replace(A=A, B=B, scale=scale, shift=shift)
 
@@ -148,7 +155,7 @@ def _then_low_rank(before: LinearEffect, effect: LowRank, site: Site) -> LinearE
 def _then_scale(before: LinearEffect, effect: Scale) -> LinearEffect:
     vector = effect.vector.detach().float()
     if effect.where == "input":
-        return before._replace(input_scale=vector)
+        return before._replace(input_scale=vector if before.input_scale is None else before.input_scale * vector)
     return before._replace(
         B=None if before.B is None else before.B * vector[:, None],
         scale=vector if before.scale is None else before.scale * vector,

@@ -47,6 +47,19 @@ class LinearRows:
 
 @dataclass(frozen=True)
 class BottleneckRows:
+    """A block's adapters for the rows of a batch: levels that act one after the other."""
+
+    levels: tuple[BottleneckLevel, ...]
+
+    def after(self, _given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """What the block returns [rows, length, hidden], with the rows' adapters added."""
+        for level in self.levels:
+            output = level.after(output)
+        return output
+
+
+@dataclass(frozen=True)
+class BottleneckLevel:
     """A ``StackedBottleneck`` for the rows of a batch: ``mask`` [rows, 1, widths], boolean; ``up_bias``
     [rows, 1, hidden]."""
 
@@ -54,8 +67,8 @@ class BottleneckRows:
     mask: torch.Tensor
     up_bias: torch.Tensor
 
-    def after(self, _given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """What the block returns [rows, length, hidden], with the rows' adapters added."""
+    def after(self, output: torch.Tensor) -> torch.Tensor:
+        """[rows, length, hidden] with these adapters added."""
         stacked = self.stacked
         low = stacked.down(output)
         parts = low.split([width for _, width in stacked.activations], dim=-1)
@@ -115,13 +128,13 @@ class Plan:
         if not self.members:
             return None
         if site not in self._bottleneck:
-            stacked = self.stack.bottleneck(site) if any(site.key in m.bottleneck for m in self.members) else None
-            if stacked is None:
-                self._bottleneck[site] = None
-            else:
-                mask = self._mask(stacked.owner)
-                assert mask is not None  # a member of this batch owns a column
-                self._bottleneck[site] = BottleneckRows(stacked, mask, stacked.up_bias[self._rows][:, None])
+            masks = [(stacked, self._mask(stacked.owner)) for stacked in self.stack.bottleneck(site)]
+            levels = tuple(
+                BottleneckLevel(stacked, mask, stacked.up_bias[self._rows][:, None])
+                for stacked, mask in masks
+                if mask is not None  # a member of this batch owns a column
+            )
+            self._bottleneck[site] = BottleneckRows(levels) if levels else None
         return self._bottleneck[site]
 
     def _linear_rows(self, sites: tuple[Site, ...]) -> LinearRows | None:

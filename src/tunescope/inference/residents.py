@@ -178,9 +178,9 @@ class Residents:
                 f"{name} was made for {customized.origin.name}, which has another {' and '.join(differing)} than "
                 f"{self._base.name}."
             )
-        effects = customized.customization.effects
+        customization = customized.customization
         try:
-            compiled = Compiled.of(customized.customization, self._base) if effects else None
+            compiled = Compiled.of(customization, self._base) if customization.acts else None
         except EngineError as error:
             raise EngineError(f"{name}: {error}") from error
         template = customized.template

@@ -82,8 +82,8 @@ class Scorer:
 
     def __init__(self, customized: Customized, rows: int) -> None:
         self._passes = Passes(customized.base, rows)
-        effects = customized.customization.effects
-        self._effects = Compiled.of(customized.customization, customized.base) if effects else None
+        customization = customized.customization
+        self._effects = Compiled.of(customization, customized.base) if customization.acts else None
 
     @torch.inference_mode()
     def hidden(self, packed: Packed) -> torch.Tensor:

@@ -54,7 +54,7 @@ class Stack:
         self._numbers = {member: number for number, member in enumerate(self.members, start=1)}
         self._base, self._pack = base, packs(base)
         self._linear: dict[tuple[Site, ...], StackedLinear | None] = {}
-        self._bottleneck: dict[Site, StackedBottleneck | None] = {}
+        self._bottleneck: dict[Site, tuple[StackedBottleneck, ...]] = {}
         tables = [member.table for member in self.members if member.table is not None]
         self.table = torch.cat(tables) if tables else None
         self.offsets = [0]
@@ -73,10 +73,11 @@ class Stack:
             self._linear[sites] = self._stack_linear(sites)
         return self._linear[sites]
 
-    def bottleneck(self, site: Site) -> StackedBottleneck | None:
-        """The adapters at ``site``; None where nobody has one."""
+    def bottleneck(self, site: Site) -> tuple[StackedBottleneck, ...]:
+        """The adapters at ``site``: everybody's first, everybody's second, and so on; none where nobody has one."""
         if site not in self._bottleneck:
-            self._bottleneck[site] = self._stack_bottleneck(site)
+            levels = max((len(member.bottleneck.get(site.key, ())) for member in self.members), default=0)
+            self._bottleneck[site] = tuple(self._stack_bottleneck(site, level) for level in range(levels))
         return self._bottleneck[site]
 
     def _stack_linear(self, sites: tuple[Site, ...]) -> StackedLinear | None:
@@ -121,14 +122,12 @@ class Stack:
             made[name] = torch.full((len(self.members) + 1, width), identity, device=self._base.device)
         return made[name]
 
-    def _stack_bottleneck(self, site: Site) -> StackedBottleneck | None:
+    def _stack_bottleneck(self, site: Site, level: int) -> StackedBottleneck:
         found = [
-            (number, member.bottleneck[site.key])
+            (number, levels[level])
             for number, member in enumerate(self.members, start=1)
-            if site.key in member.bottleneck
+            if len(levels := member.bottleneck.get(site.key, ())) > level
         ]
-        if not found:
-            return None
         order = list(ACTIVATIONS.values())
         found.sort(key=lambda each: order.index(each[1].activation))
         up_bias = found[0][1].up_bias.new_zeros(len(self.members) + 1, site.out_features)

@@ -12,10 +12,13 @@ from torch import nn
 from tunescope.base import Base
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
-from tunescope.errors import BankError
+from tunescope.errors import BankError, TrainingError
 from tunescope.methods.acting import Hooks
 from tunescope.methods.effects import Effect, Prefix
 from tunescope.methods.method import Method
+
+# What names of a start's tensors begin with, beside those of what was trained on top of it.
+_START = "start."
 
 
 class Customization(nn.Module):
@@ -63,6 +66,11 @@ class Customization(nn.Module):
         return torch.cat([effect.table() for effect in effects if isinstance(effect, Prefix)])
 
     @property
+    def acts(self) -> bool:
+        """Whether there is any effect, of its own or of what it starts from."""
+        return any(layer.effects for layer in self.layers)
+
+    @property
     def heads(self) -> dict[str, Effect]:
         """The heads that an objective brought, by name (``reward``): they read hidden states and change none."""
         return {key.removeprefix("head."): effect for key, effect in self.effects.items() if effect.where == "head"}
@@ -105,6 +113,23 @@ class Customization(nn.Module):
                 )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+    def all_tensors(self) -> dict[str, torch.Tensor]:
+        """``tensors``, and those of what it starts from by the same names behind ``start.``."""
+        before = {} if self.start is None else self.start.all_tensors()
+        return self.tensors() | {_START + name: tensor for name, tensor in before.items()}
+
+    def load_all_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take what ``all_tensors`` gave.
+
+        Raises:
+            BankError: as ``load_tensors``.
+        """
+        own = dict(tensors)
+        if self.start is not None:
+            before = {name: own.pop(name) for name in tensors if name.startswith(_START)}
+            self.start.load_all_tensors({name.removeprefix(_START): tensor for name, tensor in before.items()})
+        self.load_tensors(own)
 
     def finish(self) -> None:
         """Training is over: keep what is served (p-tuning writes its virtual tokens down and drops the encoder)."""
@@ -151,11 +176,14 @@ class Customized:
         base: the frozen base; after full fine-tuning, the moved copy.
         customization: template and effects.
         origin: the untouched base. The same object as ``base`` for every method but full.
+        reference: the frozen customization of ``origin`` that its training begins at, which preference objectives hold
+            it near to; None where that is ``origin`` itself.
     """
 
     base: Base
     customization: Customization
     origin: Base
+    reference: Customization | None = None
 
     @property
     def template(self) -> Template:
@@ -228,25 +256,68 @@ def customize(
     labels: Sequence[str] | None = None,
     seed: int = 0,
     added: Mapping[str, Effect] | None = None,
+    start: Customization | None = None,
 ) -> Customized:
-    """A customization at its start: its effects at their identity, its prompt drawn.
+    """A customization as its training begins: its effects at their identity, its prompt drawn.
 
     Args:
         base: frozen.
         method: settings of the method.
-        template: the task's plain template, to which the method may add.
+        template: the task's plain template, or that of ``start``, to which the method may add.
         rows: training rows, for methods that show some.
         labels: of a classification task.
         seed: of everything drawn.
         added: effects that the objective brings, whatever the method.
+        start: a finished customization of the base, whose effects act before the new ones and stay as they are.
+
+    Raises:
+        TrainingError: no room for the virtual tokens of both, or a method that moves the base below a start's effects.
     """
     generator = torch.Generator().manual_seed(seed)
     template = method.prompt(template, rows, labels, seed)
     template.check_marks()
+    if start is not None:
+        _check_start(base, method, template, start)
     effects = {**method.effects(base, generator, labels), **(added or {})}
-    customization = Customization(method, template, effects).to(base.device)
+    customization = Customization(method, template, effects, start).to(base.device)
     running = base.copy_to_move() if method.trains == "base" else base
-    return Customized(running, customization, base)
+    return Customized(running, customization, base, start)
+
+
+def _check_start(base: Base, method: Method, template: Template, start: Customization) -> None:
+    if method.trains == "base" and start.acts:
+        raise TrainingError(
+            f"{method.name} moves the base's weights, on which the effects of {start.method.name} rest: write them "
+            "into the weights (tunescope bank export ENTRY --to transformers --out FOLDER) and train --base FOLDER."
+        )
+    if template.virtual_tokens >= base.context_length:
+        raise TrainingError(
+            f"{template.virtual_tokens} virtual tokens, those it starts from among them, leave no room for text: the "
+            f"context of {base.name} has {base.context_length} tokens. Take fewer virtual tokens."
+        )
+
+
+def go_on(
+    entry: Customized, template: Template, labels: Sequence[str] | None, added: Mapping[str, Effect]
+) -> Customized:
+    """A customization whose own tensors begin where those of a finished one are; ``entry`` is its reference.
+
+    What training alone needed is gone: p-tuning's virtual tokens are trained without their encoder. Of an objective's
+    heads those stay that ``added`` names.
+
+    Args:
+        entry: finished; it stays as it is.
+        template: of the result.
+        labels: of the task that ``entry`` was trained on.
+        added: effects that the objective brings.
+    """
+    before = entry.customization
+    made = at_rest(entry.origin, before.method, template, labels, added, before.start, trained_at_rest=True)
+    own, found = made.customization.tensors(), before.tensors()
+    made.customization.load_tensors({name: found.get(name, tensor) for name, tensor in own.items()})
+    made.customization.requires_grad_(True)
+    made.reference = before
+    return made
 
 
 def at_rest(
@@ -255,6 +326,9 @@ def at_rest(
     template: Template,
     labels: Sequence[str] | None = None,
     added: Mapping[str, Effect] | None = None,
+    start: Customization | None = None,
+    *,
+    trained_at_rest: bool = False,
 ) -> Customized:
     """A finished customization whose tensors are still to be loaded, with ``load_tensors``.
 
@@ -264,10 +338,14 @@ def at_rest(
         template: as it was trained.
         labels: of the task, as they were when training began.
         added: effects that the objective brought.
+        start: what it starts from, at rest too.
+        trained_at_rest: whether training moved the tensors that are kept, even where the method trains others.
     """
     effects = {**method.effects(base, torch.Generator(), labels), **(added or {})}
-    customization = Customization(method, template, effects).to(base.device)
+    customization = Customization(method, template, effects, start).to(base.device)
     customization.finish()
+    if trained_at_rest:
+        customization.trainable_parameters = sum(tensor.numel() for tensor in customization.tensors().values())
     return Customized(base, customization, base)
 
 

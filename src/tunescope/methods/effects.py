@@ -114,6 +114,11 @@ class LowRank(Effect):
         """The length of the base's own rows for DoRA's magnitude, zero for A and B."""
         return self._length() if parameter == "magnitude" else super().identity(parameter)
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base's bias at its site, [out], which DoRA adds after its re-scaling."""
+        return self._site[0].bias
+
     def _length(self) -> torch.Tensor:
         """Length of each output row of W, [out]."""
         return self._site[0].weight.detach().float().norm(dim=1)
@@ -134,10 +139,9 @@ class LowRank(Effect):
         added = functional.linear(low, (self.B * self.scaling).to(given.dtype))
         if self.magnitude is None:
             return output + added
-        bias = self._site[0].bias
-        straight = output if bias is None else output - bias
+        straight = output if self.bias is None else output - self.bias
         if self.dropout and self.training:  # the paper's W x meets the same dropped input as B A x
-            straight = functional.linear(dropped, self._site[0].weight)
+            straight = straight + functional.linear(dropped - given, self._site[0].weight)
         stretch = self.magnitude / self.direction_norm()
         # Written as a change to the output, so that a stretch of one and no B A x leave it bit for bit.
         return output + (stretch - 1).to(given.dtype) * straight + stretch.to(given.dtype) * added

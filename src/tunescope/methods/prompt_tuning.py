@@ -50,8 +50,22 @@ class SoftPrompt(Method):
         return self
 
     def prompt(self, template: Template, rows: Sequence[Row], labels: Sequence[str] | None, seed: int) -> Template:
-        """The template with the virtual tokens in it."""
-        return template.model_copy(update={"virtual_tokens": self.virtual_tokens, "virtual_splits": self.splits})
+        """The template with these virtual tokens behind those that it has.
+
+        Raises:
+            TrainingError: it has some at marked places, and these would stand before the text, or the other way round.
+        """
+        if template.virtual_tokens and bool(template.virtual_splits) != bool(self.splits):
+            raise TrainingError(
+                "Virtual tokens at marked places (--splits) and others before the text cannot be in one template: give "
+                "the new ones a place as those have that it starts from."
+            )
+        return template.model_copy(
+            update={
+                "virtual_tokens": template.virtual_tokens + self.virtual_tokens,
+                "virtual_splits": (*template.virtual_splits, *self.splits),
+            }
+        )
 
     def check_room(self, base: Base) -> None:
         """Refuse more virtual tokens than the base has room for.

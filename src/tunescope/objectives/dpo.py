@@ -1,8 +1,9 @@
 """Direct preference optimization: raise the chosen completion against the rejected one (Rafailov et al. 2023,
 arXiv:2305.18290), without a reward model.
 
-The policy is the base as customized; the reference is the same base without the customization, so there is no second
-model, and its log-probabilities are computed once before training. SimPO and ORPO need no reference.
+The policy is the base as customized; the reference is the same base as training found it: without a customization, or
+with that of the entry that training starts from. So there is no second model, and the reference's log-probabilities
+are computed once before training. SimPO and ORPO need no reference.
 
 The *score* of a completion y is log π(y|x) - log π_ref(y|x), or its mean a token where ``length_normalize`` is set;
 without a reference it is log π(y|x) / |y|. The implicit *reward* is β times the score.
@@ -74,7 +75,9 @@ class DPO(PreferenceObjective):
 
     def prepare(self, customized: Customized, examples: Sequence[EncodedPair]) -> list[EncodedPair]:
         """The pairs with their log-probabilities under the reference, where the loss has one."""
-        return list(examples) if self.loss in _WITHOUT_REFERENCE else with_reference(customized.origin, examples)
+        if self.loss in _WITHOUT_REFERENCE:
+            return list(examples)
+        return with_reference(customized.origin, examples, customized.reference)
 
     def rewards(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
         """β times the scores."""

@@ -1,7 +1,9 @@
-"""Log-probabilities under the reference: the untouched base. They never change, so they are computed once and kept.
+"""Log-probabilities under the reference: the untouched base, or the base with the frozen customization that training
+starts from. They never change, so they are computed once and kept.
 
 They lie in the cache folder under a sum over everything they depend on: the base's weights, the precision and kind of
-device, and the token ids of the pairs (which hold the data, the template and every cut).
+device, the customization's tensors and settings, and the token ids of the pairs (which hold the data, the template and
+every cut).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from tunescope import storage
@@ -20,22 +23,32 @@ from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
 from tunescope.data.packing import by_length
+from tunescope.methods import Customization
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.tensor_files import read_tensors, write_tensors
 
 
-def with_reference(base: Base, examples: Sequence[EncodedPair]) -> list[EncodedPair]:
-    """The pairs with their log-probabilities under ``base``.
+def with_reference(
+    base: Base, examples: Sequence[EncodedPair], reference: Customization | None = None
+) -> list[EncodedPair]:
+    """The pairs with their log-probabilities under the reference.
 
-    Virtual tokens are left out of the prompts, since they belong to the customization; the method's own text is not.
+    Virtual tokens that the reference does not have are left out of the prompts, since they belong to what is trained;
+    the method's own text is not.
+
+    Args:
+        base: frozen.
+        examples: pairs whose virtual tokens are the reference's first and then others.
+        reference: acts on the base; None for the base itself.
 
     Raises:
-        BaseInUseError: a customization acts on the base: the reference is the base itself.
+        BaseInUseError: a customization acts on the base already.
     """
-    plain = [replace(example, prompt=[token for token in example.prompt if token >= 0]) for example in examples]
-    path = _place(base, plain)
-    with base.use.untouched("The reference"):
+    first = 0 if reference is None else -reference.template.virtual_tokens
+    plain = [replace(example, prompt=[token for token in example.prompt if token >= first]) for example in examples]
+    path = _place(base, plain, reference)
+    with base.use.untouched("The reference") if reference is None else reference.applied(base):
         found = _kept(path, len(plain))
         if found is None:
             found = _computed(base, plain)
@@ -46,8 +59,12 @@ def with_reference(base: Base, examples: Sequence[EncodedPair]) -> list[EncodedP
     ]
 
 
-def _place(base: Base, examples: Sequence[EncodedPair]) -> Path:
+def _place(base: Base, examples: Sequence[EncodedPair], reference: Customization | None) -> Path:
     digest = hashlib.sha256(f"{base.fingerprint.weights}|{dtype_name(base.dtype)}|{base.device.type}".encode())
+    if reference is not None:
+        for layer in reference.layers:
+            digest.update(f"{layer.method.name}{layer.method.model_dump_json()}".encode())
+        digest.update(safetensors.torch.save(reference.all_tensors()))
     for example in examples:
         digest.update(json.dumps([example.prompt, example.chosen, example.rejected]).encode())
     return storage.cache_folder() / "references" / f"{digest.hexdigest()}.safetensors"

@@ -22,9 +22,8 @@ from tunescope.data.encoding import Encoder
 from tunescope.data.inputs import Source, understand
 from tunescope.data.pairs import Pair
 from tunescope.data.rows import Row
-from tunescope.data.template import default_template
 from tunescope.errors import TrainingError
-from tunescope.methods import Customized, Method, customize
+from tunescope.methods import Customized, Method
 from tunescope.objectives import SFT, Objective
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
@@ -33,6 +32,7 @@ from tunescope.training.loop import train_loop
 from tunescope.training.metrics import METRICS, StepMetrics
 from tunescope.training.result import TrainResult
 from tunescope.training.settings import TrainSettings
+from tunescope.training.start import find_start, pattern_of
 from tunescope.training.trackers import tracked
 from tunescope.version import __version__
 
@@ -40,6 +40,8 @@ from tunescope.version import __version__
 _LOOKED_AT = 256
 RECIPE = "recipe.json"
 UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, CHECKPOINT))
+# Of these parts of a record it is said that they differ, and not in what.
+_WHOLE = ("start", "continued")
 _P = ParamSpec("_P")
 
 
@@ -103,6 +105,8 @@ def train(
     labels: Sequence[str] | None = None,
     name: str | None = None,
     validation: Source | Sequence[Row] | Sequence[Pair] | None = None,
+    start: str | Path | Trained | None = None,
+    continued: str | Path | Trained | None = None,
     restart: bool = False,
     overwrite: bool = False,
     on_step: Callable[[StepMetrics], object] = lambda metrics: None,
@@ -126,26 +130,34 @@ def train(
         labels: of a classification task; found in the rows by default.
         name: of the data, for the record.
         validation: rows as ``data`` that are not learned from: their loss is measured every so often.
+        start: an entry, or what ``train`` returned: it stays as it is, and what is trained acts on top of it. Its
+            template is taken over, and it is the reference of preference objectives.
+        continued: an entry, or what ``train`` returned, of the same method: training goes on from its tensors, and the
+            entry as it is now is the reference.
         restart: forget an unfinished run's checkpoints.
         overwrite: replace an entry that is at ``out``.
         on_step: called after each optimizer step. Where it returns True the run ends there, and what it has is kept.
 
     Raises:
         DataError: rows that do not fit.
-        TrainingError: an objective that the method cannot take, an unfinished run with other settings, or a run that
-            failed.
+        TrainingError: an objective that the method cannot take, an entry it cannot start from, an unfinished run with
+            other settings, or a run that failed.
+        BankError: no entry to start from there, a damaged one, or one of another base.
         TunescopeError: ``out`` is taken, or another run writes there.
     """
     settings, objective = settings or TrainSettings(), objective or SFT()
+    begin = find_start(base, method, start, continued)
+    base, method = begin.base, begin.method
     learns = method.trains != "nothing"
     if not learns and not isinstance(objective, SFT):
         raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
+    pattern = pattern or pattern_of(start if start is not None else continued, objective)
     given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
     rows, pattern, notes, name = given.rows, given.pattern, given.notes, name or given.name
     labels = tuple(labels) if labels is not None else objective.labels(rows)
-    template = default_template(base.tokenizer, pattern=pattern, style=style)
+    template = begin.template(pattern, style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
-    customized = customize(base, method, template, rows, labels, settings.seed, added)
+    customized = begin.customize(template, rows, labels, settings.seed, added)
     encoder = Encoder(
         base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name,
         given.skip_bad,
@@ -166,6 +178,7 @@ def train(
         base=BaseRecord(name=base.name, fingerprint=base.fingerprint),
         data=DataRecord(name=name, sha256=rows_hash(rows), rows=len(rows)) if rows else None,
         labels=labels,
+        **begin.chain(),
     )
     if not learns:
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
@@ -271,7 +284,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for key in new:
         if old.get(key) == new[key]:
             continue
-        if isinstance(new[key], dict) and isinstance(old.get(key), dict):
+        if key not in _WHOLE and isinstance(new[key], dict) and isinstance(old.get(key), dict):
             found += [name for name in new[key] if old[key].get(name) != new[key][name]]
         else:
             found.append(key)
