@@ -14,7 +14,7 @@ from tunescope import bank
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.errors import BankError, TrainingError
-from tunescope.inference import Item, score
+from tunescope.inference import Item, reward_scores, score
 from tunescope.methods import (
     IA3,
     Adapter,
@@ -28,7 +28,7 @@ from tunescope.methods import (
     ZeroShot,
     compose,
 )
-from tunescope.objectives import DPO, SFT, Objective, Reward, reward_scores
+from tunescope.objectives import DPO, SFT, Objective, Reward
 from tunescope.objectives.reference import with_reference
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.run import Trained
