@@ -79,7 +79,7 @@ def test_a_damaged_member_is_downloaded_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoil(archives.fetch(wheel, MEMBERS[0]))
-    monkeypatch.setattr("tunescope.storage._intact", set())  # as in another process
+    monkeypatch.setattr("tunescope.storage.markers._intact", set())  # as in another process
     assert archives.fetch(wheel, MEMBERS[1]).read_text() == MEMBERS[1]
     assert archives.fetch(wheel, MEMBERS[0]).read_text() == MEMBERS[0] and len(pip) == 2
 

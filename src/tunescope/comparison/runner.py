@@ -23,11 +23,10 @@ from pydantic import Field
 from tunescope import bank, storage
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
-from tunescope.comparison.advice import advise
 from tunescope.comparison.budget import affordable_steps
-from tunescope.comparison.report import render_report
-from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe
-from tunescope.comparison.table import Row as Measured
+from tunescope.comparison.recommendation import advise
+from tunescope.comparison.report.page import render_report
+from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo, MethodResult, Probe
 from tunescope.data.inputs import Source, has_part, understand
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
@@ -87,7 +86,7 @@ class Watcher:
     def step(self, metrics: StepMetrics) -> None:
         """An optimizer step was done."""
 
-    def end(self, row: Measured) -> None:
+    def end(self, row: MethodResult) -> None:
         """A method was measured, or failed."""
 
 
@@ -325,29 +324,29 @@ def _refuse_others(out: Path, methods: Sequence[str]) -> None:
         )
 
 
-def _kept(work: _Work, method: Method) -> Measured | None:
+def _kept(work: _Work, method: Method) -> MethodResult | None:
     path = work.out / _ROWS / f"{method.name}.json"
     remedy = "Delete this file to measure the method again, or begin anew with --restart."
-    return storage.read_state(path, Measured.model_validate_json, remedy) if path.is_file() else None
+    return storage.read_state(path, MethodResult.model_validate_json, remedy) if path.is_file() else None
 
 
-def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
+def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> MethodResult:
     """Train and evaluate one method; a failure is a row that says why, so that the others go on."""
     try:
         row = _measured(work, method, remaining)
     except Interrupted:
         raise
     except TunescopeError as error:
-        return Measured(method=method.name, name=method.name, note=str(error))
+        return MethodResult(method=method.name, name=method.name, note=str(error))
     storage.atomic_write(work.out / _ROWS / f"{method.name}.json", row.model_dump_json())
     return row
 
 
-def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
+def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> MethodResult:
     entry = work.out / "bank" / method.name
     trained = _trained(work, method, remaining, entry)
     if trained is None:
-        return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
+        return MethodResult(method=method.name, name=method.name, note="the budget left no time to train it")
     customized, training = trained
     started, record = time.monotonic(), bank.read_record(entry)
     card = evaluate(
@@ -463,8 +462,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: Path) -> Measured:
-    shared = set(Measured.model_fields) & set(card)
+def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: Path) -> MethodResult:
+    shared = set(MethodResult.model_fields) & set(card)
     values = {key: card[key] for key in shared if card[key] is not None}
     values |= {
         key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if training
@@ -474,7 +473,7 @@ def _row(method: Method, card: dict[str, Any], training: dict[str, Any], entry: 
         name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
     }
     values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
-    return Measured(
+    return MethodResult(
         method=method.name,
         name=method.name,
         seconds=training.get("seconds", 0.0),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
@@ -60,7 +60,7 @@ def evaluate_judged(
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
     """
-    memory.reset_peak(customized.base.device)
+    peak_memory.reset_peak(customized.base.device)
     reference = _reference(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
@@ -91,7 +91,7 @@ def evaluate_judged(
     card |= {
         "kl_per_token": card["kl"] / tokens,
         **lengths,
-        "peak_memory_mb": round(memory.peak_mb(customized.base.device), 1),
+        "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
     }
     notes = without_width({name: interval for name, (_, interval) in intervals.items()})
     return card | {"notes": [*failed.notes(), *notes, *_tempered(sampling)]}

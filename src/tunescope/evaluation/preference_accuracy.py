@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunescope import memory, storage
+from tunescope import peak_memory, storage
 from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
 from tunescope.errors import DataError
@@ -52,7 +52,7 @@ def evaluate_preferences(
         DataError: no pair fits.
     """
     base = customized.base
-    memory.reset_peak(base.device)
+    peak_memory.reset_peak(base.device)
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
     examples = encoder.encode_pairs(pairs)
     if not examples:
@@ -86,7 +86,7 @@ def evaluate_preferences(
         "calibration_error": error,
         "reliability": bins,
         "trainable_parameters": customized.trainable_parameters,
-        "peak_memory_mb": round(memory.peak_mb(base.device), 1),
+        "peak_memory_mb": round(peak_memory.peak_mb(base.device), 1),
         "notes": [*objective.notes(pairs), *encoder.notes(), *without_width({"margin": margin})],
     }
 
