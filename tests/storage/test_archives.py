@@ -108,7 +108,7 @@ def test_a_wheel_without_the_member_is_refused(
         ("WARNING: slow\nERROR: No matching distribution found for pack==1.0\n", "No matching distribution.*network"),
         ("/usr/bin/python: No module named pip\n", "-m ensurepip"),
         ("ERROR: Could not install: [Errno 28] No space left on device\n", "disk is full.*TUNESCOPE_CACHE"),
-        ("", "pip said: nothing"),
+        ("", "pip reported: nothing"),
     ],
 )
 def test_when_pip_fails_its_reason_and_the_remedy_are_told(

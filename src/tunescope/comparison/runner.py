@@ -75,19 +75,19 @@ class CompareSettings(Settings):
 
 
 class Watcher:
-    """Told how a comparison goes; the base of progress displays. This one shows nothing."""
+    """Callbacks on the progress of a comparison; base class of progress displays. This one shows nothing."""
 
     def begin(self, method: str, number: int, count: int) -> None:
-        """A method is about to be measured."""
+        """Called before a method is measured."""
 
     def stage(self, stage: str, steps: int | None = None) -> None:
-        """What is being done now; ``steps`` when it is training."""
+        """Called with what is done next; ``steps`` when it is training."""
 
     def step(self, metrics: StepMetrics) -> None:
-        """An optimizer step was done."""
+        """Called after an optimizer step."""
 
     def end(self, row: MethodResult) -> None:
-        """A method was measured, or failed."""
+        """Called after a method was measured, or failed."""
 
 
 @dataclass
@@ -395,7 +395,7 @@ def _trained(
 
 
 def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
-    work.notes += [note for said in notes if (note := f"In {stage}: {said}") not in work.notes]
+    work.notes += [note for each in notes if (note := f"In {stage}: {each}") not in work.notes]
 
 
 def _check_state(work: _Work, methods: Sequence[Method]) -> None:

@@ -1,7 +1,7 @@
 """What a pair says: a prompt, the completion that was preferred, and the one that was not.
 
 Columns as TRL's: ``prompt, chosen, rejected``, each text or a list of messages; or ``chosen, rejected`` alone, two
-whole texts, transcripts or conversations whose common beginning is the prompt. As LLaMA-Factory's: ``conversations,
+whole texts, transcripts or conversations whose common prefix is the prompt. As LLaMA-Factory's: ``conversations,
 chosen, rejected`` with turns of ``from`` and ``value``. A prompt that whole texts repeat is left out of them. How much
 better the chosen one is may stand in ``margin``, or follows from ``reward_chosen, reward_rejected``.
 """
@@ -32,7 +32,7 @@ class Pair:
         chosen: the preferred completion, as ``rows.spoken`` gives it.
         rejected: the other one.
         number: line in the file, from 1, for messages about it.
-        margin: how much better the chosen one is, in the unit of whoever judged; None where nobody said.
+        margin: how much better the chosen one is, in the unit of whoever judged; None where it is not given.
     """
 
     messages: tuple[Message, ...]
@@ -99,7 +99,7 @@ def _notes(table: Table, conventions: Counter[str]) -> list[str]:
 
 
 def repeated(pairs: Sequence[Pair]) -> list[str]:
-    """What is said of pairs that occur more than once; empty when none does."""
+    """Notes on pairs that occur more than once; empty when none does."""
     first: dict[str, int] = {}
     again = [pair.number for pair in pairs if first.setdefault(repr(pair.content), pair.number) != pair.number]
     if not again:
@@ -188,7 +188,7 @@ def _transcripts(given: Any, chosen: Any, rejected: Any) -> tuple[list[Message],
 
 
 def _split_texts(chosen: str, rejected: str) -> _Found | str:
-    """Two whole texts: their common beginning is the prompt."""
+    """Two whole texts: their common prefix is the prompt."""
     end = common_border(chosen, rejected)
     if not chosen[:end].strip():
         return (

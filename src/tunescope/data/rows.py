@@ -17,7 +17,7 @@ from tunescope.data.patterns import Pattern
 from tunescope.data.reading import BadRow, Table, check_bad
 from tunescope.errors import DataError
 
-# At the ends of a prompt or completion: no part of what is said, and what stands between the two is the template's.
+# At the ends of a prompt or completion: not part of the content; what stands between the two is the template's.
 IGNORED_SPACE = " \t"
 
 
@@ -120,14 +120,14 @@ def to_rows(
 
 
 def reading_notes(table: Table, bad: int) -> list[str]:
-    """What is said of how a table was read; ``bad`` rows of it were left out later."""
+    """Notes on how a table was read; ``bad`` rows of it were left out later."""
     left_out = len(table.skipped) + bad
     rows = "1 bad row" if left_out == 1 else f"{left_out} bad rows"
     return [*table.notes, *([f"left out {rows}, as --skip-bad allows"] if left_out else [])]
 
 
 def messages_notes(table: Table, columns: Sequence[str]) -> list[str]:
-    """What is said of columns that hold messages: that they were text, and which keys nothing reads."""
+    """Notes on columns that hold messages: that they were text, and which keys nothing reads."""
     said = []
     for column in columns:
         values = [row.get(column) for row in table.rows]

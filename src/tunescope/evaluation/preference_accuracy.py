@@ -37,10 +37,10 @@ def evaluate_preferences(
 
     Args:
         customized: what to measure.
-        objective: what it was trained for, which says what a reward is.
+        objective: what it was trained for; it defines the reward.
         pairs: unseen ones.
         max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
-        on_pairs: told how many pairs each pass finished.
+        on_pairs: callback with the number of pairs each pass finished.
 
     Returns:
         ``metric, rows, score, score_low, score_high`` (accuracy with its 95% Wilson interval; a tie is wrong),
