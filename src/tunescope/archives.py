@@ -165,8 +165,8 @@ def _download_source(archive: Archive, folder: Path) -> Path:
                     file.write(piece)
     except (requests.RequestException, ValueError) as error:
         # Not ``from error``: a traceback would show the address that is left out here.
-        output = without_secrets(str(error))
-        raise TunescopeError(f"Could not download {name} from the Python package index: {output}. {_REMEDY}") from None
+        reason = without_secrets(str(error))
+        raise TunescopeError(f"Could not download {name} from the Python package index: {reason}. {_REMEDY}") from None
     return folder / name
 
 

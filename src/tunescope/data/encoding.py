@@ -231,29 +231,29 @@ class Encoder:
 
     def notes(self) -> list[str]:
         """What was cut, left out or changed, in words; empty when nothing was."""
-        said = []
+        notes = []
         if self.truncated:
             prompts = "1 prompt was" if self.truncated == 1 else f"{self.truncated} prompts were"
-            said.append(f"{prompts} cut to fit {self._limit} tokens (the {self.cut} of the text).")
+            notes.append(f"{prompts} cut to fit {self._limit} tokens (the {self.cut} of the text).")
         if self.dropped_rows:
             rows = "1 row was" if len(self.dropped_rows) == 1 else f"{len(self.dropped_rows)} rows were"
-            said.append(
+            notes.append(
                 f"{rows} dropped: the completion and what must stand before it do not fit {self._limit} tokens "
                 f"({_lines(self.dropped_rows)})."
             )
         if self.bad:
             rows = "1 row was" if len(self.bad) == 1 else f"{len(self.bad)} rows were"
-            said.append(f"{rows} left out: {self.bad[0].reason} ({_lines([row.line for row in self.bad])}).")
+            notes.append(f"{rows} left out: {self.bad[0].reason} ({_lines([row.line for row in self.bad])}).")
         if self.joined:
             rows = "1 row has" if self.joined == 1 else f"{self.joined} rows have"
-            said.append(
+            notes.append(
                 f"{rows} a token that holds the prompt's last characters and the completion's first ones: it is "
                 "learned, and answers begin with it."
             )
         if self.rewritten:
             rows = "1 completion" if self.rewritten == 1 else f"{self.rewritten} completions"
-            said.append(f"The base's chat template trims or changes {rows}; --style plain keeps them as they are.")
-        return said
+            notes.append(f"The base's chat template trims or changes {rows}; --style plain keeps them as they are.")
+        return notes
 
     # Prompts and candidates.
 
@@ -362,9 +362,9 @@ class Encoder:
         ids: list[int] = []
         for i, piece in enumerate(MARK.split(text)):
             if i % 2:
-                position = self.template.marks.index(piece)
-                begin = sum(splits[:position])
-                ids += [-1 - begin - k for k in range(splits[position])]
+                mark = self.template.marks.index(piece)
+                begin = sum(splits[:mark])
+                ids += [-1 - begin - k for k in range(splits[mark])]
             else:
                 ids += self._words(piece, special=i == 0)
         return ids

@@ -69,8 +69,8 @@ def evaluate_judged(
     )
     measured = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
     if not measured:
-        said = ["No prompt has samples with a score on both sides, so nothing can be compared.", *failed.notes()]
-        raise DataError("\n".join(said))
+        reasons = ["No prompt has samples with a score on both sides, so nothing can be compared.", *failed.notes()]
+        raise DataError("\n".join(reasons))
     means = np.array([_scores(own[i]).mean() for i in measured])
     base_means = np.array([_scores(base[i]).mean() for i in measured])
     wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in measured])
