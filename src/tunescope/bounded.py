@@ -51,7 +51,7 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: float = 10.0) -
 
 
 def matches(patterns: list[str], texts: list[str], whole: bool) -> list[dict[str, str]]:
-    """For each regular expression: the texts that it matches from their first letter on (to their last one where
+    """For each regular expression: the texts that it matches from their first character on (to their last one where
     ``whole``), with what its last group holds.
     """
     found = []

@@ -38,11 +38,11 @@ class Settings(BaseModel):
         return cls(**values)
 
 
-def _readable(owner: str, fields: Mapping[str, Any], error: ValidationError) -> TunescopeError:
+def _readable(settings_name: str, fields: Mapping[str, Any], error: ValidationError) -> TunescopeError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return UnknownNameError(f"setting of {owner}", where, fields)
+        return UnknownNameError(f"setting of {settings_name}", where, fields)
     reason = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")  # JSON has no tuples
-    what = f"{owner}.{where}" if where else owner
+    what = f"{settings_name}.{where}" if where else settings_name
     return TunescopeError(f"{what}: {reason}, got {first['input']!r}." if where else f"{what}: {reason}.")

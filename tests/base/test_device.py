@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.base import Base, device, load_base, loading
 from tunescope.base.attention import NAME
 from tunescope.base.device import available_devices, random_states, resolve_device, resolve_dtype, set_random_states
@@ -77,10 +77,10 @@ def test_the_peak_is_of_the_device_that_works(machine: Any, monkeypatch: pytest.
     asked: list[Any] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda where: asked.append(where) or 5e6)
-    memory.reset_peak(CPU)
-    assert memory.peak_mb(CPU) > 5 and asked == []
-    memory.reset_peak(SECOND)
-    assert memory.peak_mb(SECOND) == 5 and asked == [SECOND, SECOND]
+    peak_memory.reset_peak(CPU)
+    assert peak_memory.peak_mb(CPU) > 5 and asked == []
+    peak_memory.reset_peak(SECOND)
+    assert peak_memory.peak_mb(SECOND) == 5 and asked == [SECOND, SECOND]
 
 
 def test_random_states_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_a_damaged_converted_base_is_converted_again(
             spoiled.write_bytes(whole[:-4])
         case "missing":
             spoiled.unlink()
-    monkeypatch.setattr(storage, "_intact", set())  # as in another process
+    monkeypatch.setattr("tunescope.storage.markers._intact", set())  # as in another process
     assert sources.resolve(str(file)).folder == folder and len(converted) == 2
     assert (folder / "config.json").read_text() == "config.json of a base" and storage.broken(folder) is None
 

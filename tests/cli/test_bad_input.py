@@ -477,7 +477,7 @@ def test_an_error_of_our_own_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyP
         def fail(_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("tunescope.cli.basics.examine", fail)
+        monkeypatch.setattr("tunescope.cli.doctor.examine", fail)
         with pytest.raises(type(error)):
             cli("doctor")
 
@@ -488,7 +488,7 @@ def test_an_error_of_our_own_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def unfinished(cli: Cli, place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """A run that was killed after some checkpoints; gives the command that goes on with it."""
-    import tunescope.cli.training as module
+    import tunescope.cli.train as module
 
     def command(*more: object, **flags: object) -> Ended:
         values = {"base": place.base, "data": place.data, "out": "bank/x", "max_steps": 4, "checkpoint_every": 1}

@@ -92,7 +92,7 @@ def test_control_c(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(output: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunescope.cli.basics.examine", interrupt)
+    monkeypatch.setattr("tunescope.cli.doctor.examine", interrupt)
     ended = cli("doctor")
     assert ended.code == 130 and ended.err == "Error: Stopped.\n"
 

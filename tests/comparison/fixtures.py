@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tunescope.comparison.advice import advise
-from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe, Row
+from tunescope.comparison.recommendation import advise
+from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo, MethodResult, Probe
 from tunescope.evaluation.statistics import wilson_interval
 
 TEST_ROWS = 400
@@ -26,10 +26,12 @@ def keys(rows: int) -> list[str]:
     return [f"{i}-0" for i in range(rows)]
 
 
-def make_row(method: str, accuracy: float | None = None, rows: int = TEST_ROWS, seed: int = 0, **fields: Any) -> Row:
+def make_row(
+    method: str, accuracy: float | None = None, rows: int = TEST_ROWS, seed: int = 0, **fields: Any
+) -> MethodResult:
     """A row named after its method, with score, interval and per-row scores of that accuracy."""
     if accuracy is None:
-        return Row(**{"method": method, "name": method, **fields})
+        return MethodResult(**{"method": method, "name": method, **fields})
     per_row = answers(accuracy, rows, seed)
     interval = wilson_interval(sum(per_row), rows)
     given = {
@@ -49,7 +51,7 @@ def make_row(method: str, accuracy: float | None = None, rows: int = TEST_ROWS, 
         "ms_per_token": 20.0,
         "extra_prompt_tokens": 0,
     }
-    return Row(**{**given, **fields})
+    return MethodResult(**{**given, **fields})
 
 
 def curve(start: float, end: float, steps: int, seconds: float, seed: int) -> list[tuple[int, float, float]]:
@@ -67,7 +69,7 @@ def probes(openbook: float, piqa: float, commonsense: float) -> dict[str, Probe]
     }
 
 
-def realistic_rows() -> list[Row]:
+def realistic_rows() -> list[MethodResult]:
     return [
         make_row("zero-shot", 0.5775, seed=1, nll_per_token=1.42, tokens=1630, ttft_ms=61.0, ms_per_token=18.9,
                  peak_memory_mb=912, artifact_mb=0.0, probes=probes(0.345, 0.675, 0.335)),
@@ -104,7 +106,7 @@ def realistic_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def make_comparison(rows: list[Row] | None = None, **fields: Any) -> Comparison:
+def make_comparison(rows: list[MethodResult] | None = None, **fields: Any) -> Comparison:
     rows = realistic_rows() if rows is None else rows
     given = {
         "tunescope": "0.1.0",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunescope.comparison.ledger import Ledger
-from tunescope.comparison.table import Row
+from tunescope.comparison.results import MethodResult
 from tunescope.errors import TunescopeError
 
 CONDITIONS = {"version": "1", "settings": {"seed": 0, "epochs": 1.0}}
@@ -16,7 +16,7 @@ CONDITIONS = {"version": "1", "settings": {"seed": 0, "epochs": 1.0}}
 def test_a_second_ledger_finds_what_the_first_kept(tmp_path: Path) -> None:
     first = Ledger(tmp_path / "out", CONDITIONS, ["lora"])
     assert (first.row("lora"), first.steps("lora"), first.cost()) == (None, None, 0.0)
-    row = Row(method="lora", name="lora", note="kept")
+    row = MethodResult(method="lora", name="lora", note="kept")
     first.keep_row(row)
     first.keep_steps("lora", 7)
     for seconds in (1.0, 50.0, 2.0):

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunescope.comparison.figures import figures
-from tunescope.comparison.report import render_report
-from tunescope.comparison.table import Comparison
+from tunescope.comparison.report.figures import figures
+from tunescope.comparison.report.page import render_report
+from tunescope.comparison.results import Comparison
 
 from .fixtures import make_comparison, make_row, realistic_rows
 

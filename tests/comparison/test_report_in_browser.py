@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tunescope.comparison.figures import figures
-from tunescope.comparison.report import render_report
+from tunescope.comparison.report.figures import figures
+from tunescope.comparison.report.page import render_report
 
 from .fixtures import make_comparison, realistic_rows
 

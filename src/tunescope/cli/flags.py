@@ -28,16 +28,16 @@ def with_settings(
     """
     own = inspect.signature(function, eval_str=True)
     parameters = [p for p in own.parameters.values() if p.name not in classes]
-    owners: dict[str, tuple[str, FieldInfo]] = {}
+    field_of: dict[str, tuple[str, FieldInfo]] = {}
     for key, settings in classes.items():
         for name, field in settings.model_fields.items():
             if name not in leave_out:
-                owners[name] = (key, field)
+                field_of[name] = (key, field)
                 parameters.append(_parameter(name, field, panel=f"{settings.__name__} settings"))
 
     def command(**given: Any) -> None:
         values: dict[str, dict[str, Any]] = {key: {} for key in classes}
-        for name, (key, field) in owners.items():
+        for name, (key, field) in field_of.items():
             value = given.pop(name)
             if value is not None:
                 values[key][name] = _parse(name, field, value)
@@ -70,9 +70,9 @@ def _settings(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
     try:
         return kind.parse(found)
     except TunescopeError as error:
-        field = rf"^{kind.__name__}\.(\w+)(?:\.\d+)?"  # the number is of a place in a list
-        said = re.sub(field, lambda match: "--" + match[1].replace("_", "-"), str(error))
-        raise TunescopeError(said) from None
+        field = rf"^{kind.__name__}\.(\w+)(?:\.\d+)?"  # the number is an index into a list
+        message = re.sub(field, lambda match: "--" + match[1].replace("_", "-"), str(error))
+        raise TunescopeError(message) from None
 
 
 def _ordered(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:

@@ -133,10 +133,10 @@ def _pieces(tokenizer: Any, encoder: Encoder, example: Encoded | EncodedPair) ->
     tokens = example.prompt + example.completion
     special = set(tokenizer.all_special_ids) | set(encoder.template.stop)
     pieces: list[tuple[str, str]] = [("virtual", f"[{virtual} virtual tokens]")] if virtual else []
-    for place, token in enumerate(tokens):
+    for position, token in enumerate(tokens):
         if token < 0:
             continue
-        trained = any(begin <= place < end for begin, end in spans)
+        trained = any(begin <= position < end for begin, end in spans)
         stop = trained and token in encoder.template.stop
         kind = "stop" if stop else "trained" if trained else "template" if token in special else "prompt"
         if pieces and pieces[-1][0] == kind and kind != "stop":

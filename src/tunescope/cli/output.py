@@ -1,4 +1,4 @@
-"""Where a command's words go: results to standard output, everything else to standard error."""
+"""Where a command's output goes: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SafeConsole(Console):
 
 
 class Output:
-    """What a command says.
+    """The output of a command.
 
     Args:
         as_json: results are JSON and nothing else stands on standard output.
@@ -54,7 +54,7 @@ class Output:
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
         self.progress = SafeConsole(stderr=True)
-        handler = _Said(self.progress)
+        handler = _LogLines(self.progress)
         logger = logging.getLogger("tunescope")  # downloads and conversions announce themselves here
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
@@ -86,7 +86,7 @@ def _finite(value: Any) -> Any:
     return [_finite(found) for found in value] if isinstance(value, list | tuple) else value
 
 
-class _Said(logging.Handler):
+class _LogLines(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console

@@ -19,7 +19,7 @@ from tunescope.evaluation.statistics import wilson_interval
 from tunescope.inference import Predictor, predict_file
 from tunescope.inference.prediction_file import Predicted, check_out
 
-_TOLD_TOGETHER = ("labels", "labelled_rows", "accuracy", "accuracy_low", "accuracy_high")
+_SHOWN_TOGETHER = ("labels", "labelled_rows", "accuracy", "accuracy_low", "accuracy_high")
 _SHOWN = 5  # labels listed in one message
 
 
@@ -59,7 +59,7 @@ def predict_rows(
     for note in _notes(found, predictor):
         output.note(note)
     values = _summary(found) | {"seconds": round(seconds, 1), "file": str(out)}
-    shown = {name: value for name, value in values.items() if name not in _TOLD_TOGETHER}
+    shown = {name: value for name, value in values.items() if name not in _SHOWN_TOGETHER}
     shown["resumed"] = values["resumed"] or None
     if values["labels"]:
         shown["labels"] = ", ".join(f"{label} {count}" for label, count in values["labels"].items())

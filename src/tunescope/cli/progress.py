@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tunescope.comparison.formatting import score_interval
+from tunescope.comparison.results import MethodResult
 from tunescope.comparison.runner import Watcher
-from tunescope.comparison.table import Row
 from tunescope.training import StepMetrics
 
 _LINE_SECONDS = 10.0
@@ -119,7 +119,7 @@ class ComparisonProgress(Watcher):
         self._training = self._training or TrainingProgress(self._console, f"      {self._name}")
         self._training(metrics)
 
-    def end(self, row: Row) -> None:
+    def end(self, row: MethodResult) -> None:
         """The result in a line."""
         self.close()
         if row.score is None:

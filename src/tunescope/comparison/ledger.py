@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tunescope import bank, storage
-from tunescope.comparison.report import render_report
-from tunescope.comparison.table import Comparison
-from tunescope.comparison.table import Row as Measured
+from tunescope.comparison.report.page import render_report
+from tunescope.comparison.results import Comparison, MethodResult
 from tunescope.errors import TunescopeError
 from tunescope.methods.registry import METHODS
 from tunescope.training.metrics import METRICS
@@ -55,12 +54,12 @@ class Ledger:
         """Where the method's entry stands in the comparison's bank."""
         return self.out / "bank" / method
 
-    def row(self, method: str) -> Measured | None:
+    def row(self, method: str) -> MethodResult | None:
         """What was measured of the method; None if it was not measured yet."""
         remedy = "Delete this file to measure the method again, or begin anew with --restart."
-        return self._read(self._row_file(method), Measured.model_validate_json, remedy)
+        return self._read(self._row_file(method), MethodResult.model_validate_json, remedy)
 
-    def keep_row(self, row: Measured) -> None:
+    def keep_row(self, row: MethodResult) -> None:
         """Keep what was measured of a method."""
         storage.atomic_write(self._row_file(row.method), row.model_dump_json())
 

@@ -20,11 +20,10 @@ from pydantic import Field
 from tunescope import bank
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
-from tunescope.comparison.advice import advise
 from tunescope.comparison.budget import affordable_steps
 from tunescope.comparison.ledger import Ledger
-from tunescope.comparison.table import BaseInfo, Comparison, DataInfo, MachineInfo, Probe
-from tunescope.comparison.table import Row as Measured
+from tunescope.comparison.recommendation import advise
+from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo, MethodResult, Probe
 from tunescope.data.inputs import Source, has_part, understand
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
@@ -65,19 +64,19 @@ class CompareSettings(Settings):
 
 
 class Watcher:
-    """Told how a comparison goes; the base of progress displays. This one shows nothing."""
+    """Callbacks on the progress of a comparison; base class of progress displays. This one shows nothing."""
 
     def begin(self, method: str, number: int, count: int) -> None:
-        """A method is about to be measured."""
+        """Called before a method is measured."""
 
     def stage(self, stage: str, steps: int | None = None) -> None:
-        """What is being done now; ``steps`` when it is training."""
+        """Called with what is done next; ``steps`` when it is training."""
 
     def step(self, metrics: StepMetrics) -> None:
-        """An optimizer step was done."""
+        """Called after an optimizer step."""
 
-    def end(self, row: Measured) -> None:
-        """A method was measured, or failed."""
+    def end(self, row: MethodResult) -> None:
+        """Called after a method was measured, or failed."""
 
 
 @dataclass
@@ -262,24 +261,24 @@ def _conditions(
     }
 
 
-def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
+def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> MethodResult:
     """Train and evaluate one method; a failure is a row that says why, so that the others go on."""
     try:
         row = _measured(work, method, remaining)
     except Interrupted:
         raise
     except TunescopeError as error:
-        return Measured(method=method.name, name=method.name, note=str(error))
+        return MethodResult(method=method.name, name=method.name, note=str(error))
     if row.score is not None:  # what got no time is tried again when the comparison goes on with a larger budget
         work.ledger.keep_row(row)
     return row
 
 
-def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> Measured:
+def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> MethodResult:
     entry = work.ledger.entry(method.name)
     trained = _trained(work, method, remaining, entry)
     if trained is None:
-        return Measured(method=method.name, name=method.name, note="the budget left no time to train it")
+        return MethodResult(method=method.name, name=method.name, note="the budget left no time to train it")
     customized, training = trained
     started, record = time.monotonic(), bank.read_record(entry)
     card = evaluate(
@@ -328,7 +327,7 @@ def _trained(
 
 
 def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
-    work.notes += [note for said in notes if (note := f"In {stage}: {said}") not in work.notes]
+    work.notes += [note for each in notes if (note := f"In {stage}: {each}") not in work.notes]
 
 
 def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:
@@ -358,8 +357,8 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
     return common.model_copy(update={"max_steps": steps})
 
 
-def _row(ledger: Ledger, method: Method, card: dict[str, Any], training: dict[str, Any]) -> Measured:
-    shared = set(Measured.model_fields) & set(card)
+def _row(ledger: Ledger, method: Method, card: dict[str, Any], training: dict[str, Any]) -> MethodResult:
+    shared = set(MethodResult.model_fields) & set(card)
     values = {key: card[key] for key in shared if card[key] is not None}
     values |= {
         key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if training
@@ -369,7 +368,7 @@ def _row(ledger: Ledger, method: Method, card: dict[str, Any], training: dict[st
         name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
     }
     values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
-    return Measured(
+    return MethodResult(
         method=method.name,
         name=method.name,
         seconds=training.get("seconds", 0.0),

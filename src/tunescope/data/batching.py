@@ -44,7 +44,7 @@ class PairBatch(Batch):
     What has a number a completion has the shape [2, pairs], chosen first.
 
     Attributes:
-        margins: [pairs] how much better the chosen one is; nan where nobody said.
+        margins: [pairs] how much better the chosen one is; nan where it is not given.
         reference: [2, pairs] log-probabilities under the reference; nan where they are not known.
     """
 

@@ -31,7 +31,7 @@ def render_chat(
     Args:
         tokenizer: of the base; it has a chat template.
         messages: ``role`` and ``content``, and what else the template reads (``tool_calls``, ``name``).
-        generation_prompt: whether the beginning of the assistant's next turn follows.
+        generation_prompt: whether the header of the assistant's next turn follows.
         tools: descriptions of functions that the assistant may call, as JSON schemas.
 
     Raises:

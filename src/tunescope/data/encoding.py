@@ -84,7 +84,7 @@ class EncodedPair:
         rejected: token ids of the other one, the stop token last.
         dropped: how many prompt tokens were cut to fit.
         number: the pair's line in its file.
-        margin: how much better the chosen one is; None where nobody said.
+        margin: how much better the chosen one is; None where it is not given.
         reference: log-probabilities of chosen and rejected under the reference, in nats, once they are known.
     """
 
@@ -231,29 +231,29 @@ class Encoder:
 
     def notes(self) -> list[str]:
         """What was cut, left out or changed, in words; empty when nothing was."""
-        said = []
+        notes = []
         if self.truncated:
             prompts = "1 prompt was" if self.truncated == 1 else f"{self.truncated} prompts were"
-            said.append(f"{prompts} cut to fit {self._limit} tokens (the {self.cut} of the text).")
+            notes.append(f"{prompts} cut to fit {self._limit} tokens (the {self.cut} of the text).")
         if self.dropped_rows:
             rows = "1 row was" if len(self.dropped_rows) == 1 else f"{len(self.dropped_rows)} rows were"
-            said.append(
+            notes.append(
                 f"{rows} dropped: the completion and what must stand before it do not fit {self._limit} tokens "
                 f"({_lines(self.dropped_rows)})."
             )
         if self.bad:
             rows = "1 row was" if len(self.bad) == 1 else f"{len(self.bad)} rows were"
-            said.append(f"{rows} left out: {self.bad[0].reason} ({_lines([row.line for row in self.bad])}).")
+            notes.append(f"{rows} left out: {self.bad[0].reason} ({_lines([row.line for row in self.bad])}).")
         if self.joined:
             rows = "1 row has" if self.joined == 1 else f"{self.joined} rows have"
-            said.append(
+            notes.append(
                 f"{rows} a token that holds the prompt's last characters and the completion's first ones: it is "
                 "learned, and answers begin with it."
             )
         if self.rewritten:
             rows = "1 completion" if self.rewritten == 1 else f"{self.rewritten} completions"
-            said.append(f"The base's chat template trims or changes {rows}; --style plain keeps them as they are.")
-        return said
+            notes.append(f"The base's chat template trims or changes {rows}; --style plain keeps them as they are.")
+        return notes
 
     # Prompts and candidates.
 
@@ -299,7 +299,7 @@ class Encoder:
         return self._together(wholes[0].prompt, wholes)
 
     def _together(self, prompt: Prompt, wholes: Sequence[Whole]) -> _Tokens:
-        """The longest beginning that the prompt's own ids and those of all whole texts share, and the rests."""
+        """The longest prefix that the prompt's own ids and those of all whole texts share, and the rests."""
         own = self._ids(prompt.text)
         texts = self._continued(prompt.text, own, [whole.text[len(prompt.text) :] for whole in wholes])
         shared = min((common_prefix(own, ids) for ids in texts), default=len(own))
@@ -312,12 +312,12 @@ class Encoder:
         """The ids of ``text`` followed by each of several texts. What stands before a special token is tokenized alike
         whatever comes behind it, so it is not tokenized again for each; the special token is, because it may take white
         space behind it, and a text's first word is not tokenized as one behind a special token is."""
-        for place in range(len(ids) - 1, max(len(ids) - _END, 0) - 1, -1):
-            if ids[place] in self._added:
-                token = self.tokenizer.convert_ids_to_tokens(ids[place])
+        for position in range(len(ids) - 1, max(len(ids) - _END, 0) - 1, -1):
+            if ids[position] in self._added:
+                token = self.tokenizer.convert_ids_to_tokens(ids[position])
                 tail = text[max(text.rfind(token), 0) :]
-                if tail.startswith(token) and self._words(tail, special=False) == ids[place:]:
-                    head = ids[:place]
+                if tail.startswith(token) and self._words(tail, special=False) == ids[position:]:
+                    head = ids[:position]
                     return [head + self._words(tail + each, special=False) for each in more]
                 break
         return [self._ids(text + each) for each in more]
@@ -362,9 +362,9 @@ class Encoder:
         ids: list[int] = []
         for i, piece in enumerate(MARK.split(text)):
             if i % 2:
-                place = self.template.marks.index(piece)
-                begin = sum(splits[:place])
-                ids += [-1 - begin - k for k in range(splits[place])]
+                mark = self.template.marks.index(piece)
+                begin = sum(splits[:mark])
+                ids += [-1 - begin - k for k in range(splits[mark])]
             else:
                 ids += self._words(piece, special=i == 0)
         return ids
@@ -443,7 +443,7 @@ class _Tokens:
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts share at their beginning."""
+    """How many tokens the common prefix of two texts has."""
     length = min(len(first), len(second))
     return next((i for i in range(length) if first[i] != second[i]), length)
 

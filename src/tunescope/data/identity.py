@@ -11,7 +11,7 @@ from tunescope.data.rows import Row
 
 
 def row_keys(rows: Sequence[Row]) -> list[str]:
-    """A key for each row: the SHA-256 of what it says, and which of the rows that say the same it is (``-0``, ``-1``).
+    """A key for each row: the SHA-256 of its content, and its number among rows of the same content (``-0``, ``-1``).
 
     Unique within ``rows``, and the same in any other sequence that holds the row.
     """

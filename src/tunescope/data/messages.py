@@ -145,14 +145,14 @@ def _message(given: Any) -> Message | str:
 
 
 def _from_sharegpt(turn: Mapping[str, Any]) -> Message | str:
-    speaker, said = turn["from"], turn.get("value")
+    speaker, content = turn["from"], turn.get("value")
     if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         return f"is from {speaker!r}, expected one of {', '.join(_SPEAKERS)}"
-    made = {"role": _SPEAKERS[speaker], "content": said, "weight": turn.get("weight")}
+    made = {"role": _SPEAKERS[speaker], "content": content, "weight": turn.get("weight")}
     if speaker != "function_call":
         return made
     try:
-        calls = strict_json(said) if isinstance(said, str) else said
+        calls = strict_json(content) if isinstance(content, str) else content
     except ValueError:
         return "is a function_call whose value is not valid JSON"
     calls = calls if isinstance(calls, list) else [calls]

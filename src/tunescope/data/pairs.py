@@ -1,7 +1,7 @@
-"""What a pair says: a prompt, the completion that was preferred, and the one that was not.
+"""The content of a pair: a prompt, the completion that was preferred, and the one that was not.
 
 Columns as TRL's: ``prompt, chosen, rejected``, each text or a list of messages; or ``chosen, rejected`` alone, two
-whole texts, transcripts or conversations whose common beginning is the prompt. As LLaMA-Factory's: ``conversations,
+whole texts, transcripts or conversations whose common prefix is the prompt. As LLaMA-Factory's: ``conversations,
 chosen, rejected`` with turns of ``from`` and ``value``. A prompt that whole texts repeat is left out of them. How much
 better the chosen one is may stand in ``margin``, or follows from ``reward_chosen, reward_rejected``.
 """
@@ -32,7 +32,7 @@ class Pair:
         chosen: the preferred completion, as ``rows.spoken`` gives it.
         rejected: the other one.
         number: line in the file, from 1, for messages about it.
-        margin: how much better the chosen one is, in the unit of whoever judged; None where nobody said.
+        margin: how much better the chosen one is, in the unit of whoever judged; None where it is not given.
     """
 
     messages: tuple[Message, ...]
@@ -43,7 +43,7 @@ class Pair:
 
     @property
     def content(self) -> list[Any]:
-        """What the pair says, wherever it stands."""
+        """The pair's content, without its line number."""
         return [self.messages, self.chosen, self.rejected, self.margin]
 
 
@@ -70,8 +70,8 @@ def to_pairs(table: Table, *, skip_bad: int = 0, on_note: Callable[[str], None] 
             f"{', '.join(sorted(columns))}. Pairs have prompt, chosen, rejected (or chosen and rejected with a common "
             "beginning)."
         )
-    if said := _unclear_margin(columns):
-        raise DataError(f"{table.path}: {said}.")
+    if unclear := _unclear_margin(columns):
+        raise DataError(f"{table.path}: {unclear}.")
     strip_prompt = _repeats_prompt(table)
     conventions: Counter[str] = Counter()
     pairs, bad = [], []
@@ -93,13 +93,13 @@ def _notes(table: Table, conventions: Counter[str]) -> list[str]:
     """How pairs were read where their columns' names do not say it, and what was not read."""
     prompt = "conversations" if "conversations" in table.columns else "prompt"
     columns = (prompt, "chosen", "rejected")
-    said = [f"{count} {'row' if count == 1 else 'rows'} {text}" for text, count in conventions.items()]
-    said += messages_notes(table, columns)
-    return [*said, *table.unread({*columns, *_MARGIN})]
+    notes = [f"{count} {'row' if count == 1 else 'rows'} {text}" for text, count in conventions.items()]
+    notes += messages_notes(table, columns)
+    return [*notes, *table.unread({*columns, *_MARGIN})]
 
 
 def repeated(pairs: Sequence[Pair]) -> list[str]:
-    """What is said of pairs that occur more than once; empty when none does."""
+    """Notes on pairs that occur more than once; empty when none does."""
     first: dict[str, int] = {}
     again = [pair.number for pair in pairs if first.setdefault(repr(pair.content), pair.number) != pair.number]
     if not again:
@@ -114,8 +114,8 @@ _TRANSCRIPTS = "read as transcripts (Human: … Assistant: …)"
 _REPEATED = "whose chosen and rejected repeat the prompt, which is left out there"
 
 
-def _pair(fields: Mapping[str, Any], line: int, strip_prompt: bool, said: Counter[str]) -> Pair | str:
-    """The pair of a row, or why there is none. The convention it follows is counted in ``said``."""
+def _pair(fields: Mapping[str, Any], line: int, strip_prompt: bool, followed: Counter[str]) -> Pair | str:
+    """The pair of a row, or why there is none. The convention it follows is counted in ``followed``."""
     named = "conversations" if fields.get("conversations") is not None else "prompt"
     given, chosen, rejected = (from_json(fields.get(name)) for name in (named, "chosen", "rejected"))
     convention = None
@@ -141,12 +141,12 @@ def _pair(fields: Mapping[str, Any], line: int, strip_prompt: bool, said: Counte
     if isinstance(margin, str):
         return margin
     if convention:
-        said[convention] += 1
+        followed[convention] += 1
     return Pair(messages, better, worse, line, margin)
 
 
 def _texts(given: Any, chosen: Any, rejected: Any, named: str) -> _Found | str:
-    """What a row with a prompt, or with whole conversations, says."""
+    """The pair of a row with a prompt, or with whole conversations."""
     answers = []
     for column, value in (("chosen", chosen), ("rejected", rejected)):
         answer = _answer(value, column)
@@ -188,7 +188,7 @@ def _transcripts(given: Any, chosen: Any, rejected: Any) -> tuple[list[Message],
 
 
 def _split_texts(chosen: str, rejected: str) -> _Found | str:
-    """Two whole texts: their common beginning is the prompt."""
+    """Two whole texts: their common prefix is the prompt."""
     end = common_border(chosen, rejected)
     if not chosen[:end].strip():
         return (
@@ -242,8 +242,8 @@ def _answer(value: Any, column: str) -> tuple[Message, ...] | str:
 
 def _margin(fields: Mapping[str, Any]) -> float | str | None:
     """How much better the chosen completion is, None where no column says, or why the column is not usable."""
-    if said := _unclear_margin(fields):
-        return said
+    if unclear := _unclear_margin(fields):
+        return unclear
     values = {}
     for column in _MARGIN:
         if column in fields:

@@ -37,7 +37,7 @@ class Pattern:
             DataError: a brace without its partner, fewer than two fields, or text after the last one.
         """
         pieces: list[tuple[str, str | None]] = []
-        said, done = "", 0
+        literal, done = "", 0
         for match in _PIECE.finditer(text):
             name, lone = match.groups()
             if lone:
@@ -45,14 +45,14 @@ class Pattern:
                     f"Template {text!r} has a {lone} without its partner (character {match.start() + 1}). Write {{{{ "
                     "and }} for braces that are text."
                 )
-            said += text[done : match.start()]
+            literal += text[done : match.start()]
             done = match.end()
             if name is None:
-                said += match.group()[0]
+                literal += match.group()[0]
                 continue
-            pieces.append((said, name))
-            said = ""
-        if len(pieces) < 2 or (said + text[done:]).strip() or not all(name and name.strip() for _, name in pieces):
+            pieces.append((literal, name))
+            literal = ""
+        if len(pieces) < 2 or (literal + text[done:]).strip() or not all(name and name.strip() for _, name in pieces):
             raise DataError(
                 f"Template {text!r} must name at least one input field and end in the field to learn, as in "
                 '"{sentence} sentiment: {label}".'
@@ -64,7 +64,7 @@ class Pattern:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The prompt of a row: the pattern up to the completion, with the row's values in it."""
-        return "".join(said + ("" if name is None else str(row[name])) for said, name in self.head)
+        return "".join(literal + ("" if name is None else str(row[name])) for literal, name in self.head)
 
     def check(self, columns: Collection[str], *, target: bool) -> None:
         """Refuse a pattern that names a column which is not there.

@@ -69,7 +69,7 @@ class Table:
         return len(self.rows)
 
     def unread(self, known: Collection[str]) -> list[str]:
-        """What is said of columns beside the ``known`` ones, also of those that only some rows have; empty for none."""
+        """Notes on columns beside the ``known`` ones, also of those that only some rows have; empty for none."""
         others = sorted({column for row in self.rows for column in row} - set(known))
         return [f"not read: {', '.join(others)}"] if others else []
 
@@ -238,7 +238,7 @@ def _mend_integers(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[s
     """Make integers of whole numbers that pandas wrote as 1.0 because others of the column are missing.
 
     Returns:
-        What is said of such columns.
+        Notes on such columns.
     """
     mended = []
     for column in columns:

@@ -167,8 +167,8 @@ class Renderer:
     def _turn_end(self, text: str, begin: int, said: str) -> int:
         """Where the turn ends that begins at ``begin``, says ``said`` and is the last one of ``text``, its stop token
         included. White space that a chat template without such a token writes behind a turn is no part of it."""
-        place = text.find(said, begin)
-        spoken = begin if place < 0 else place + len(said)
+        position = text.find(said, begin)
+        spoken = begin if position < 0 else position + len(said)
         stop = text.rfind(self._stop, spoken) if self._stop else -1
         return max(len(text.rstrip()), spoken) if stop < 0 else stop + len(self._stop)
 
@@ -202,8 +202,8 @@ class Renderer:
         stop = whole.find(self._stop, len(before), limit) if self._stop else -1
         if stop >= 0:
             return stop + len(self._stop)
-        place = whole.find(said, len(before), limit)
-        return place + len(said) if place >= 0 else 0
+        position = whole.find(said, len(before), limit)
+        return position + len(said) if position >= 0 else 0
 
     # Plain style.
 

@@ -1,4 +1,4 @@
-"""What a row says, once its columns are understood: a prompt, and the completion to learn.
+"""The content of a row, once its columns are understood: a prompt, and the completion to learn.
 
 By convention: ``prompt, completion``; ``messages`` (OpenAI's, with ``tools``); ``conversations`` (ShareGPT's);
 ``instruction, input, output`` (Alpaca's); ``prompt`` alone. Any other columns with a pattern such as
@@ -17,7 +17,7 @@ from tunescope.data.patterns import Pattern
 from tunescope.data.reading import BadRow, Table, check_bad
 from tunescope.errors import DataError
 
-# At the ends of a prompt or completion: no part of what is said, and what stands between the two is the template's.
+# At the ends of a prompt or completion: not part of the content; what stands between the two is the template's.
 IGNORED_SPACE = " \t"
 
 
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def content(self) -> list[Any]:
-        """What the row says, wherever it stands."""
+        """The row's content, without its line number."""
         functions = [self.tool_calls, self.tools] if self.tool_calls or self.tools else []
         return [self.messages, self.completion, *functions]
 
@@ -120,22 +120,22 @@ def to_rows(
 
 
 def reading_notes(table: Table, bad: int) -> list[str]:
-    """What is said of how a table was read; ``bad`` rows of it were left out later."""
+    """Notes on how a table was read; ``bad`` rows of it were left out later."""
     left_out = len(table.skipped) + bad
     rows = "1 bad row" if left_out == 1 else f"{left_out} bad rows"
     return [*table.notes, *([f"left out {rows}, as --skip-bad allows"] if left_out else [])]
 
 
 def messages_notes(table: Table, columns: Sequence[str]) -> list[str]:
-    """What is said of columns that hold messages: that they were text, and which keys nothing reads."""
-    said = []
+    """Notes on columns that hold messages: that they were text, and which keys nothing reads."""
+    notes = []
     for column in columns:
         values = [row.get(column) for row in table.rows]
         if any(isinstance(value, str) and isinstance(from_json(value), list) for value in values):
-            said.append(f"{column}: lists of messages, read from JSON text")
+            notes.append(f"{column}: lists of messages, read from JSON text")
         if keys := unread_keys(values):
-            said.append(f"{column}: not read: {', '.join(keys)}")
-    return said
+            notes.append(f"{column}: not read: {', '.join(keys)}")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def _convention(table: Table, pattern: str | None, need: bool) -> _Convention:
     if "conversations" in columns:
         return _conversation(table, "conversations", need)
     if "instruction" in columns and ("output" in columns or not need):
-        said = "read as Alpaca's rows: instruction, a line break and input make the prompt, output is learned"
+        note = "read as Alpaca's rows: instruction, a line break and input make the prompt, output is learned"
         return _Convention(
-            lambda fields, line: _from_alpaca(fields, line, need), lambda: [said, *table.unread(_ALPACA)]
+            lambda fields, line: _from_alpaca(fields, line, need), lambda: [note, *table.unread(_ALPACA)]
         )
     raise DataError(
         f"{table.path}: the columns are {', '.join(sorted(columns))}; expected prompt and completion, messages, "
@@ -265,13 +265,13 @@ def _conversation(table: Table, column: str, need: bool) -> _Convention:
 
     def notes() -> list[str]:
         first = from_json(table.rows[0].get(column))
-        said = []
+        notes = []
         if isinstance(first, list) and isinstance(first[0], dict) and "from" in first[0]:
-            said.append("read as ShareGPT conversations")
+            notes.append("read as ShareGPT conversations")
         if shortened:
             rows = "1 row ends" if len(shortened) == 1 else f"{len(shortened)} rows end"
-            said.append(f"{rows} in turns of weight 0, which are left out with what stands between them")
-        return [*said, *messages_notes(table, (column,)), *table.unread({column, "tools"})]
+            notes.append(f"{rows} in turns of weight 0, which are left out with what stands between them")
+        return [*notes, *messages_notes(table, (column,)), *table.unread({column, "tools"})]
 
     return _Convention(convert, notes)
 
@@ -292,7 +292,7 @@ def _from_turns(
 
 
 def _is_unlabelled(value: Any) -> bool:
-    """Whether a cell says nothing: null, NaN as pandas writes it, or no text."""
+    """Whether a cell is empty: null, NaN as pandas writes it, or no text."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 

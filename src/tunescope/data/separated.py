@@ -215,4 +215,4 @@ def _line_end(text: str, begin: int) -> int:
 
 
 def _is_text(fields: list[str]) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for value in fields if not value.isascii() for letter in value)
+    return not any("\ud800" <= char <= "\udfff" for value in fields if not value.isascii() for char in value)

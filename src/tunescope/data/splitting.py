@@ -49,7 +49,7 @@ def split(
 def overlap(train_texts: Sequence[str], test_texts: Sequence[str]) -> list[int]:
     """Indices of test inputs that also stand in training, whatever their labels.
 
-    Compared without regard to case, spacing and Unicode's several ways to write the same letter.
+    Compared without regard to case, spacing and Unicode's several ways to write the same character.
     """
     known = {_normal(text) for text in train_texts}
     return [index for index, text in enumerate(test_texts) if _normal(text) in known]

@@ -1,4 +1,4 @@
-"""Whole texts: transcripts such as ``Human: … Assistant: …``, and where two texts with a common beginning part."""
+"""Whole texts: transcripts such as ``Human: … Assistant: …``, and where two texts with a common prefix part."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from tunescope.evaluation.card import PER_ROW, Card, evaluate
 from tunescope.evaluation.forgetting import Probes, default_probes, user_probes
 from tunescope.evaluation.judged import evaluate_judged
-from tunescope.evaluation.preferences import evaluate_preferences
+from tunescope.evaluation.preference_accuracy import evaluate_preferences
 
 __all__ = [
     "PER_ROW",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.data.encoding import Encoder
 from tunescope.data.inputs import Source, understand
 from tunescope.data.rows import Row
@@ -60,7 +60,7 @@ def evaluate(
     """
     given = understand(data, customized.template.pattern, skip_bad=skip_bad, split="test")
     rows = given.rows
-    memory.reset_peak(customized.base.device)
+    peak_memory.reset_peak(customized.base.device)
     on_stage("task")
     task = measure_task(
         customized,
@@ -103,7 +103,7 @@ def evaluate(
         on_stage("forgetting")
         card |= _forgetting(customized, probes)
     return card | {
-        "peak_memory_mb": round(memory.peak_mb(customized.base.device), 1),
+        "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
         "per_row": task.per_row,
         "row_keys": task.row_keys,
         "notes": [*given.notes, *task.notes],

@@ -165,7 +165,7 @@ def _questions(table: Table) -> list[Question]:
 
 
 def _sample(questions: Sequence[Question], everything: bool) -> list[Question]:
-    """A fixed sample, stratified by the answer's place, so that a liking for one place does not pay."""
+    """A fixed sample, stratified by the answer's position, so that always choosing one position gains nothing."""
     if everything or len(questions) <= _QUESTIONS:
         return list(questions)
     by_answer: dict[int, list[Question]] = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
@@ -46,7 +46,7 @@ def evaluate_judged(
         judge: of the completions.
         sampling: the same for both.
         skip_unjudged: how many samples the judge may fail on.
-        on_prompt: told whose completions of how many prompts are there.
+        on_prompt: callback with ``"customized"`` or ``"base"`` and the number of its prompts that are done.
 
     Returns:
         ``metric, rows, samples``; ``score, score_low, score_high`` (mean over the prompts of the mean score, with its
@@ -60,20 +60,20 @@ def evaluate_judged(
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
     """
-    memory.reset_peak(customized.base.device)
+    peak_memory.reset_peak(customized.base.device)
     reference = _reference(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
         _sampled(whose, name, rows, judge, sampling, failed, on_prompt)
         for whose, name in ((customized, "customized"), (reference, "base"))
     )
-    places = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
-    if not places:
-        said = ["No prompt has samples with a score on both sides, so nothing can be compared.", *failed.notes()]
-        raise DataError("\n".join(said))
-    means = np.array([_scores(own[i]).mean() for i in places])
-    base_means = np.array([_scores(base[i]).mean() for i in places])
-    wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in places])
+    measured = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
+    if not measured:
+        reasons = ["No prompt has samples with a score on both sides, so nothing can be compared.", *failed.notes()]
+        raise DataError("\n".join(reasons))
+    means = np.array([_scores(own[i]).mean() for i in measured])
+    base_means = np.array([_scores(base[i]).mean() for i in measured])
+    wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in measured])
     moved, tokens = _divergence(customized, reference, rows, own)
     difference = paired_difference(means, base_means)
     intervals: dict[str, tuple[float, Interval | Difference]] = {
@@ -83,7 +83,7 @@ def evaluate_judged(
         "win_rate": (wins.mean(), wilson_interval(float(wins.sum()), len(wins))),
         "kl": (moved.mean(), bootstrap_interval(moved)),
     }
-    card: Card = {"metric": f"judge {judge.name}", "rows": len(places), "samples": sum(map(len, own))}
+    card: Card = {"metric": f"judge {judge.name}", "rows": len(measured), "samples": sum(map(len, own))}
     for name, (mean, interval) in intervals.items():
         first = "base_score" if name == "base" else name
         card |= {first: float(mean), f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -91,7 +91,7 @@ def evaluate_judged(
     card |= {
         "kl_per_token": card["kl"] / tokens,
         **lengths,
-        "peak_memory_mb": round(memory.peak_mb(customized.base.device), 1),
+        "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
     }
     notes = without_width({name: interval for name, (_, interval) in intervals.items()})
     return card | {"notes": [*failed.notes(), *notes, *_tempered(sampling)]}
@@ -155,7 +155,7 @@ def _divergence(
 
 
 def _tempered(sampling: Samples) -> list[str]:
-    """What is said where the samples are not the model's own distribution."""
+    """Notes where the samples are not the model's own distribution."""
     plain = Samples(n=sampling.n, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed)
     if sampling == plain:
         return []

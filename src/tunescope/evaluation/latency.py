@@ -21,7 +21,7 @@ _NAME = "timed"
 class Latency:
     """Medians over repeats of one request alone, in milliseconds, with the prompt's length in tokens.
 
-    The beginning that every prompt of a customization has (virtual tokens, a system text, shots) is computed by the
+    The prefix that every prompt of a customization has (virtual tokens, a system text, shots) is computed by the
     first request and kept, as in service; the repeats find it.
     """
 

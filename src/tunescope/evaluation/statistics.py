@@ -116,7 +116,7 @@ def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[list[int], list[int
 
 
 def without_width(intervals: Mapping[str, Interval | Difference]) -> list[str]:
-    """What must be said of the intervals among these, by name, that have no width; nothing where all have one."""
+    """Notes on the intervals, by name, that have no width; empty if all have one."""
     names = [name for name, interval in intervals.items() if interval.degenerate]
     if not names:
         return []

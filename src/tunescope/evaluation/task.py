@@ -66,7 +66,7 @@ def measure_task(
         generate_rows: generate for this many rows from the first on (by default all): generating is the slow part.
         max_new_tokens: limit of a generated text; a label is cut a few tokens after the longest one.
         max_length: the most tokens of prompt and completion, as in training.
-        on_row: told of rows scored.
+        on_row: callback with the number of rows scored.
 
     Raises:
         DataError: a row whose label is not among ``labels``, or no row that fits.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.base import Base
 from tunescope.data.encoding import PromptTokens
 from tunescope.data.rows import Message
@@ -496,4 +496,4 @@ def _free_bytes(base: Base) -> int:
     """Memory left where the base lies."""
     if base.device.type == "cuda":
         return torch.cuda.mem_get_info(base.device)[0]
-    return int(min(memory.available_mb() * 1e6, sys.maxsize))
+    return int(min(peak_memory.available_mb() * 1e6, sys.maxsize))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.base import Base
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -21,7 +21,7 @@ def packs(base: Base) -> bool:
     """Whether weights are to be kept in blocks: it takes their memory a second time, and pays in bfloat16 only."""
     if base.device.type != "cpu" or base.dtype != torch.bfloat16:
         return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and memory.available_mb() * 1e6 > 4 * base.parameters
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and peak_memory.available_mb() * 1e6 > 4 * base.parameters
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None, pack: bool) -> Product:

@@ -1,4 +1,4 @@
-"""Who says how good a completion is: a built-in measure, a function of the user's, or a reward model of a bank."""
+"""Judges, which score completions: a built-in measure, a function of the user's, or a reward model of a bank."""
 
 from __future__ import annotations
 

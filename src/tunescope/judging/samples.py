@@ -77,7 +77,7 @@ class Unjudged:
             )
 
     def notes(self) -> list[str]:
-        """What is said of them; empty when there are none."""
+        """Notes on them; empty if there are none."""
         if not self.seen:
             return []
         are = "1 sample has" if len(self.seen) == 1 else f"{len(self.seen)} samples have"
@@ -85,7 +85,7 @@ class Unjudged:
 
     def _listed(self) -> str:
         more = [f"  and {len(self.seen) - _NAMED} more"] if len(self.seen) > _NAMED else []
-        return "\n".join([f"  {said}" for said in self.seen[:_NAMED]] + more)
+        return "\n".join([f"  {failure}" for failure in self.seen[:_NAMED]] + more)
 
 
 def judged_samples(
@@ -98,14 +98,14 @@ def judged_samples(
     """Sample completions of prompts, all in one batch, and score those of each prompt when they are there.
 
     A prompt's samples depend on ``sampling.seed`` and the row's number alone: neither on the other prompts nor, but for
-    the rounding of its precision, on who is in the batch.
+    the rounding of its precision, on the other rows of the batch.
 
     Args:
         customized: whose completions.
         rows: the prompts.
         sampling: ``n`` completions each.
         judge: of the completions.
-        on_prompt: told of each prompt, by its place in ``rows``, as it ends.
+        on_prompt: callback with each prompt's index in ``rows`` and its samples, as it ends.
 
     Raises:
         DataError: a prompt that cannot be answered, by its line.
@@ -129,7 +129,7 @@ def _of_row(sampling: Sampling, row: Row) -> Sampling:
 
 
 def with_score(judged: Judged, score: float | str) -> Judged:
-    """The completion with what a judge said of it."""
+    """The completion with a judge's score, or with why there is none."""
     if isinstance(score, str):
         return replace(judged, score=None, unjudged=score)
     return replace(judged, score=score, unjudged=None)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.base import Base
 from tunescope.base.device import random_states, set_random_states
 from tunescope.data.batching import Batch, BatchOrder
@@ -197,7 +197,7 @@ class Learner:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last step."""
-        self.result.peak_memory_mb = max(self.result.peak_memory_mb, memory.peak_mb(self.base.device))
+        self.result.peak_memory_mb = max(self.result.peak_memory_mb, peak_memory.peak_mb(self.base.device))
         state: dict[str, Any] = {"result": asdict(self.result), "objective": self.objective.state()}
         if self.objective.rounds > 1:  # of the only one, they are made again
             state |= {"round": self._round, "round_steps": self._round_steps}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunescope import memory
+from tunescope import peak_memory
 from tunescope.data.batching import Batch
 from tunescope.data.packing import PASS_TOKENS, join
 from tunescope.errors import Interrupted, TrainingError
@@ -46,7 +46,7 @@ def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner,
         Interrupted: after Ctrl-C, once everything is saved.
     """
     base = _common_base(learners)
-    memory.reset_peak(base.device)
+    peak_memory.reset_peak(base.device)
     frozen = [learner for learner in learners if not learner.customized.moves_base]
     before = _checksum(base.model) if frozen else None
     with contextlib.ExitStack() as opened:
@@ -71,7 +71,7 @@ def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner,
     if before is not None and _checksum(base.model) != before:
         raise TrainingError("The frozen base's weights changed while training: nothing was saved.")
     for learner in learners:
-        learner.result.peak_memory_mb = max(learner.result.peak_memory_mb, memory.peak_mb(base.device))
+        learner.result.peak_memory_mb = max(learner.result.peak_memory_mb, peak_memory.peak_mb(base.device))
 
 
 def step(learners: Sequence[Learner], hooks: Hooks) -> list[tuple[Learner, StepMetrics]]:

@@ -92,7 +92,7 @@ def make_pairs(
         skip_unjudged: how many samples the judge may fail on.
         restart: forget what an unfinished call sampled.
         overwrite: replace files of an earlier call.
-        on_prompt: told how many prompts are done.
+        on_prompt: callback with the number of prompts done.
 
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, no pair at all, or an
@@ -132,12 +132,12 @@ def _made(
     on_prompt(len(done))
     with storage.disk_errors(work), (work / _DONE).open("a", encoding="utf-8") as file:
 
-        def keep(place: int, judged: list[Judged]) -> None:
+        def keep(i: int, judged: list[Judged]) -> None:
             nonlocal new_tokens
-            failed.add(rows[left[place]].number, judged)
-            done[left[place]] = judged
+            failed.add(rows[left[i]].number, judged)
+            done[left[i]] = judged
             new_tokens += sum(len(each.tokens) for each in judged)
-            file.write(json.dumps([left[place], [asdict(each) for each in judged]], ensure_ascii=False) + "\n")
+            file.write(json.dumps([left[i], [asdict(each) for each in judged]], ensure_ascii=False) + "\n")
             file.flush()
             on_prompt(len(done))
 
@@ -233,7 +233,7 @@ def _pairs(rows: Sequence[Row], done: dict[int, list[Judged]], seconds: float, n
 
 
 def _cut(samples: Sequence[dict[str, Any]], limit: int) -> list[str]:
-    """What is said of completions that the limit cut: in training every completion ends in a stop token."""
+    """Notes on completions that the limit cut: in training every completion ends in a stop token."""
     cut = sum(not sample["finished"] for sample in samples)
     if not cut:
         return []

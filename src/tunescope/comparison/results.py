@@ -1,4 +1,4 @@
-"""What a comparison found: the object `comparison.json` holds and ``compare --json`` prints, and its terminal table.
+"""The results of a comparison: the object that ``comparison.json`` holds and ``compare --json`` prints.
 
 Every number is as measured; what does not apply or could not be measured is ``None``, never NaN or infinity, so the
 file is JSON that any reader accepts. Reading back what was written gives an equal object.
@@ -13,24 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from tunescope.comparison import formatting as form
 from tunescope.errors import TunescopeError
 
 PROMPTING = frozenset({"zero-shot", "few-shot", "system"})
 """Methods that train nothing."""
 
 
-class Record(BaseModel):
+class Part(BaseModel):
     """Base of the parts: immutable, unknown fields refused, the docstring under a field describes it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class BaseInfo(Record):
+class BaseInfo(Part):
     """The frozen model all methods started from."""
 
     name: str
@@ -38,7 +34,7 @@ class BaseInfo(Record):
     parameters: int
 
 
-class DataInfo(Record):
+class DataInfo(Part):
     """The rows all methods were trained and tested on."""
 
     name: str
@@ -53,7 +49,7 @@ class DataInfo(Record):
     """What a reader must know: rows truncated or dropped, test rows that also stand in train."""
 
 
-class MachineInfo(Record):
+class MachineInfo(Part):
     """Where it ran; times and memory mean nothing without it."""
 
     processor: str
@@ -62,7 +58,7 @@ class MachineInfo(Record):
     dtype: str
 
 
-class Probe(Record):
+class Probe(Part):
     """Accuracy on one general-knowledge set, with the customization on and of the base, on the same rows."""
 
     accuracy: float
@@ -70,7 +66,7 @@ class Probe(Record):
     rows: int
 
 
-class Row(Record):
+class MethodResult(Part):
     """One method as measured. A row that was skipped or failed has no `score` and says why in `note`."""
 
     method: str
@@ -172,7 +168,7 @@ class Row(Record):
         return self.method not in PROMPTING
 
 
-class Alternative(Record):
+class Alternative(Part):
     """One method set against the recommended one. Differences are alternative minus recommended."""
 
     name: str
@@ -193,7 +189,7 @@ class Alternative(Record):
     """What one gives up and gains by taking it, in words."""
 
 
-class Advice(Record):
+class Advice(Part):
     """Which method to take and why, worked out from the rows alone."""
 
     recommended: str | None
@@ -209,7 +205,7 @@ class Advice(Record):
     """Headline, reasons and the alternatives worth a thought, as plain text."""
 
 
-class Comparison(Record):
+class Comparison(Part):
     """Every method on the same base, data, machine and budget."""
 
     tunescope: str
@@ -221,8 +217,8 @@ class Comparison(Record):
     """Time allowed for the whole comparison."""
     seed: int
     metric: str
-    """Name of the main score, a field of `Row`: ``accuracy``, ``chrf``."""
-    rows: list[Row] = Field(min_length=1)
+    """Name of the main score, a field of `MethodResult`: ``accuracy``, ``chrf``."""
+    rows: list[MethodResult] = Field(min_length=1)
     advice: Advice
     report: str | None = None
     """Path of the HTML report."""
@@ -239,7 +235,7 @@ class Comparison(Record):
             raise ValueError(f"the advice recommends {self.advice.recommended!r}, which is no row")
         return self
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> MethodResult:
         """The row of that name; `KeyError` if there is none."""
         for row in self.rows:
             if row.name == name:
@@ -288,53 +284,6 @@ def read_comparison(path: Path | str) -> Comparison:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise TunescopeError(f"{file}: {reason}. `tunescope compare ... --out RUN` writes it.") from None
     return Comparison.from_json(text, str(file))
-
-
-def render_table(comparison: Comparison, width: int = 100) -> Table:
-    """The comparison as a terminal table; the recommended row is marked with ``▶``.
-
-    Args:
-        comparison: as measured.
-        width: columns of the terminal. Below 100 the last two columns are left out, so that the others stay whole.
-    """
-    name = form.metric_name(comparison.metric)
-    unit = " %" if comparison.metric in form.FRACTIONS else ""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_caption(comparison), caption_justify="left")
-    table.add_column("", width=1)
-    table.add_column("method", min_width=9, overflow="fold")
-    table.add_column(Text(f"{name}{unit}\n[95% interval]"), justify="right", no_wrap=True)
-    headings = ["forget-\nting on", "trained\nparams", "train\ntime", "first\ntoken ms", "ms per\ntoken"]
-    if wide := width >= 100:
-        headings += ["prompt\ntokens", "peak\nMB"]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison.rows:
-        best = row.name == comparison.advice.recommended
-        style = "bold green" if best else "dim" if row.score is None else ""
-        cells = [
-            "▶" if best else "",
-            row.name,
-            form.score_interval(row.score, row.score_low, row.score_high, comparison.metric),
-            form.number(row.forgetting_on, 3),
-            form.count(row.trainable_parameters),
-            form.duration(row.seconds),
-            form.milliseconds(row.ttft_ms),
-            form.milliseconds(row.ms_per_token),
-        ]
-        if wide:
-            cells.append(form.MISSING if row.extra_prompt_tokens is None else f"+{row.extra_prompt_tokens}")
-            cells.append(form.MISSING if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}")
-        # Text, not str: a name with square brackets is no markup.
-        table.add_row(*(Text(cell) for cell in cells), style=style)
-    return table
-
-
-def _caption(comparison: Comparison) -> Text:
-    lines = []
-    if comparison.advice.recommended is not None:
-        lines.append("▶ recommended; forgetting in nats per token of general text")
-    lines += [f"{row.name}: {row.note}" for row in comparison.rows if row.note]
-    return Text("\n".join(lines))
 
 
 def _not_finite(value: Any) -> bool:

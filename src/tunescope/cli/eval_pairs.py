@@ -13,7 +13,7 @@ from tunescope.cli.output import Output, print_facts
 from tunescope.data.reading import Table
 from tunescope.data.rows import to_rows
 from tunescope.errors import TunescopeError
-from tunescope.evaluation.preferences import evaluate_preferences, plot_reliability
+from tunescope.evaluation.preference_accuracy import evaluate_preferences, plot_reliability
 from tunescope.inference import reward_scores
 from tunescope.objectives import PreferenceObjective
 from tunescope.objectives.registry import OBJECTIVES

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunescope import memory, storage
+from tunescope import peak_memory, storage
 from tunescope.data.encoding import Encoder
 from tunescope.data.packing import by_length
 from tunescope.data.pairs import Pair
@@ -36,10 +36,10 @@ def evaluate_preferences(
 
     Args:
         customized: what to measure.
-        objective: what it was trained for, which says what a reward is.
+        objective: what it was trained for; it defines the reward.
         pairs: unseen ones.
         max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
-        on_pairs: callback with how many pairs each pass finished.
+        on_pairs: callback with the number of pairs each pass finished.
 
     Returns:
         ``metric, rows, score, score_low, score_high`` (accuracy with its 95% Wilson interval; a tie is wrong),
@@ -51,7 +51,7 @@ def evaluate_preferences(
         DataError: no pair fits.
     """
     base = customized.base
-    memory.reset_peak(base.device)
+    peak_memory.reset_peak(base.device)
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, max_length, objective.cut)
     examples = encoder.encode_pairs(pairs)
     if not examples:
@@ -85,7 +85,7 @@ def evaluate_preferences(
         "calibration_error": error,
         "reliability": bins,
         "trainable_parameters": customized.trainable_parameters,
-        "peak_memory_mb": round(memory.peak_mb(base.device), 1),
+        "peak_memory_mb": round(peak_memory.peak_mb(base.device), 1),
         "notes": [*objective.notes(pairs), *encoder.notes(), *without_width({"margin": margin})],
     }
 

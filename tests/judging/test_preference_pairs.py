@@ -18,7 +18,7 @@ from tunescope.data.template import default_template
 from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.judging import Judged, Samples, make_pairs
 from tunescope.judging.judges import Function
-from tunescope.judging.pairs import _pairs, _unfinished, samples_path
+from tunescope.judging.preference_pairs import _pairs, _unfinished, samples_path
 from tunescope.methods import Customization, Customized, ZeroShot
 
 ROWS = [Row(({"role": "user", "content": f"tell me of {thing}"},), None, i + 2) for i, thing in enumerate("abcde")]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from tunescope.comparison.table import Comparison, Row, read_comparison, render_table
+from tunescope.comparison.report.terminal import render_table
+from tunescope.comparison.results import Comparison, MethodResult, read_comparison
 from tunescope.errors import TunescopeError
 
 from .fixtures import make_comparison, make_row
@@ -37,8 +38,8 @@ def test_the_json_round_trip_is_exact() -> None:
 @settings(max_examples=60, deadline=None)
 @given(any_float, any_float, any_float, st.lists(any_float, max_size=5))
 def test_what_is_not_finite_is_none_and_named(score: float, loss: float, at: float, per_row: list[float]) -> None:
-    row = Row(method="lora", name="lora", score=score, loss=loss, per_row=per_row, curve=[(1, at, 0.5)])
-    assert Row.model_validate(json.loads(json.dumps(row.model_dump(mode="json"), allow_nan=False))) == row
+    row = MethodResult(method="lora", name="lora", score=score, loss=loss, per_row=per_row, curve=[(1, at, 0.5)])
+    assert MethodResult.model_validate(json.loads(json.dumps(row.model_dump(mode="json"), allow_nan=False))) == row
     assert (row.score is None) == (not math.isfinite(score))
     assert (row.curve[0][1] is None) == (not math.isfinite(at))
     for key, value in (("score", score), ("loss", loss)):
@@ -47,13 +48,13 @@ def test_what_is_not_finite_is_none_and_named(score: float, loss: float, at: flo
 
 
 def test_a_row_without_a_score_says_why() -> None:
-    assert Row(method="full", name="full").note == "not measured"
-    assert Row(method="full", name="full", note="skipped: too large").note == "skipped: too large"
+    assert MethodResult(method="full", name="full").note == "not measured"
+    assert MethodResult(method="full", name="full", note="skipped: too large").note == "skipped: too large"
 
 
 def test_unknown_fields_and_double_names_are_refused() -> None:
     with pytest.raises(ValidationError, match="accurracy"):
-        Row(method="lora", name="lora", accurracy=0.5)  # type: ignore[call-arg]
+        MethodResult(method="lora", name="lora", accurracy=0.5)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="unique"):
         make_comparison([make_row("lora", 0.9), make_row("lora", 0.8)])
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunescope.comparison import formatting as form
-from tunescope.comparison.table import Comparison, Row
+from tunescope.comparison.results import Comparison, MethodResult
 from tunescope.evaluation.statistics import wilson_interval
 
 Figure = dict[str, Any]
@@ -78,7 +78,7 @@ def color(method: str) -> str:
     return _COLORS.get(method, _OTHER)
 
 
-def _symbol(row: Row) -> str:
+def _symbol(row: MethodResult) -> str:
     return "diamond" if not row.trains else "square" if row.method == "full" else "circle"
 
 
@@ -95,10 +95,10 @@ def _score_title(comparison: Comparison) -> str:
     return f"{_escape(form.metric_name(comparison.metric))}{unit}"
 
 
-def _errors(rows: Sequence[Row], comparison: Comparison) -> Figure:
+def _errors(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     """Error bars from each row's interval; none where there is no interval."""
 
-    def reach(bound: float | None, row: Row) -> float:
+    def reach(bound: float | None, row: MethodResult) -> float:
         return 0.0 if bound is None or row.score is None else abs(bound - row.score)
 
     scale = form.metric_scale(comparison.metric)
@@ -110,7 +110,7 @@ def _errors(rows: Sequence[Row], comparison: Comparison) -> Figure:
     }
 
 
-def _hover(row: Row, comparison: Comparison, more: str = "") -> str:
+def _hover(row: MethodResult, comparison: Comparison, more: str = "") -> str:
     shown = form.score_interval(row.score, row.score_low, row.score_high, comparison.metric)
     return f"<b>{_escape(row.name)}</b><br>{_score_title(comparison)} {shown}{f'<br>{_escape(more)}' if more else ''}"
 
@@ -120,7 +120,7 @@ def _short(name: str) -> str:
     return _escape(name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…")
 
 
-def _names_axis(rows: Sequence[Row]) -> Figure:
+def _names_axis(rows: Sequence[MethodResult]) -> Figure:
     """A category axis with one place a row, whose full names stay distinct where shortened ones would not."""
     return {
         "type": "category",
@@ -131,11 +131,11 @@ def _names_axis(rows: Sequence[Row]) -> Figure:
     }
 
 
-def _label(row: Row, x: float, y: float) -> Figure:
+def _label(row: MethodResult, x: float, y: float) -> Figure:
     return {"x": x, "y": y, "text": _short(row.name), "color": color(row.method)}
 
 
-def _scores(rows: Sequence[Row], comparison: Comparison) -> Figure:
+def _scores(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     if not rows:
         return {}
     ordered = sorted(rows, key=lambda row: (row.score or 0.0, row.name))
@@ -190,7 +190,7 @@ def _scores(rows: Sequence[Row], comparison: Comparison) -> Figure:
     }
 
 
-def _points(rows: Sequence[Row], comparison: Comparison, xs: list[float], texts: list[str]) -> Figure:
+def _points(rows: Sequence[MethodResult], comparison: Comparison, xs: list[float], texts: list[str]) -> Figure:
     """One scatter trace of the rows at ``xs`` (given in axis units) with the score and its interval upward."""
     return {
         "type": "scatter",
@@ -214,7 +214,13 @@ def _points(rows: Sequence[Row], comparison: Comparison, xs: list[float], texts:
 
 
 def _scatter(
-    rows: Sequence[Row], comparison: Comparison, key: str, title: str, how: str, xs: list[float], texts: list[str]
+    rows: Sequence[MethodResult],
+    comparison: Comparison,
+    key: str,
+    title: str,
+    how: str,
+    xs: list[float],
+    texts: list[str],
 ) -> Figure:
     return {
         "id": key,
@@ -228,12 +234,12 @@ def _scatter(
 
 
 def _score_against(
-    rows: Sequence[Row],
+    rows: Sequence[MethodResult],
     comparison: Comparison,
     key: str,
     title: str,
     how: str,
-    axis: tuple[str, Callable[[Row], float | None], Callable[[float], str]],
+    axis: tuple[str, Callable[[MethodResult], float | None], Callable[[float], str]],
 ) -> Figure:
     """Score against a cost on a linear axis."""
     heading, cost, shown = axis
@@ -258,7 +264,7 @@ def _span(xs: list[float]) -> list[float]:
     return [min(low, middle - size / 2) - 0.1 * size, max(high, middle + size / 2) + 0.14 * size]
 
 
-def _score_against_parameters(rows: Sequence[Row], comparison: Comparison) -> Figure:
+def _score_against_parameters(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     """Score against trainable parameters, logarithmic, with a place of its own for zero.
 
     A logarithm has no zero, so the positions are computed here and the axis is linear in them: decades, a gap marked
@@ -302,7 +308,7 @@ def _score_against_parameters(rows: Sequence[Row], comparison: Comparison) -> Fi
     return figure
 
 
-def _forgetting(rows: Sequence[Row], comparison: Comparison) -> Figure:
+def _forgetting(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     known = [row for row in rows if row.forgetting_on is not None]
     if not known:
         return {}
@@ -352,7 +358,7 @@ def _forgetting(rows: Sequence[Row], comparison: Comparison) -> Figure:
     return figure
 
 
-def _curves(rows: Sequence[Row]) -> Figure:
+def _curves(rows: Sequence[MethodResult]) -> Figure:
     traces, labels, ends = [], [], []
     for row in rows:
         points = [(seconds, loss) for _, loss, seconds in row.curve if loss is not None]
@@ -384,7 +390,7 @@ def _curves(rows: Sequence[Row]) -> Figure:
     }
 
 
-def _line(row: Row, xs: list[float], ys: list[float], opacity: float, width: float) -> Figure:
+def _line(row: MethodResult, xs: list[float], ys: list[float], opacity: float, width: float) -> Figure:
     trace = {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "opacity": opacity}
     line = {"color": color(row.method), "width": width}
     return trace | {"line": line, "name": _escape(row.name), "hoverinfo": "skip" if opacity < 1 else "name+y"}
@@ -395,7 +401,7 @@ def _smoothed(values: list[float], window: int) -> list[float]:
     return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]
 
 
-def _probes(rows: Sequence[Row]) -> list[Figure]:
+def _probes(rows: Sequence[MethodResult]) -> list[Figure]:
     """One figure a probe: each method's accuracy with its interval, and the base's as a line."""
     made: list[Figure] = []
     for number, name in enumerate(dict.fromkeys(name for row in rows for name in row.probes)):

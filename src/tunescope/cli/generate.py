@@ -171,8 +171,8 @@ def _answer_batch(
         "seconds": round(seconds, 3),
         "tokens_per_s": round(printer.tokens / max(seconds, 1e-9), 1),
     }
-    said = f"{totals['tokens']} tokens, {totals['tokens_per_s']} a second."
-    output.result(totals, lambda _console: output.note(said))
+    speed = f"{totals['tokens']} tokens, {totals['tokens_per_s']} a second."
+    output.result(totals, lambda _console: output.note(speed))
     if printer.failed:
         raise TunescopeError(f"{path}: {printer.failed} of {len(parsed)} rows could not be answered; each says why.")
 
@@ -308,5 +308,5 @@ def _names_entry(text: str) -> bool:
         if (path / bank.RECORD).is_file():
             return True
         return len(path.parts) > 1 and " " not in text and bool(bank.list_entries(path.parent))
-    except (OSError, ValueError):  # too long for a path, or with letters none can have
+    except (OSError, ValueError):  # too long for a path, or with characters none can have
         return False

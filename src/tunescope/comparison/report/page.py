@@ -13,13 +13,13 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+import jinja2
 from markupsafe import Markup
 
 from tunescope.comparison import formatting as form
-from tunescope.comparison.advice import COSTS, difference, notable_forgetting
-from tunescope.comparison.figures import color, figures
-from tunescope.comparison.table import Comparison, Row
+from tunescope.comparison.report.figures import color, figures
+from tunescope.comparison.results import Comparison, MethodResult
+from tunescope.comparison.tradeoff import COSTS, difference, notable_forgetting
 
 _COST_NAMES = {
     "trainable_parameters": "trainable parameters",
@@ -63,14 +63,16 @@ def render_report(comparison: Comparison) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template() -> jinja2.Template:
     # autoescape for every value: markup enters only as the Markup objects above
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(_resource("report.html"))
 
 
 def _resource(name: str) -> str:
-    return resources.files("tunescope.comparison").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("tunescope.comparison.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _script_json(value: Any) -> str:
@@ -99,7 +101,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _cells(row: Row, comparison: Comparison) -> list[Cell]:
+def _cells(row: MethodResult, comparison: Comparison) -> list[Cell]:
     """The table's cells after the name, in the order of `_columns`."""
     metric = comparison.metric
     interval = ""
@@ -124,7 +126,7 @@ def _cells(row: Row, comparison: Comparison) -> list[Cell]:
     ]
 
 
-def _gain(row: Row, comparison: Comparison) -> Cell:
+def _gain(row: MethodResult, comparison: Comparison) -> Cell:
     plain = next((other for other in comparison.rows if other.method == "zero-shot"), None)
     if plain is None or plain.score is None or row.score is None or row is plain:
         return Cell(form.MISSING, None)

@@ -13,7 +13,7 @@ from tests.tiny import tiny_base
 
 from tunescope.data.pairs import Pair
 from tunescope.errors import DataError
-from tunescope.evaluation.preferences import evaluate_preferences, plot_reliability, reliability
+from tunescope.evaluation.preference_accuracy import evaluate_preferences, plot_reliability, reliability
 from tunescope.inference import reward_scores
 from tunescope.methods import LoRA
 from tunescope.objectives import DPO, PreferenceObjective, Reward

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tunescope import bank
 from tunescope.base import load_base
-from tunescope.cli.judging import evaluate_by_judge
+from tunescope.cli.eval_judged import evaluate_by_judge
+from tunescope.cli.eval_pairs import evaluate_pairs, score_texts
 from tunescope.cli.loading import base_of
 from tunescope.cli.options import typed
 from tunescope.cli.output import Output, print_facts
-from tunescope.cli.preferences import evaluate_pairs, score_texts
 from tunescope.data.inputs import has_part
 from tunescope.data.pairs import is_pairs
 from tunescope.data.reading import read

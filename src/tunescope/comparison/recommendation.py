@@ -1,18 +1,6 @@
-"""Which method to take, and why, worked out from the rows of a comparison alone.
+"""The recommendation in words: which method to take, why, and what the alternatives give up and gain.
 
-The rule, in order:
-
-1. Set the method with the highest score against every other by a paired difference over the same test rows. Those not
-   shown to be worse are *comparable*: there is no difference that this data can show.
-2. Among them take the cheapest: nothing trained before something trained; then what shares the frozen base before a
-   whole model of its own (full fine-tuning), which must be stored and served apart; then less forgetting (in steps of
-   `FORGETTING_STEP`), then lower latency of a typical answer (in steps of `LATENCY_STEP`), then fewer extra prompt
-   tokens, fewer trainable parameters, and at last the higher score. Steps, because a thousandth of a nat or of a
-   millisecond is noise and must not decide.
-3. Say what that gives up and gains, in numbers, and when the test set is too small for the question.
-
-Each difference is tested at 95% on its own. With many methods the highest score is a little flattered by chance, which
-only makes the comparable set larger when differences are small.
+The rule by which it is chosen is in `tradeoff`.
 """
 
 from __future__ import annotations
@@ -21,72 +9,60 @@ import math
 from collections.abc import Sequence
 
 from tunescope.comparison import formatting as form
-from tunescope.comparison.table import Advice, Alternative, Probe, Row
-from tunescope.evaluation.statistics import (
-    Difference,
-    Interval,
-    common_rows,
-    paired_difference_of,
-    rows_needed,
-    unpaired_difference,
-    wilson_interval,
+from tunescope.comparison.results import Advice, Alternative, MethodResult
+from tunescope.comparison.tradeoff import (
+    ANSWER_TOKENS,
+    COSTS,
+    NOTABLE_FORGETTING,
+    Choice,
+    choose,
+    cost_of,
+    cost_order,
+    difference,
+    latency_ms,
+    notable_forgetting,
+    pareto,
+    probe_drop,
 )
-
-NOTABLE_FORGETTING = 0.1
-"""Nats per token of general text; 0.1 is a perplexity about 10% higher."""
-
-FORGETTING_STEP = 0.02
-"""Nats per token that count as one step of forgetting."""
-
-LATENCY_STEP = 1.1
-"""Latencies within this factor count as the same."""
-
-ANSWER_TOKENS = 20
-"""Tokens of the typical answer whose latency is compared: the first, and 19 more."""
+from tunescope.evaluation.statistics import Difference, rows_needed
 
 FINE_ENOUGH = 5.0
 """Points (of 100) of uncertainty above which the test set is called too small."""
 
-ALTERNATIVES_TOLD = 4
-"""How many alternatives the text speaks of; the record holds them all."""
-
-COSTS = ("trainable_parameters", "seconds", "latency_ms")
-"""Costs a Pareto front is given for."""
+ALTERNATIVES_SHOWN = 4
+"""How many alternatives the text describes; the record holds them all."""
 
 
-def advise(rows: Sequence[Row], metric: str) -> Advice:
+def advise(rows: Sequence[MethodResult], metric: str) -> Advice:
     """Recommend one of the rows.
 
     Args:
         rows: as measured; rows without a score are named with their note and otherwise left out.
         metric: name of the main score, which higher is better; decides how scores are written.
     """
-    scored = sorted((row for row in rows if row.score is not None), key=lambda row: (-_score(row), row.name))
     failed = [f"{row.name} has no score: {row.note}." for row in rows if row.score is None]
-    if not scored:
+    choice = choose(rows, metric)
+    if choice is None:
         headline = "No method has a score, so there is nothing to recommend."
         return Advice(recommended=None, headline=headline, reasons=failed, text="\n".join([headline, *failed]))
-    best = scored[0]
-    behind = {row.name: difference(best, row, metric) for row in scored[1:]}
-    comparable = [row for row in scored if row is best or behind[row.name].low <= 0]
-    chosen = min(comparable, key=lambda row: _cost_order(row, comparable))
-    fronts = {cost: pareto(scored, cost) for cost in COSTS}
-    alternatives = [_alternative(row, chosen, row in comparable, metric) for row in scored if row is not chosen]
+    chosen, comparable = choice.chosen, choice.comparable
+    fronts = {cost: pareto(choice.scored, cost) for cost in COSTS}
+    alternatives = [_alternative(row, chosen, row in comparable, metric) for row in choice.scored if row is not chosen]
     reasons = [
-        _against_best(chosen, best, comparable, behind, metric),
-        _against_zero_shot(chosen, scored, metric),
-        _resolution(chosen, best, scored, comparable, behind, metric),
+        _against_best(choice),
+        _against_zero_shot(choice),
+        _resolution(choice),
         _forgetting(chosen),
         *(_forgetting(row) for row in comparable if row is not chosen and notable_forgetting(row)),
         _whole_copy(chosen),
-        _other_rows(chosen, scored),
+        _other_rows(chosen, choice.scored),
         *failed,
     ]
     reasons = [reason for reason in reasons if reason]
     headline = _headline(chosen, metric)
     worth = sorted(
         (other for other in alternatives if _worth_a_thought(other, fronts)), key=lambda other: not other.comparable
-    )[:ALTERNATIVES_TOLD]
+    )[:ALTERNATIVES_SHOWN]
     return Advice(
         recommended=chosen.name,
         headline=headline,
@@ -97,92 +73,7 @@ def advise(rows: Sequence[Row], metric: str) -> Advice:
     )
 
 
-def pareto(rows: Sequence[Row], cost_key: str) -> list[str]:
-    """Names of the rows that no other row beats on score and cost at once, cheapest first.
-
-    A row is beaten by one with a score at least as high and a cost at least as low, one of them strictly better.
-    Scores are taken as measured, without their intervals. Rows without the score or the cost take no part.
-
-    Args:
-        rows: of a comparison.
-        cost_key: a numeric field of `Row` of which less is better, or ``"latency_ms"`` for the latency of a typical
-            answer.
-    """
-    known = [(_cost(row, cost_key), row) for row in rows if row.score is not None]
-    measured = sorted(
-        ((cost, row) for cost, row in known if cost is not None), key=lambda pair: (pair[0], -_score(pair[1]))
-    )
-    front: list[tuple[float, Row]] = []
-    for cost, row in measured:
-        if not front or _score(row) > _score(front[-1][1]) or (cost, row.score) == (front[-1][0], front[-1][1].score):
-            front.append((cost, row))
-    return [row.name for _, row in front]
-
-
-def difference(a: Row, b: Row, metric: str) -> Difference:
-    """Score of ``a`` minus score of ``b`` with its 95% interval, paired over the test rows that both were measured on.
-
-    Where a row was dropped for one of them, the difference is that of the rows they share. Without per-row scores the
-    two intervals are combined, which is conservative; without intervals nothing is known about the uncertainty and the
-    interval is unbounded.
-
-    Raises:
-        DataError: per-row scores of two sets of rows that have none in common.
-    """
-    mean = _score(a) - _score(b)
-    if a.row_keys and b.row_keys:
-        first, second = common_rows(a.row_keys, b.row_keys)
-        found = paired_difference_of([a.per_row[i] for i in first], [b.per_row[i] for i in second], metric)
-        if set(a.row_keys) != set(b.row_keys):
-            return found
-        # A corpus score (chrF) is not the mean of its rows; the spread is theirs, the center the score's.
-        return Difference(mean, found.low - found.mean + mean, found.high - found.mean + mean)
-    if None not in (a.score_low, a.score_high, b.score_low, b.score_high):
-        return unpaired_difference(_score(a), _interval(a), _score(b), _interval(b))
-    return Difference(mean, -math.inf, math.inf)
-
-
-def latency_ms(row: Row) -> float | None:
-    """Milliseconds for a typical answer of `ANSWER_TOKENS` tokens, time to first token included."""
-    if row.ttft_ms is None or row.ms_per_token is None:
-        return None
-    return row.ttft_ms + (ANSWER_TOKENS - 1) * row.ms_per_token
-
-
-def notable_forgetting(row: Row) -> bool:
-    """Whether the row forgets more than `NOTABLE_FORGETTING`, or loses accuracy on a probe beyond its interval."""
-    return (row.forgetting_on or 0.0) > NOTABLE_FORGETTING or any(probe_drop(probe).low > 0 for probe in _probes(row))
-
-
-def probe_drop(probe: Probe) -> Difference:
-    """Accuracy lost on a probe, base minus customized, with its 95% interval (positive: worse than the base)."""
-    base, now = (
-        wilson_interval(min(probe.rows, share * probe.rows), probe.rows)
-        for share in (probe.base_accuracy, probe.accuracy)
-    )
-    return unpaired_difference(probe.base_accuracy, base, probe.accuracy, now)
-
-
-def _cost_order(row: Row, comparable: Sequence[Row]) -> tuple[float | str, ...]:
-    """Smaller is cheaper. What was not measured counts as worst."""
-    latencies = [value for value in map(latency_ms, comparable) if value]
-    latency = latency_ms(row)
-    steps = math.inf
-    if latency is not None:
-        steps = math.floor(math.log(latency / min(latencies)) / math.log(LATENCY_STEP)) if latency > 0 else 0
-    return (
-        row.trains,
-        row.method == "full",
-        round(max(0.0, _forgetting_on(row)) / FORGETTING_STEP) if math.isfinite(_forgetting_on(row)) else math.inf,
-        steps,
-        row.extra_prompt_tokens or 0,
-        math.inf if row.trainable_parameters is None and row.trains else row.trainable_parameters or 0,
-        -_score(row),
-        row.name,
-    )
-
-
-def _headline(chosen: Row, metric: str) -> str:
+def _headline(chosen: MethodResult, metric: str) -> str:
     interval = ""
     if chosen.score_low is not None and chosen.score_high is not None:
         interval = f" ({form.score(chosen.score_low, metric)} to {form.score(chosen.score_high, metric)})"
@@ -191,8 +82,10 @@ def _headline(chosen: Row, metric: str) -> str:
     )
 
 
-def _against_best(chosen: Row, best: Row, comparable: Sequence[Row], behind: dict[str, Difference], metric: str) -> str:
-    """How the choice stands to the highest score, and why it was preferred among the comparable ones."""
+def _against_best(choice: Choice) -> str:
+    """The choice against the highest score, and why it was preferred among the comparable ones."""
+    chosen, best, behind, metric = choice.chosen, choice.best, choice.behind, choice.metric
+    comparable = choice.comparable
     others = [row.name for row in comparable if row is not best]
     if not others:
         if len(behind) == 0:
@@ -221,12 +114,12 @@ def _against_best(chosen: Row, best: Row, comparable: Sequence[Row], behind: dic
     )
 
 
-def _why(chosen: Row, comparable: Sequence[Row]) -> str:
+def _why(chosen: MethodResult, comparable: Sequence[MethodResult]) -> str:
     """The first stated cost on which the choice is ahead of the others, in numbers."""
     rivals = [row for row in comparable if row is not chosen]
-    mine = _cost_order(chosen, comparable)
-    theirs = min(_cost_order(row, comparable) for row in rivals)
-    decided = next((place for place, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]), 6)
+    mine = cost_order(chosen, comparable)
+    theirs = min(cost_order(row, comparable) for row in rivals)
+    decided = next((i for i, (ours, other) in enumerate(zip(mine, theirs, strict=True)) if ours != other), 6)
     latency = latency_ms(chosen)
     wordings = (
         "it needs no training",
@@ -240,7 +133,8 @@ def _why(chosen: Row, comparable: Sequence[Row]) -> str:
     return wordings[min(decided, 6)]
 
 
-def _against_zero_shot(chosen: Row, scored: Sequence[Row], metric: str) -> str:
+def _against_zero_shot(choice: Choice) -> str:
+    chosen, scored, metric = choice.chosen, choice.scored, choice.metric
     plain = next((row for row in scored if row.method == "zero-shot"), None)
     if plain is None or len(scored) == 1:
         return ""
@@ -250,18 +144,12 @@ def _against_zero_shot(chosen: Row, scored: Sequence[Row], metric: str) -> str:
     return f"Against {plain.name}, the base model as it is, {chosen.name} gains {_with_interval(gain, metric)}."
 
 
-def _resolution(
-    chosen: Row,
-    best: Row,
-    scored: Sequence[Row],
-    comparable: Sequence[Row],
-    behind: dict[str, Difference],
-    metric: str,
-) -> str:
-    """What the number of test rows cannot tell, and roughly how many would."""
+def _resolution(choice: Choice) -> str:
+    """What the number of test rows cannot show, and roughly how many would."""
+    best, behind, comparable, metric = choice.best, choice.behind, choice.comparable, choice.metric
     if len(comparable) < 2:
         return ""
-    other = chosen if chosen is not best else comparable[1]
+    other = choice.chosen if choice.chosen is not best else comparable[1]
     rows = len(set(best.row_keys) & set(other.row_keys))
     gap = behind[other.name]
     if not math.isfinite(gap.high):
@@ -282,7 +170,7 @@ def _resolution(
     return " ".join(sentences)
 
 
-def _forgetting(row: Row) -> str:
+def _forgetting(row: MethodResult) -> str:
     """What the method costs on text and questions of other kinds; empty when it has nothing to forget by."""
     if not notable_forgetting(row):
         if not row.trains or row.forgetting_on is None:
@@ -309,14 +197,14 @@ def _forgetting(row: Row) -> str:
     return f"Forgetting with {row.name} on is notable: {'; '.join(parts)}."
 
 
-def _whole_copy(chosen: Row) -> str:
+def _whole_copy(chosen: MethodResult) -> str:
     if chosen.method != "full":
         return ""
     size = f" ({form.megabytes(chosen.artifact_mb)})" if chosen.artifact_mb is not None else ""
     return f"Full fine-tuning makes a whole model of its own{size}: it shares no base with other customizations."
 
 
-def _other_rows(chosen: Row, scored: Sequence[Row]) -> str:
+def _other_rows(chosen: MethodResult, scored: Sequence[MethodResult]) -> str:
     """Which methods were not measured on all of the rows that the choice was, and how many they share."""
     rows = set(chosen.row_keys)
     others = [(row.name, set(row.row_keys)) for row in scored if row.row_keys]
@@ -326,7 +214,7 @@ def _other_rows(chosen: Row, scored: Sequence[Row]) -> str:
     return f"{chosen.name} has {len(rows)} test rows; set against it over the rows they share: {form.listing(fewer)}."
 
 
-def _alternative(row: Row, chosen: Row, comparable: bool, metric: str) -> Alternative:
+def _alternative(row: MethodResult, chosen: MethodResult, comparable: bool, metric: str) -> Alternative:
     gap = difference(row, chosen, metric)
     bounded = math.isfinite(gap.low) and math.isfinite(gap.high)
     deltas = {key: _delta(row, chosen, key) for key in ("forgetting_on", "ttft_ms", "ms_per_token", "seconds")}
@@ -342,7 +230,7 @@ def _alternative(row: Row, chosen: Row, comparable: bool, metric: str) -> Altern
         parts.append(f"{_signed(deltas['ttft_ms'], 1)} ms to the first token")
     if deltas["ms_per_token"] is not None:
         parts.append(f"{_signed(deltas['ms_per_token'], 1)} ms per token")
-    if _differs(_cost(row, "seconds"), _cost(chosen, "seconds")) and deltas["seconds"]:
+    if _differs(cost_of(row, "seconds"), cost_of(chosen, "seconds")) and deltas["seconds"]:
         parts.append(f"{form.duration(abs(deltas['seconds']))} {'more' if deltas['seconds'] > 0 else 'less'} training")
     return Alternative(
         name=row.name,
@@ -365,35 +253,8 @@ def _worth_a_thought(other: Alternative, fronts: dict[str, list[str]]) -> bool:
     return other.comparable or any(other.name in names for names in fronts.values())
 
 
-def _score(row: Row) -> float:
-    if row.score is None:
-        raise ValueError(f"row {row.name} has no score")
-    return row.score
-
-
-def _interval(row: Row) -> Interval:
-    score = _score(row)
-    return Interval(
-        score if row.score_low is None else row.score_low, score if row.score_high is None else row.score_high
-    )
-
-
-def _cost(row: Row, key: str) -> float | None:
-    if key == "latency_ms":
-        return latency_ms(row)
-    value = getattr(row, key)
-    # Prompting trains nothing and takes no training time, whether or not a zero was written down.
-    return 0 if value is None and key in ("trainable_parameters", "seconds") and not row.trains else value
-
-
-def _forgetting_on(row: Row) -> float:
-    if row.forgetting_on is not None:
-        return row.forgetting_on
-    return math.inf if row.trains else 0.0
-
-
-def _delta(row: Row, chosen: Row, key: str) -> float | None:
-    mine, theirs = _cost(row, key), _cost(chosen, key)
+def _delta(row: MethodResult, chosen: MethodResult, key: str) -> float | None:
+    mine, theirs = cost_of(row, key), cost_of(chosen, key)
     return None if mine is None or theirs is None else mine - theirs
 
 
@@ -402,11 +263,7 @@ def _differs(a: float | None, b: float | None) -> bool:
     return a is not None and b is not None and abs(a - b) > 0.1 * max(abs(a), abs(b))
 
 
-def _probes(row: Row) -> list[Probe]:
-    return [probe for probe in row.probes.values() if probe.rows > 0]
-
-
-def _identical(a: Row, b: Row) -> bool:
+def _identical(a: MethodResult, b: MethodResult) -> bool:
     return bool(a.row_keys) and (a.row_keys, a.per_row) == (b.row_keys, b.per_row)
 
 

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from tunescope.comparison.advice import advise, difference, latency_ms, notable_forgetting, pareto
-from tunescope.comparison.table import Probe, Row
+from tunescope.comparison.recommendation import advise
+from tunescope.comparison.results import MethodResult, Probe
+from tunescope.comparison.tradeoff import difference, latency_ms, notable_forgetting, pareto
 from tunescope.errors import DataError
 
 from .fixtures import keys, make_row, realistic_rows
@@ -124,7 +125,7 @@ def test_notable_forgetting_of_a_comparable_method_is_said() -> None:
 
 
 def test_a_probe_that_falls_beyond_its_interval_is_notable_forgetting() -> None:
-    def row(accuracy: float) -> Row:
+    def row(accuracy: float) -> MethodResult:
         probe = Probe(accuracy=accuracy, base_accuracy=0.6, rows=200)
         return make_row("lora", 0.9, forgetting_on=0.01, probes={"PIQA": probe})
 
@@ -153,8 +154,8 @@ def test_scores_on_a_scale_of_their_own_are_written_so() -> None:
     values = list(np.random.default_rng(0).normal(50, 10, 100))
     better = [value + 5 for value in values]
     rows = [
-        Row(method="zero-shot", name="zero-shot", score=50.0, per_row=values, row_keys=keys(100)),
-        Row(
+        MethodResult(method="zero-shot", name="zero-shot", score=50.0, per_row=values, row_keys=keys(100)),
+        MethodResult(
             method="lora",
             name="lora",
             score=55.2,
@@ -170,9 +171,9 @@ def test_scores_on_a_scale_of_their_own_are_written_so() -> None:
 
 
 def test_without_per_row_scores_intervals_are_combined_and_without_those_nothing_is_known() -> None:
-    a = Row(method="lora", name="a", score=0.8, score_low=0.75, score_high=0.85)
-    b = Row(method="lora", name="b", score=0.6, score_low=0.55, score_high=0.65)
-    bare = Row(method="lora", name="c", score=0.1)
+    a = MethodResult(method="lora", name="a", score=0.8, score_low=0.75, score_high=0.85)
+    b = MethodResult(method="lora", name="b", score=0.6, score_low=0.55, score_high=0.65)
+    bare = MethodResult(method="lora", name="c", score=0.1)
     assert difference(a, b, "accuracy").resolved
     assert not difference(a, bare, "accuracy").resolved
     assert "no difference can be told from chance" in advise([a, bare], "accuracy").text
@@ -204,10 +205,12 @@ def test_the_order_of_the_rows_changes_nothing() -> None:
     assert advise(rows, "accuracy") == advise(rows[::-1], "accuracy")
 
 
-def _measured(name: str, scores: dict[str, float], **fields: float) -> Row:
+def _measured(name: str, scores: dict[str, float], **fields: float) -> MethodResult:
     """A row with these scores by key, in reversed order where its name asks for it."""
     score = sum(scores.values()) / len(scores)
-    return Row(method="lora", name=name, score=score, per_row=list(scores.values()), row_keys=list(scores), **fields)
+    return MethodResult(
+        method="lora", name=name, score=score, per_row=list(scores.values()), row_keys=list(scores), **fields
+    )
 
 
 def test_differences_pair_by_row_and_never_by_length() -> None:
@@ -233,8 +236,8 @@ def test_rows_in_another_order_are_the_same_rows() -> None:
 
 def test_lists_of_scores_without_keys_are_not_paired() -> None:
     bounds = {"score_low": 0.4, "score_high": 0.6}
-    a = Row(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], **bounds)
-    b = Row(method="ia3", name="b", score=0.5, per_row=[0.0, 1.0], **bounds)
+    a = MethodResult(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], **bounds)
+    b = MethodResult(method="ia3", name="b", score=0.5, per_row=[0.0, 1.0], **bounds)
     assert difference(a, b, "accuracy").high == pytest.approx(0.1 * 2**0.5)
     with pytest.raises(ValueError, match="2 scores of rows, but 1 keys"):
-        Row(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], row_keys=["x"])
+        MethodResult(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], row_keys=["x"])

@@ -1,0 +1,1 @@
+"""What people read of a comparison: the HTML page and its figures, and the terminal's table."""
