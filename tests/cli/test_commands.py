@@ -71,6 +71,28 @@ def test_methods_are_subcommands_and_their_settings_flags(cli: Cli) -> None:
     assert "--budget" in cli("compare", "--help").out
 
 
+def test_training_starts_from_an_entry(place: Place, trained: dict[str, Ended], cli: Cli) -> None:
+    given = ("--base", place.base, "--data", place.data, "--max-steps", 2, "--dtype", "float32", "--json")
+    assert cli("train", "ia3", *given, "--from", place.bank / "lora", "--out", "bank/above").json["steps"] == 2
+    assert cli("train", "lora", *given, "--continue", place.bank / "lora", "--out", "bank/further").json["steps"] == 2
+    above, further = (
+        cli("bank", "show", "bank/above", "--json").json,
+        cli("bank", "show", "bank/further", "--json").json,
+    )
+    assert above["start"]["method"] == "lora" and above["template"]["pattern"] == PATTERN
+    assert further["continued"]["name"] == str(place.bank / "lora") and further["start"] is None
+    for entry in ("bank/above", "bank/further"):
+        assert cli("bank", "verify", entry, "--json").json["verified"]
+    off = cli(
+        "eval", "bank/above", "--data", place.data, "--probe", place.probe, "--json"
+    ).json["forgetting_off"]  # fmt: skip
+    assert off == 0
+    wrong = cli("train", "lora", *given, "--continue", place.bank / "lora", "--rank", 3, "--out", "bank/wrong")
+    assert wrong.code == 2 and "--rank is 3" in wrong.err
+    near = cli("train", "lora", *given, "--from", place.bank / "lorra", "--out", "bank/wrong")
+    assert near.code == 2 and "lora" in near.err and not Path("bank/wrong").exists()
+
+
 def test_a_process_of_its_own(place: Place, trained: dict[str, Ended]) -> None:
     ended = script("bank", "list", place.bank, "--json")
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from tests.inference.mix import reference_logits
 from tests.tiny import tiny_base
 
-from tunescope.bank.merge import merged_model
+from tunescope.bank.merge import merge, merge_into_base, merged_model
 from tunescope.data.template import default_template
-from tunescope.errors import TrainingError
+from tunescope.errors import BankError, TrainingError
 from tunescope.inference import Engine, Sampling
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning, compose, customize
 
@@ -111,6 +112,15 @@ def test_merged_weights_compute_the_chain(below: str, above: str, arch: str) -> 
     with torch.no_grad():
         found = model(input_ids=torch.tensor([IDS])).logits[0, -1:]
     torch.testing.assert_close(found, reference_logits(made, IDS, [1]), atol=2e-5, rtol=1e-4)
+
+
+def test_weights_of_a_chain_with_what_no_weights_can_do_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BankError, match="nonlinear"):
+        merge_into_base(chain("adapter", "lora", "llama"), tmp_path / "merged")
+    with pytest.raises(BankError, match="starts from a ia3 entry"):
+        merge([start("lora", "llama"), chain("ia3", "lora", "llama")])
+    merged = merge_into_base(chain("ia3", "lora", "llama"), tmp_path / "merged")
+    assert merged.max_error <= 1e-4 < merged.mean_logit
 
 
 def test_three_act_one_after_the_other() -> None:

@@ -16,7 +16,7 @@ from tests.tiny import tiny_base
 from tunescope.bank.peft_format import export_peft, import_peft
 from tunescope.base import Base
 from tunescope.data.template import default_template
-from tunescope.errors import TunescopeError
+from tunescope.errors import BankError, TunescopeError
 from tunescope.methods import IA3, Customized, LoRA, Method, PromptTuning, PTuning, customize
 from tunescope.methods.p_tuning import EncodedPrefix
 
@@ -98,6 +98,30 @@ def test_peft_opens_what_we_export_with_the_same_logits(name: str, arch: str, tm
         again = import_peft(tmp_path / "adapter", customized.base)
         assert_close(_ours(again), expected)
         assert again.template.virtual_tokens == customized.template.virtual_tokens
+
+
+@EVERYWHERE
+def test_peft_opens_a_lora_on_top_of_a_lora(arch: str, tmp_path: Path) -> None:
+    first = _customized(tiny_base(arch), LoRA(rank=4, targets=("q", "down")))
+    _shake(first.customization)
+    first.finish()
+    above = LoRA(rank=3, rslora=True, targets=("q", "v"))
+    made = customize(first.base, above, first.template, seed=2, start=first.customization)
+    _shake(made.customization)
+    made.finish()
+    export_peft(made, tmp_path / "adapter")
+    with torch.no_grad():
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(made.base.model), tmp_path / "adapter")
+        torch.testing.assert_close(_theirs(model.eval()), _ours(made), **CLOSE)
+
+
+def test_peft_has_no_place_for_other_chains(tmp_path: Path) -> None:
+    first = _customized(tiny_base(), LoRA(rank=4))
+    first.finish()
+    for above in (LoRA(dora=True), IA3(), PromptTuning(virtual_tokens=2)):
+        made = customize(first.base, above, first.template, start=first.customization)
+        with pytest.raises(BankError, match="--to transformers"):
+            export_peft(made, tmp_path / "adapter")
 
 
 _TARGETS = {

@@ -168,7 +168,7 @@ def test_a_longer_chain_and_prompts(entries: dict[str, Path], tmp_path: Path) ->
 
 
 def test_what_training_returned_is_a_start(tmp_path: Path) -> None:
-    first = run(Reward and LoRA(rank=2), Reward())
+    first = run(LoRA(rank=2), Reward())
     made = run(Adapter(bottleneck=2), DPO(), start=first, out=tmp_path / "made")
     assert made.record.start is not None and made.record.start.tensors_sha256
     assert scores(bank.load(tmp_path / "made", tiny_base())) == scores(made.customized)

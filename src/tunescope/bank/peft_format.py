@@ -46,7 +46,7 @@ def export_peft(customized: Customized, folder: Path) -> Path:
     """Write a folder that ``PeftModel.from_pretrained`` opens.
 
     Args:
-        customized: LoRA, IA3, prompt tuning or p-tuning.
+        customized: LoRA, IA3, prompt tuning or p-tuning. A LoRA on top of a LoRA becomes one of the sum of their ranks.
         folder: to write; it must not exist.
 
     Raises:
@@ -54,7 +54,12 @@ def export_peft(customized: Customized, folder: Path) -> Path:
         TunescopeError: a folder that exists, or that another run writes.
     """
     refuse_heads(customized, "PEFT's format as it is written here")
-    method = customized.method
+    method, start = customized.method, customized.customization.start
+    if start is not None and start.acts and not isinstance(method, LoRA):
+        raise BankError(
+            f"This {method.name} starts from a {start.method.name} entry, and PEFT's format has a place for one of "
+            "them. Serve the entry as it is, or write both into the weights with --to transformers."
+        )
     if isinstance(method, LoRA):
         config, tensors = _lora_to_peft(customized, method)
     elif isinstance(method, IA3):
