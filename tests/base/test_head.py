@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import ARCHITECTURES, tiny_base
 
-from tunescope.base.head import ROWS, logprobs_at
+from tunescope.base.vocabulary_head import ROWS, logprobs_at
 
 EVERYWHERE = pytest.mark.parametrize("arch", ARCHITECTURES)
 TOKENS = ROWS + 44  # two chunks, the second one not full
@@ -86,7 +86,7 @@ def test_logprobs_and_entropy_are_those_of_a_plain_log_softmax(
     weights = torch.randn(2, rows, generator=generator)
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunescope.base.head.ROWS", 16)
+        patch.setattr("tunescope.base.vocabulary_head.ROWS", 16)
         for plain in (False, True):
             leaf = hidden.clone().requires_grad_()
             if plain:

@@ -13,8 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from tunescope.base import Base
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.llama import LlamaRunner
+from tunescope.inference.packed_linear import packs
 from tunescope.inference.passes import Passes
-from tunescope.inference.products import packs
 from tunescope.methods import IA3
 
 FAMILY = ["llama", "mistral", "qwen2", "qwen3"]

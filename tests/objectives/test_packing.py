@@ -20,7 +20,7 @@ from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, Prom
 from tunescope.objectives import DPO, SFT, Objective, PreferenceObjective, Reward
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
-from tunescope.objectives.reward import HEAD
+from tunescope.objectives.reward_model import HEAD
 
 
 def logprobs_of(base: Base, examples: list[EncodedPair]) -> torch.Tensor:

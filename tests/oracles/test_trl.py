@@ -22,7 +22,7 @@ from tunescope.objectives import DPO, PreferenceObjective, Reward, losses
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.objectives.reference import with_reference
-from tunescope.objectives.reward import HEAD
+from tunescope.objectives.reward_model import HEAD
 
 trl = pytest.importorskip("trl")
 peft = pytest.importorskip("peft")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunescope import storage
-from tunescope.bank.check import save_check
+from tunescope.bank.kept_logits import save_check
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.base.loading import Dtype

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tunescope import storage
-from tunescope.bank.check import check_outputs
 from tunescope.bank.entry import CHECK, RECORD, load, read_record
+from tunescope.bank.kept_logits import check_outputs
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.errors import BankError

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import torch
 
-from tunescope.base import alibi, attention, head, sources
+from tunescope.base import alibi, attention, sources
+from tunescope.base import vocabulary_head as head
 from tunescope.base.device import dtype_name, resolve_device, resolve_dtype
 from tunescope.base.fingerprint import Fingerprint, fingerprint
 from tunescope.base.sites import Sites

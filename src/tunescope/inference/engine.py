@@ -27,7 +27,7 @@ from tunescope.data.rows import Message
 from tunescope.errors import EngineError, TunescopeError
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import TokenTexts
-from tunescope.inference.residents import Resident, Residents
+from tunescope.inference.loaded import Resident, Residents
 from tunescope.inference.sampling import Sampling
 from tunescope.inference.scheduler import Job, Scheduler
 from tunescope.methods import Customized

@@ -23,8 +23,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
+from tunescope.inference.packed_linear import Product, packs, product
 from tunescope.inference.plan import Plan
-from tunescope.inference.products import Product, packs, product
 from tunescope.inference.runners import Pass, kept, sites_of
 from tunescope.inference.slots import Part
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from tunescope.base import Base
-from tunescope.base.head import logprobs_at
+from tunescope.base.vocabulary_head import logprobs_at
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.llama import LlamaRunner
 from tunescope.inference.plan import Plan

@@ -14,7 +14,7 @@ import torch
 
 from tunescope.base import Base
 from tunescope.base.sites import Site
-from tunescope.inference.products import Product
+from tunescope.inference.packed_linear import Product
 from tunescope.inference.stack import Stack, StackedBottleneck
 
 

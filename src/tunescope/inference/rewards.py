@@ -9,7 +9,7 @@ from tunescope.data.rows import Message, Row
 from tunescope.errors import DataError
 from tunescope.inference.scoring import Item, head_scores
 from tunescope.methods import Customized
-from tunescope.objectives.reward import HEAD, Reward
+from tunescope.objectives.reward_model import HEAD, Reward
 
 
 def reward_scores(

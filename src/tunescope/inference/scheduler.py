@@ -27,7 +27,7 @@ from tunescope.inference.compiled import Compiled
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
-from tunescope.inference.prefix import WORTH_SHARING, PrefixCache
+from tunescope.inference.prefix_cache import WORTH_SHARING, PrefixCache
 from tunescope.inference.sampling import Draw, Sampling, choose
 from tunescope.inference.slots import allowance
 

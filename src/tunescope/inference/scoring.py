@@ -19,7 +19,7 @@ from tunescope.errors import EngineError
 from tunescope.inference.candidates import Candidates, no_head, scores_of, scores_of_one
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.passes import Passes
-from tunescope.inference.prefix import WORTH_SHARING
+from tunescope.inference.prefix_cache import WORTH_SHARING
 from tunescope.inference.slots import Kept
 from tunescope.methods import Customized
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tunescope.base import Base
 from tunescope.base.sites import Site
 from tunescope.inference.compiled import Compiled
-from tunescope.inference.products import Product, packs, product
+from tunescope.inference.packed_linear import Product, packs, product
 from tunescope.methods.effects import ACTIVATIONS
 
 

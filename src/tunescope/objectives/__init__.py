@@ -4,7 +4,7 @@ from tunescope.objectives.dpo import DPO
 from tunescope.objectives.heads import Head
 from tunescope.objectives.objective import Loss, Objective, Sampled, Sampler
 from tunescope.objectives.preference import PreferenceObjective
-from tunescope.objectives.reward import Reward
+from tunescope.objectives.reward_model import Reward
 from tunescope.objectives.sft import SFT
 
 __all__ = ["DPO", "SFT", "Head", "Loss", "Objective", "PreferenceObjective", "Reward", "Sampled", "Sampler"]

@@ -8,6 +8,6 @@ OBJECTIVES = Registry(
     {
         "sft": "tunescope.objectives.sft:SFT",
         "dpo": "tunescope.objectives.dpo:DPO",
-        "reward": "tunescope.objectives.reward:Reward",
+        "reward": "tunescope.objectives.reward_model:Reward",
     },
 )
