@@ -112,7 +112,7 @@ def test_peft_opens_a_lora_on_top_of_a_lora(arch: str, tmp_path: Path) -> None:
     export_peft(made, tmp_path / "adapter")
     with torch.no_grad():
         model = peft.PeftModel.from_pretrained(copy.deepcopy(made.base.model), tmp_path / "adapter")
-        torch.testing.assert_close(_theirs(model.eval()), _ours(made), **CLOSE)
+        assert_close(_theirs(model.eval()), _ours(made))
 
 
 def test_peft_has_no_place_for_other_chains(tmp_path: Path) -> None:
