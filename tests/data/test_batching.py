@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
@@ -117,6 +118,7 @@ def read_back(packed: Packed) -> list[tuple[list[int], list[tuple[int, int]]]]:
 
 
 @pytest.mark.parametrize("worth", [0.0, math.inf], ids=["apart", "shared"])
+@hypothesis.example(shared=[], drawn=[Encoded([0, 0], [1]), Encoded([0], [1])])  # a branch of which nothing is computed
 @given(shared=st.lists(st.integers(-3, 99), max_size=6), drawn=st.lists(encoded(), min_size=1, max_size=5))
 def test_collate_learns_what_one_by_one_would(worth: float, shared: list[int], drawn: list[Encoded]) -> None:
     examples = [

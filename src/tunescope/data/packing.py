@@ -129,9 +129,9 @@ def pack(groups: Sequence[Group], *, ends: bool = True) -> Packed:
                     if place or prefix:
                         predictors.append(begin + (end + place - 1 if place else prefix - 1))
                         targets.append(each.ids[place])
-            end = own.stop
             lengths.append(len(targets) - before)
-            last.append(begin + end - 1)
+            last.append(begin + (own.stop if own.stop > own.start else prefix) - 1)  # of an empty branch the prefix's
+            end = own.stop
             tokens += prefix + len(each.ids)
     return Packed(
         ids,
