@@ -8,14 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.inference.mix import reference_logits
+from tests.inference.mix import customized, reference_logits
 from tests.tiny import tiny_base
 
 from tunescope.bank.merge import merge, merge_into_base, merged_model
 from tunescope.data.template import default_template
 from tunescope.errors import BankError, TrainingError
 from tunescope.inference import Engine, Sampling
-from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning, compose, customize
+from tunescope.methods import (
+    IA3,
+    Adapter,
+    Customized,
+    Full,
+    LoRA,
+    Method,
+    PromptTuning,
+    PTuning,
+    System,
+    compose,
+    customize,
+)
+from tunescope.methods.fingerprint import hash_customized
 
 METHODS: dict[str, Method] = {
     "lora": LoRA(rank=2, targets=("q", "v", "down")),
@@ -150,3 +163,13 @@ def test_what_cannot_be_on_top_says_why() -> None:
         customize(below.base, PromptTuning(virtual_tokens=510), below.template, start=below.customization)
     with pytest.raises(TrainingError, match="--to transformers"):
         customize(below.base, Full(), below.template, start=below.customization)
+
+
+def test_what_it_starts_from_makes_it_another_one() -> None:
+    """Prompting on top has no tensors of its own: unfinished work of one must not be continued by the other."""
+    base, found = tiny_base(), set()
+    for start in (customized("lora"), customized("ia3"), None):
+        below = None if start is None else start.customization
+        template = default_template(base.tokenizer) if start is None else start.template
+        found.add(hash_customized(customize(base, System(instruction="Be brief."), template, start=below)))
+    assert len(found) == 3

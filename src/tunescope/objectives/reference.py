@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from tunescope import storage
@@ -24,6 +23,7 @@ from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
 from tunescope.data.packing import by_length
 from tunescope.methods import Customization
+from tunescope.methods.fingerprint import hash_customization
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
 from tunescope.tensor_files import read_tensors, write_tensors
@@ -62,9 +62,7 @@ def with_reference(
 def _place(base: Base, examples: Sequence[EncodedPair], reference: Customization | None) -> Path:
     digest = hashlib.sha256(f"{base.fingerprint.weights}|{dtype_name(base.dtype)}|{base.device.type}".encode())
     if reference is not None:
-        for layer in reference.layers:
-            digest.update(f"{layer.method.name}{layer.method.model_dump_json()}".encode())
-        digest.update(safetensors.torch.save(reference.all_tensors()))
+        digest.update(hash_customization(reference).encode())
     for example in examples:
         digest.update(json.dumps([example.prompt, example.chosen, example.rejected]).encode())
     return storage.cache_folder() / "references" / f"{digest.hexdigest()}.safetensors"

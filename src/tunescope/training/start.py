@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import safetensors.torch
 
 from tunescope import bank
 from tunescope.bank import Continued, Record
@@ -19,6 +16,7 @@ from tunescope.errors import TrainingError
 from tunescope.methods import Customization, Customized, Method, customize
 from tunescope.methods.customization import go_on
 from tunescope.methods.effects import Effect
+from tunescope.methods.fingerprint import hash_customization
 from tunescope.objectives import Objective
 
 if TYPE_CHECKING:
@@ -148,8 +146,7 @@ def _loaded(base: Base, given: str | Path | Trained) -> tuple[Customized, Record
         if entry.moves_base:
             raise TrainingError(f"{name} is a base of its own: save it with --out and start from that entry.")
         if record.tensors_sha256 is None and entry.customization.all_tensors():
-            digest = hashlib.sha256(safetensors.torch.save(entry.customization.all_tensors())).hexdigest()
-            record = record.model_copy(update={"tensors_sha256": digest})
+            record = record.model_copy(update={"tensors_sha256": hash_customization(entry.customization)})
     # What was measured of it lies with the entry itself.
     return entry, record.model_copy(update={"card": None, "training": {}}), name
 
