@@ -27,7 +27,7 @@ from tunescope.data.rows import Message
 from tunescope.errors import EngineError, TunescopeError
 from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.healing import TokenTexts
-from tunescope.inference.loaded import Resident, Residents
+from tunescope.inference.loaded import Loaded, LoadedByName
 from tunescope.inference.sampling import Sampling
 from tunescope.inference.scheduler import Job, Scheduler
 from tunescope.methods import Customized
@@ -146,7 +146,7 @@ class Engine:
         base: frozen; every customization is for it.
         slots: most rows at once.
         max_waiting: requests that may wait; one more is refused.
-        prefix_mb: memory for beginnings that prompts share, in 1e6 bytes.
+        prefix_mb: memory for prefixes that prompts share, in 1e6 bytes.
         customizations_mb: memory for customizations, in 1e6 bytes. What was used longest ago and came from a folder is
             read again when it is needed.
         kv_mb: memory for the keys and values of rows under way, in 1e6 bytes; a third of what is free now by default,
@@ -171,7 +171,7 @@ class Engine:
         self.base = base
         self.max_waiting = max_waiting
         self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6), kv_bytes=kv_bytes)
-        self._residents = Residents(base, int(customizations_mb * 1e6), self.scheduler.forget)
+        self._loaded = LoadedByName(base, int(customizations_mb * 1e6), self.scheduler.forget)
         self._token_texts = TokenTexts(base.tokenizer)
         self._lock = threading.RLock()
         self._driver: asyncio.Task[None] | None = None
@@ -182,12 +182,12 @@ class Engine:
     @property
     def names(self) -> list[str]:
         """The customizations that can be asked for."""
-        return self._residents.names
+        return self._loaded.names
 
     @property
     def customizations_mb(self) -> float:
         """Memory that the loaded customizations take, in 1e6 bytes."""
-        return self._residents.nbytes / 1e6
+        return self._loaded.nbytes / 1e6
 
     def load(self, name: str, source: Customized | Path) -> None:
         """Serve a customization under a name, at once and as a whole; one of that name is replaced.
@@ -202,9 +202,9 @@ class Engine:
             EngineError: it has weights of its own (full fine-tuning), or was made on another base object.
             BankError: an entry that is damaged or belongs to another base.
         """
-        resident = self._residents.prepare(name, source)
+        loaded = self._loaded.prepare(name, source)
         with self._lock:
-            self._residents.put(resident)
+            self._loaded.put(loaded)
 
     def unload(self, name: str) -> None:
         """Serve it no longer; rows under way end as they began.
@@ -213,7 +213,7 @@ class Engine:
             UnknownNameError: none of that name.
         """
         with self._lock:
-            self._residents.drop(name)
+            self._loaded.drop(name)
 
     # Requests.
 
@@ -224,14 +224,14 @@ class Engine:
             EngineError: an unknown customization or head, a prompt without room for the answer, a full queue.
         """
         with self._lock:
-            resident = self._residents.get(request.customization)
+            loaded = self._loaded.get(request.customization)
             if isinstance(request, ScoreRequest):
-                tokens, completions = resident.completions(request.prompt, request.completions, request.head)
-                return self._enqueue(PromptTokens(tokens), resident, Sampling(), completions, request.head)
+                tokens, completions = loaded.completions(request.prompt, request.completions, request.head)
+                return self._enqueue(PromptTokens(tokens), loaded, Sampling(), completions, request.head)
             if request.sampling.choices:
-                tokens, choices = resident.candidates(request.prompt, request.sampling.choices)
-                return self._enqueue(PromptTokens(tokens), resident, request.sampling, choices)
-            return self._enqueue(resident.prompt(request.prompt), resident, request.sampling, [])
+                tokens, choices = loaded.candidates(request.prompt, request.sampling.choices)
+                return self._enqueue(PromptTokens(tokens), loaded, request.sampling, choices)
+            return self._enqueue(loaded.prompt(request.prompt), loaded, request.sampling, [])
 
     def submit_ids(self, prompt: Sequence[int] | PromptTokens, customization: str | None, sampling: Sampling) -> Ticket:
         """``submit`` for a prompt that is tokens already. Negative ids are virtual tokens.
@@ -243,7 +243,7 @@ class Engine:
             raise EngineError("choices are tokenized together with the prompt: give it as text.")
         tokens = prompt if isinstance(prompt, PromptTokens) else PromptTokens(list(prompt))
         with self._lock:
-            return self._enqueue(tokens, self._residents.get(customization), sampling, [])
+            return self._enqueue(tokens, self._loaded.get(customization), sampling, [])
 
     def step(self) -> bool:
         """A step for everyone under way; returns whether anything is left to do."""
@@ -323,7 +323,7 @@ class Engine:
     def _enqueue(
         self,
         prompt: PromptTokens,
-        resident: Resident,
+        loaded: Loaded,
         sampling: Sampling,
         completions: list[list[int]],
         head: str | None = None,
@@ -338,7 +338,7 @@ class Engine:
                 f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
                 "later."
             )
-        self._check_ids(tokens, completions, resident, sampling)
+        self._check_ids(tokens, completions, loaded, sampling)
         room = sum(map(len, completions)) if completions else sampling.max_new_tokens + len(prompt.owed)
         context = self.base.context_length
         if not tokens:
@@ -358,14 +358,14 @@ class Engine:
         jobs = [
             Job(
                 tokens,
-                resident.effects,
+                loaded.effects,
                 sampling,
                 sample,
-                frozenset((*resident.template.stop, *sampling.stop_tokens)),
+                frozenset((*loaded.template.stop, *sampling.stop_tokens)),
                 Detokenizer(self.base.tokenizer, sampling.stop, prompt.owed),
                 completions,
                 head,
-                resident.beginning,
+                loaded.prefix_tokens,
                 self._token_texts.owed(prompt.owed),
             )
             for sample in range(sampling.n)
@@ -374,21 +374,19 @@ class Engine:
             self.scheduler.add(job)
         return Ticket(jobs)
 
-    def _check_ids(
-        self, tokens: list[int], completions: list[list[int]], resident: Resident, sampling: Sampling
-    ) -> None:
+    def _check_ids(self, tokens: list[int], completions: list[list[int]], loaded: Loaded, sampling: Sampling) -> None:
         """Refuse ids that no embedding answers: an id out of range would fail the pass that other rows share."""
-        size, virtual = self.base.embedding.num_embeddings, resident.virtual_tokens
-        of = "the base" if resident.name is None else resident.name
-        if resident.template.virtual_tokens != virtual:
+        size, virtual = self.base.embedding.num_embeddings, loaded.virtual_tokens
+        of = "the base" if loaded.name is None else loaded.name
+        if loaded.template.virtual_tokens != virtual:
             raise EngineError(
-                f"{of}: its template has {resident.template.virtual_tokens} virtual tokens and its tensors {virtual}: "
+                f"{of}: its template has {loaded.template.virtual_tokens} virtual tokens and its tensors {virtual}: "
                 "the entry is damaged. Train it again."
             )
         given = [("The prompt", token, -virtual) for token in (min(tokens), max(tokens))] if tokens else []
         given += [("A completion", token, 0) for completion in completions for token in completion]
         given += [("stop_tokens", token, 0) for token in sampling.stop_tokens]
-        given += [(f"The template of {of} for its stop tokens", token, 0) for token in resident.template.stop]
+        given += [(f"The template of {of} for its stop tokens", token, 0) for token in loaded.template.stop]
         for what, token, least in given:
             if not least <= token < size:
                 some = f", its virtual tokens {-virtual} to -1" if least else ""

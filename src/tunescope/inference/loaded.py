@@ -22,14 +22,14 @@ _Tokens = TypeVar("_Tokens")
 
 
 @dataclass(frozen=True)
-class Resident:
+class Loaded:
     """A customization that can be asked for.
 
     Attributes:
         name: what requests say; None is the base.
         template: what stands around a request's text.
         encoder: makes its prompts.
-        beginning: how many tokens all its prompts begin with.
+        prefix_tokens: how many tokens all its prompts begin with.
         effects: compiled; None where it has none (the base, prompting), and while it is only on disk.
         on_disk: whether its effects must be read again before it is used.
         path: where from; None for one that was made in memory, which stays there.
@@ -38,7 +38,7 @@ class Resident:
     name: str | None
     template: Template
     encoder: Encoder
-    beginning: int
+    prefix_tokens: int
     effects: Compiled | None
     on_disk: bool = False
     path: Path | None = None
@@ -89,20 +89,20 @@ class Resident:
             raise EngineError(str(error)) from error
 
 
-class Residents:
+class LoadedByName:
     """Customizations by name.
 
     Args:
         base: all are for it.
         budget: bytes for their tensors. Only those that came from a folder can be given up to keep it.
-        forget: told of effects that are dropped.
+        forget: callback with effects that are dropped.
     """
 
     def __init__(self, base: Base, budget: int, forget: Callable[[Compiled], None]) -> None:
         self._base, self._budget, self._forget = base, budget, forget
         plain = default_template(base.tokenizer)
-        self._plain = Resident(None, plain, *_encoding(base, plain), None)
-        self._by_name: OrderedDict[str, Resident] = OrderedDict()
+        self._plain = Loaded(None, plain, *_encoding(base, plain), None)
+        self._by_name: OrderedDict[str, Loaded] = OrderedDict()
 
     @property
     def names(self) -> list[str]:
@@ -112,20 +112,20 @@ class Residents:
     @property
     def nbytes(self) -> int:
         """Memory of those in memory."""
-        return sum(resident.effects.nbytes for resident in self._by_name.values() if resident.effects is not None)
+        return sum(loaded.effects.nbytes for loaded in self._by_name.values() if loaded.effects is not None)
 
-    def prepare(self, name: str, source: Customized | Path) -> Resident:
+    def prepare(self, name: str, source: Customized | Path) -> Loaded:
         """Read and compile; nothing is served yet."""
         if isinstance(source, Path):
             return self._made(name, bank.load(source, self._base), source)
         return self._made(name, source, None)
 
-    def put(self, resident: Resident) -> None:
+    def put(self, loaded: Loaded) -> None:
         """Serve from now on."""
-        assert resident.name is not None
-        self._dismiss(self._by_name.pop(resident.name, None))
-        self._by_name[resident.name] = resident
-        self._keep_budget(resident.name)
+        assert loaded.name is not None
+        self._dismiss(self._by_name.pop(loaded.name, None))
+        self._by_name[loaded.name] = loaded
+        self._keep_budget(loaded.name)
 
     def drop(self, name: str) -> None:
         """Serve no longer."""
@@ -133,7 +133,7 @@ class Residents:
             raise UnknownNameError("customization", name, self._by_name)
         self._dismiss(self._by_name.pop(name))
 
-    def get(self, name: str | None) -> Resident:
+    def get(self, name: str | None) -> Loaded:
         """The one of that name, in memory; None is the base under its plain template.
 
         Raises:
@@ -143,30 +143,30 @@ class Residents:
             return self._plain
         if name not in self._by_name:
             raise EngineError(str(UnknownNameError("customization", name, self._by_name)))
-        resident = self._by_name[name]
-        if resident.on_disk:
-            assert resident.path is not None
-            resident = self._by_name[name] = self.prepare(name, resident.path)
+        loaded = self._by_name[name]
+        if loaded.on_disk:
+            assert loaded.path is not None
+            loaded = self._by_name[name] = self.prepare(name, loaded.path)
         self._by_name.move_to_end(name)
         self._keep_budget(name)
-        return resident
+        return loaded
 
     def _keep_budget(self, used: str) -> None:
         over = self.nbytes - self._budget
-        for name, resident in list(self._by_name.items()):
+        for name, loaded in list(self._by_name.items()):
             if over <= 0:
                 return
-            if resident.effects is not None and resident.path is not None and name != used:
-                over -= resident.effects.nbytes
-                self._dismiss(resident)
+            if loaded.effects is not None and loaded.path is not None and name != used:
+                over -= loaded.effects.nbytes
+                self._dismiss(loaded)
                 # The place in the order stays: a name that was asked for is asked for again.
-                self._by_name[name] = replace(resident, effects=None, on_disk=True)
+                self._by_name[name] = replace(loaded, effects=None, on_disk=True)
 
-    def _dismiss(self, resident: Resident | None) -> None:
-        if resident is not None and resident.effects is not None:
-            self._forget(resident.effects)
+    def _dismiss(self, loaded: Loaded | None) -> None:
+        if loaded is not None and loaded.effects is not None:
+            self._forget(loaded.effects)
 
-    def _made(self, name: str, customized: Customized, path: Path | None) -> Resident:
+    def _made(self, name: str, customized: Customized, path: Path | None) -> Loaded:
         if customized.moves_base and customized.base is not self._base:
             raise EngineError(
                 f"{name}: a {customized.method.name} customization has weights of its own and cannot share this base's "
@@ -184,7 +184,7 @@ class Residents:
         except EngineError as error:
             raise EngineError(f"{name}: {error}") from error
         template = customized.template
-        return Resident(name, template, *_encoding(self._base, template), compiled, path=path)
+        return Loaded(name, template, *_encoding(self._base, template), compiled, path=path)
 
 
 def _encoding(base: Base, template: Template) -> tuple[Encoder, int]:

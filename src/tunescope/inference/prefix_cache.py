@@ -1,6 +1,6 @@
 """Beginnings that many prompts share, computed once: system text, shots, virtual tokens, instructions.
 
-A causal model's keys and values of a beginning do not depend on what follows. They are kept by customization and
+A causal model's keys and values of a prefix do not depend on what follows. They are kept by customization and
 tokens, up to a budget of bytes; what was used longest ago goes first.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.slots import Kept, Slots
 
-# Below this a shared beginning is cheaper to compute again than to keep and copy.
+# Below this a shared prefix is cheaper to compute again than to keep and copy.
 WORTH_SHARING = 16
 
 
 class PrefixCache:
-    """Kept beginnings.
+    """Kept prefixes.
 
     Args:
         budget: bytes they may take together.
@@ -36,7 +36,7 @@ class PrefixCache:
         return len(self._kept)
 
     def find(self, owner: Compiled | None, tokens: Sequence[int]) -> Kept | None:
-        """The longest kept beginning of ``tokens`` that leaves at least its last token to be computed."""
+        """The longest kept prefix of ``tokens`` that leaves at least its last token to be computed."""
         lengths = sorted({len(key[1]) for key in self._kept if key[0] is owner and len(key[1]) < len(tokens)})
         best = next((key for n in reversed(lengths) if (key := (owner, tuple(tokens[:n]))) in self._kept), None)
         if best is None:
@@ -46,11 +46,11 @@ class PrefixCache:
         return self._kept[best]
 
     def has(self, owner: Compiled | None, tokens: Sequence[int]) -> bool:
-        """Whether exactly this beginning is kept."""
+        """Whether exactly this prefix is kept."""
         return (owner, tuple(tokens)) in self._kept
 
     def add(self, owner: Compiled | None, tokens: Sequence[int], slots: Slots, slot: int) -> None:
-        """Keep the beginning ``tokens`` of the row in ``slot``, unless it is larger than the whole budget."""
+        """Keep the prefix ``tokens`` of the row in ``slot``, unless it is larger than the whole budget."""
         kept = slots.keep(slot, len(tokens))
         if kept.nbytes > self.budget:
             return

@@ -37,7 +37,7 @@ _CHUNK = 256
 _CHUNK_ALONE = 2048
 # Tokens that sharing must save before other jobs wait for the first to have computed what they share.
 _WORTH_WAITING = 256
-# How many of the waiting jobs are looked at for a shared beginning.
+# How many of the waiting jobs are looked at for a shared prefix.
 _LOOK_AHEAD = 64
 _T = TypeVar("_T")
 _NOT_FINITE = (
@@ -59,7 +59,7 @@ class Job:
         text: its words so far.
         completions: as tokens, where some are given to be scored instead of one written.
         head: the customization's head that scores them; None for log-probabilities, by which one of them is chosen.
-        beginning: how many tokens of the prompt every prompt of this customization has.
+        prefix_tokens: how many tokens of the prompt every prompt of this customization has.
         owed: what its answer must begin with.
         written: tokens generated; the stop token is one.
         logprobs: of the tokens written, in nats, where asked for.
@@ -78,7 +78,7 @@ class Job:
     text: Detokenizer
     completions: list[list[int]] = field(default_factory=list)
     head: str | None = None
-    beginning: int = 0
+    prefix_tokens: int = 0
     owed: Owed | None = None
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Job:
     cancelled: bool = False
     arrived: int = 0  # how many jobs came before it; the number of its slot
     placed: int = 0  # tokens whose keys and values are in its slot
-    marks: set[int] = field(default_factory=set)  # beginnings of it to be kept once they are computed
+    marks: set[int] = field(default_factory=set)  # prefixes of it to be kept once they are computed
 
     def __post_init__(self) -> None:
         self.draw = Draw(
@@ -127,7 +127,7 @@ class Scheduler:
     Args:
         base: frozen.
         slots: most rows at once.
-        prefix_bytes: what kept beginnings may take.
+        prefix_bytes: what kept prefixes may take.
         kv_bytes: what the keys and values of the rows under way may take. A job waits until those it may need fit.
 
     Attributes:
@@ -244,7 +244,7 @@ class Scheduler:
                 break  # nobody overtakes it, or it would never come in
             self.waiting.popleft()
             try:
-                if self._computing_its_beginning(job):
+                if self._computing_its_prefix(job):
                     held.append(job)
                     continue
                 self._start(job, held)
@@ -262,9 +262,9 @@ class Scheduler:
         (self._prefilling if job.left else self._scoring).append(job)
 
     def _marks(self, job: Job, held: Sequence[Job]) -> set[int]:
-        """The beginnings of a job's prompt that others have or will have."""
+        """The prefixes of a job's prompt that others have or will have."""
         longest = len(job.tokens) - 1
-        found = {job.beginning} if job.beginning >= WORTH_SHARING else set()
+        found = {job.prefix_tokens} if job.prefix_tokens >= WORTH_SHARING else set()
         if job.sampling.n > 1:
             found.add(longest)
         others = [*held, *list(self.waiting)[:_LOOK_AHEAD]]
@@ -274,7 +274,7 @@ class Scheduler:
             found.add(min(lengths))
         return {min(mark, longest) for mark in found if longest >= WORTH_SHARING}
 
-    def _computing_its_beginning(self, job: Job) -> bool:
+    def _computing_its_prefix(self, job: Job) -> bool:
         """Whether a row is about to have computed more of this job's prompt than is kept now."""
         return any(
             row.effects is job.effects and mark < len(job.tokens) and row.tokens[:mark] == job.tokens[:mark]

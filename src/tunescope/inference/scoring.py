@@ -2,7 +2,7 @@
 multiple choice and rewards.
 
 The candidates of a prompt stand behind it in one packed sequence, so the prompt is computed once however many there
-are. What all prompts share at their beginning (a system text, shots, virtual tokens, an instruction) is computed once
+are. The prefix that all prompts share (a system text, shots, virtual tokens, an instruction) is computed once
 for all of them.
 """
 
