@@ -59,7 +59,7 @@ def main() -> None:
             own.mkdir(parents=True)
             settings = ts.TrainSettings(max_steps=args.steps, batch_size=rows, lr=1e-4 * 2**number)
             customized = customize(base, ts.LoRA(rank=8), template)
-            made.append(Learner(customized, ts.SFT(), examples, settings, own, default_lr=1e-4))
+            made.append(Learner(customized, ts.SFT(), examples, settings, own))
         return made
 
     found: dict[str, Any] = {}

@@ -67,7 +67,7 @@ def made(base: Base, method: Method, objective: Objective, folder: Path, setting
     customized = customize(base, method, default_template(base.tokenizer), rows, None, chosen.seed, added)
     encoder = Encoder(base.tokenizer, customized.template, base.context_length, None, objective.cut)
     folder.mkdir(parents=True, exist_ok=True)
-    return Learner(customized, objective, objective.examples(rows, encoder), chosen, folder, default_lr=1e-3)
+    return Learner(customized, objective, objective.examples(rows, encoder), chosen, folder)
 
 
 def assert_same(found: Learner, expected: Learner) -> None:
@@ -210,9 +210,6 @@ class OwnSamples(SFT):
         ]
         self.seen.append((number, found))
         return found
-
-    def load_examples(self, values: Sequence[Any]) -> list[Encoded]:
-        return [Encoded(**value) for value in values]
 
 
 def own_samples(folder: Path) -> Learner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -109,7 +109,7 @@ def compact(sites: Sites, keys: set[str]) -> tuple[tuple[str, ...], tuple[int, .
 
 
 def lora_parts(customized: Customized) -> dict[str, LoRAPart]:
-    """The low-rank changes of a LoRA by site, in float32 on the processor.
+    """The low-rank changes of a LoRA by site, in float32 on the CPU.
 
     Those of LoRAs that it starts from are in them, in one product: exactly, but for DoRA, which has no such form.
 
@@ -134,14 +134,15 @@ def lora_parts(customized: Customized) -> dict[str, LoRAPart]:
                     effect.scaling,
                     None if magnitude is None else magnitude.detach().cpu(),
                 )
-                found[site] = _concatenated(found[site], own) if site in found else own
+                found[site] = concatenated([(found[site], 1.0), (own, 1.0)]) if site in found else own
     return found
 
 
-def _concatenated(first: LoRAPart, second: LoRAPart) -> LoRAPart:
-    """Both changes as one product."""
-    B = torch.cat([first.scaling * first.B, second.scaling * second.B], dim=1)
-    return LoRAPart(torch.cat([first.A, second.A]), B, scaling=1.0)
+def concatenated(own: Sequence[tuple[LoRAPart, float]]) -> LoRAPart:
+    """Σ weight · scaling · B A of parts with their weights as one product, exactly."""
+    A = torch.cat([part.A for part, _ in own])
+    B = torch.cat([weight * part.scaling * part.B for part, weight in own], dim=1)
+    return LoRAPart(A, B, scaling=1.0)
 
 
 def _commonest(values: Mapping[str, T]) -> T:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from tunescope import storage
-from tunescope.bank.assemble import LoRAPart, assemble_lora, lora_parts
+from tunescope.bank.assemble import LoRAPart, assemble_lora, concatenated, lora_parts
 from tunescope.base import Base, Site, Sites
 from tunescope.base.device import dtype_name
 from tunescope.base.loading import in_dtype
@@ -151,7 +151,7 @@ def merge(
         if not own:
             continue
         if how == "linear":
-            parts[site.key] = _concatenated(own)
+            parts[site.key] = concatenated(own)
             continue
         deltas = torch.stack([part.delta() for part, _ in own])
         shares = deltas.new_tensor([weight for _, weight in own])[:, None, None]
@@ -244,13 +244,6 @@ def _measure(customized: Customized, model: Any, dtype: torch.dtype) -> tuple[fl
         found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
     error = (found - expected).abs()
     return error.max().item(), error.mean().item(), expected.abs().mean().item()
-
-
-def _concatenated(own: Sequence[tuple[LoRAPart, float]]) -> LoRAPart:
-    """Σ weight · scaling · B A as one product, exactly."""
-    A = torch.cat([part.A for part, _ in own])
-    B = torch.cat([weight * part.scaling * part.B for part, weight in own], dim=1)
-    return LoRAPart(A, B, scaling=1.0)
 
 
 def _ties(trimmed: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ from tunescope.settings import Settings
 _BLOCK = 256
 # Logits divided by less would leave the range of float32.
 _COLDEST = 1e-6
+# The seeds of prompts lie this far apart, those of one prompt's samples further.
+_PROMPTS_APART, _SAMPLES_APART = 7919, 1_000_003
 
 
 class Sampling(Settings):
@@ -38,7 +40,7 @@ class Sampling(Settings):
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the sampling."""
     n: int = Field(1, gt=0)
-    """How many samples of the prompt; its beginning is computed once."""
+    """How many samples of the prompt; it is computed once."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer, which ends before them; beside the template's stop tokens."""
     stop_tokens: tuple[int, ...] = ()
@@ -71,6 +73,11 @@ class Sampling(Settings):
         return self
 
 
+def for_prompt(sampling: Sampling, number: int) -> Sampling:
+    """The same for one of several prompts: with a seed of its own, whatever the others are."""
+    return sampling.model_copy(update={"seed": (sampling.seed + _PROMPTS_APART * number) % 2**63})
+
+
 @dataclass
 class Draw:
     """What one row draws its tokens by.
@@ -93,7 +100,7 @@ class Draw:
 
     def __post_init__(self) -> None:
         # Each row has a generator of its own: what it draws does not depend on the other rows of the batch.
-        seed = (self.sampling.seed + self.sample * 1_000_003) % 2**63
+        seed = (self.sampling.seed + self.sample * _SAMPLES_APART) % 2**63
         self._generator = torch.Generator().manual_seed(seed)
         self._uniform: float | None = None
 

@@ -10,11 +10,10 @@ from pydantic import Field
 from tunescope.data.rows import Row
 from tunescope.errors import DataError
 from tunescope.inference import Engine, Generated, Request, Sampling
+from tunescope.inference.sampling import for_prompt
 from tunescope.judging.judges import Judge
 from tunescope.methods import Customized
 
-# The seeds of prompts lie this far apart, those of one prompt's samples further (see inference.sampling).
-_SEEDS_APART = 7919
 _NAME = "sampled"
 _NAMED = 10  # failures listed in one message
 
@@ -121,11 +120,7 @@ def judged_samples(
 
     engine = Engine(customized.base)
     engine.load(_NAME, customized)
-    engine.generate([Request(row.messages, _NAME, _of_row(sampling, row)) for row in rows], on_done=done)
-
-
-def _of_row(sampling: Sampling, row: Row) -> Sampling:
-    return sampling.model_copy(update={"seed": (sampling.seed + _SEEDS_APART * row.number) % 2**63})
+    engine.generate([Request(row.messages, _NAME, for_prompt(sampling, row.number)) for row in rows], on_done=done)
 
 
 def with_score(judged: Judged, score: float | str) -> Judged:

@@ -7,7 +7,7 @@ each get that one's effects, and the frozen module computes all of them at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +22,10 @@ from tunescope.methods.effects import Effect
 
 if TYPE_CHECKING:
     from tunescope.methods.customization import Customization
+
+# Each with the customization that it belongs to.
+_Effects = Sequence[tuple["Customization", Effect]]
+_Act = Callable[[Effect, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,37 +111,26 @@ class Hooks:
             else:
                 yield self._base.sites[site].on_output(functools.partial(self._output, effects), acts)
 
-    def _output(
-        self, effects: Sequence[tuple[Customization, Effect]], given: torch.Tensor, output: torch.Tensor
-    ) -> torch.Tensor:
+    def _output(self, effects: _Effects, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """What a module returns, with the effects."""
-        if self._alone is not None:
-            for owner, effect in effects:
-                if owner is self._alone:
-                    output = effect(given, output)
-            return output
-        parts = []
-        for customization, own_given, own in self._parts(given, output):
-            for owner, effect in effects:
-                if owner is customization:
-                    own = effect(own_given, own)
-            parts.append(own)
-        return self._whole(parts, output)
+        return self._changed(effects, lambda effect, given, own: effect(given, own), given, output)
 
-    def _input(self, effects: Sequence[tuple[Customization, Effect]], given: torch.Tensor) -> torch.Tensor:
+    def _input(self, effects: _Effects, given: torch.Tensor) -> torch.Tensor:
         """What a module is given, with the effects."""
-        if self._alone is not None:
-            for owner, effect in effects:
-                if owner is self._alone:
-                    given = effect(given)
-            return given
-        parts = []
-        for customization, own, _ in self._parts(given, given):
+        return self._changed(effects, lambda effect, _given, own: effect(own), given, given)
+
+    def _changed(self, effects: _Effects, act: _Act, given: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+        """``changed``, a module's output or its input, after each customization's effects on its own part."""
+
+        def after(customization: Customization, given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
             for owner, effect in effects:
                 if owner is customization:
-                    own = effect(own)
-            parts.append(own)
-        return self._whole(parts, given)
+                    own = act(effect, given, own)
+            return own
+
+        if self._alone is not None:
+            return after(self._alone, given, changed)
+        return self._whole([after(*part) for part in self._parts(given, changed)], changed)
 
     def _parts(
         self, given: torch.Tensor, output: torch.Tensor

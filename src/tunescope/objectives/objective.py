@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import Batch
-from tunescope.data.encoding import Encoder
+from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
 from tunescope.data.rows import Message, Row
@@ -89,6 +89,8 @@ class Objective(Settings, ABC):
     """As written on the command line."""
     takes: ClassVar[type[Row] | type[Pair]] = Row
     """What it learns from."""
+    example: ClassVar[type] = Encoded
+    """What ``examples`` and ``collect`` make: a dataclass whose fields JSON has values for."""
     unit: ClassVar[str] = "rows"
     """What an example is called where speed is reported."""
     cut: ClassVar[Literal["middle", "start"]] = "middle"
@@ -139,14 +141,6 @@ class Objective(Settings, ABC):
             sample: how to sample from ``customized`` or another.
         """
         return list(examples)
-
-    def dump_examples(self, examples: Sequence[Any]) -> list[Any]:
-        """A round's examples as JSON values, for the checkpoint of a run of several rounds."""
-        return [asdict(example) for example in examples]
-
-    def load_examples(self, values: Sequence[Any]) -> list[Any]:
-        """The examples that ``dump_examples`` was given."""
-        raise NotImplementedError(f"{self.name} has one round, whose examples are made again.")
 
     def state(self) -> dict[str, Any]:
         """What the objective itself has learned or adapted so far, as JSON values, for the checkpoint."""

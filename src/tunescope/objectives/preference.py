@@ -23,6 +23,7 @@ class PreferenceObjective(Objective):
     """Learn from pairs which of two completions is better."""
 
     takes: ClassVar[type[Pair]] = Pair
+    example: ClassVar[type] = EncodedPair
     unit: ClassVar[str] = "pairs"
     cut: ClassVar[Literal["middle", "start"]] = "start"
 

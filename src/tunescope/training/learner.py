@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from tunescope import peak_memory
 from tunescope.base import Base
@@ -46,7 +47,6 @@ class Learner:
         examples: what ``objective.examples`` made.
         settings: of the run.
         folder: where checkpoints and ``metrics.jsonl`` go; a run that left a checkpoint there goes on from it.
-        default_lr: the rate when the settings name none.
         validation: further examples, which are measured every so often and never learned from.
 
     Attributes:
@@ -66,7 +66,6 @@ class Learner:
         settings: TrainSettings,
         folder: Path,
         *,
-        default_lr: float,
         validation: Sequence[Any] = (),
     ) -> None:
         if not examples:
@@ -74,7 +73,7 @@ class Learner:
         self.customized, self.objective, self.settings, self.folder = customized, objective, settings, folder
         self.result = TrainResult(unit=objective.unit)
         self.error: TrainingError | None = None
-        self._optimizer = Optimizer(customized, settings.lr or default_lr, settings.weight_decay)
+        self._optimizer = Optimizer(customized, settings.lr or customized.method.learning_rate, settings.weight_decay)
         self._random = _Randomness(customized, settings.seed)
         self._round, self._round_steps = -1, 0
         self._examples: Sequence[Any] = ()
@@ -89,6 +88,11 @@ class Learner:
         self._given = objective.prepare(customized, examples)
         self._validation = objective.prepare(customized, validation) if validation else []
         self.result.prepare_seconds += time.perf_counter() - started
+
+    @property
+    def _examples_type(self) -> TypeAdapter[list[Any]]:
+        """Turns a round's examples into JSON values and back."""
+        return TypeAdapter(list[self.objective.example])  # type: ignore[name-defined]
 
     @property
     def base(self) -> Base:
@@ -201,7 +205,7 @@ class Learner:
         state: dict[str, Any] = {"result": asdict(self.result), "objective": self.objective.state()}
         if self.objective.rounds > 1:  # of the only one, they are made again
             state |= {"round": self._round, "round_steps": self._round_steps}
-            state["examples"] = self.objective.dump_examples(self._examples)
+            state["examples"] = self._examples_type.dump_python(list(self._examples), mode="json")
         save_checkpoint(self.folder, {**self._optimizer.tensors(), **self._random.tensors()}, state)
         self._saved_at = time.monotonic()
 
@@ -213,7 +217,7 @@ class Learner:
             self.result = TrainResult(**state["result"])  # the recipe is the same, so it has the same fields
             if "round" in state:
                 self._round_steps = state["round_steps"]
-                self._take_examples(state["round"], self.objective.load_examples(state["examples"]))
+                self._take_examples(state["round"], self._examples_type.validate_python(state["examples"]))
 
         load_checkpoint(self.folder, restore)
 

@@ -158,10 +158,7 @@ def train(
     template = begin.template(pattern, style)
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
     customized = begin.customize(template, rows, labels, settings.seed, added)
-    encoder = Encoder(
-        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name,
-        given.skip_bad,
-    )  # fmt: skip
+    encoder = _encoder(customized, objective, settings, name, given.skip_bad)
     examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
     unseen, unseen_notes = _validation(validation, customized, objective, settings, pattern, skip_bad)
     if encoder.joined:
@@ -184,8 +181,7 @@ def train(
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
         return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
-        rate = method.learning_rate
-        learner = Learner(customized, objective, examples, settings, work, default_lr=rate, validation=unseen)
+        learner = Learner(customized, objective, examples, settings, work, validation=unseen)
         with tracked(settings.trackers, work, record) as track:
 
             def reported(_learner: Learner, metrics: StepMetrics) -> object:
@@ -203,6 +199,16 @@ def train(
             metrics = (work / METRICS).read_text(encoding="utf-8")
             path = bank.save(customized, Path(out), record, extra={METRICS: metrics}, overwrite=overwrite)
     return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes(), *unseen_notes])
+
+
+def _encoder(
+    customized: Customized, objective: Objective, settings: TrainSettings, name: str, skip_bad: int
+) -> Encoder:
+    """Makes the examples of rows, those to learn and those to validate on."""
+    base = customized.base
+    return Encoder(
+        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, name, skip_bad
+    )
 
 
 def _validation(
@@ -228,11 +234,7 @@ def _validation(
             f"{customized.method.name} trains nothing, so there is nothing to validate: tunescope eval."
         )
     given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
-    base = customized.base
-    encoder = Encoder(
-        base.tokenizer, customized.template, base.context_length, settings.max_length, objective.cut, given.name,
-        given.skip_bad,
-    )  # fmt: skip
+    encoder = _encoder(customized, objective, settings, given.name, given.skip_bad)
     if examples := objective.examples(given.rows, encoder):
         return examples, [f"Validation: {note}" for note in (*given.notes, *encoder.notes())]
     raise TrainingError("No validation row is left: none fits. Raise --max-length or shorten the completions.")

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from tunescope.data.rows import Message
 from tunescope.errors import TrainingError
 from tunescope.inference import Engine, Generated, Request, Sampling
+from tunescope.inference.sampling import for_prompt
 from tunescope.methods import Customized
 from tunescope.objectives import Sampled
-
-# The seeds of prompts lie this far apart, those of one prompt's samples further (see ``inference.sampling``).
-_SEEDS_APART = 7919
 
 
 def sample(
@@ -24,15 +22,10 @@ def sample(
     temperature: float = 1.0,
 ) -> list[list[Sampled]]:
     """Sample completions from a customization as it is now; see ``objectives.Sampler``."""
-
-    def request(number: int, prompt: Sequence[Message]) -> Request:
-        own = (seed + _SEEDS_APART * number) % 2**63
-        how = Sampling(n=n, seed=own, max_new_tokens=max_new_tokens, temperature=temperature, logprobs=True)
-        return Request(prompt, "learner", how)
-
+    how = Sampling(n=n, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, logprobs=True)
     engine = Engine(customized.base)
     engine.load("learner", customized)
-    answers = engine.generate([request(number, prompt) for number, prompt in enumerate(prompts)])
+    answers = engine.generate([Request(prompt, "learner", for_prompt(how, i)) for i, prompt in enumerate(prompts)])
     return [[_sampled(each, number) for each in (answer, *answer.others)] for number, answer in enumerate(answers)]
 
 
