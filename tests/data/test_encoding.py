@@ -14,10 +14,11 @@ from tests.tiny import CHAT_TEMPLATE, SPECIAL
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tunescope.data.encoding import Encoder, common_prefix
+from tunescope.data.encoding import Encoder
 from tunescope.data.pairs import Pair
 from tunescope.data.rows import Message, Row
 from tunescope.data.template import Shot, default_template
+from tunescope.data.tokenizing import TextTokenizer, common_prefix
 from tunescope.errors import DataError
 
 # Enough repetitions that words, a line break with indentation, and numbers become tokens.
@@ -175,7 +176,7 @@ def test_what_is_served_begins_every_whole_text(kind: str, style: str, prompt: s
     if kind != "words":  # which has tokens for any beginning of a word
         assert ids[: len(served.ids)] == served.ids
     kept = rendered.text[: len(rendered.text) + len(rendered.owed) - len(served.owed)]
-    assert served.ids == made._ids(kept)
+    assert served.ids == TextTokenizer(made.tokenizer, made.template).ids(kept)
 
 
 def test_a_line_break_and_indentation_are_one_token() -> None:

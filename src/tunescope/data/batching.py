@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import torch
 
-from tunescope.data.encoding import Encoded, EncodedPair, common_prefix
+from tunescope.data.encoding import Encoded, EncodedPair
 from tunescope.data.packing import Branch, Group, Packed, pack
+from tunescope.data.tokenizing import common_prefix
 
 # Batches a window: rows are sorted by length inside it. Larger windows pad less and shuffle less.
 _WINDOW = 16

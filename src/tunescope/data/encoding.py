@@ -12,23 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from tunescope.data.pairs import Pair
 from tunescope.data.reading import BadRow, check_bad
 from tunescope.data.rendering import Prompt, Renderer, Whole
 from tunescope.data.rows import Message, Row
-from tunescope.data.template import MARK, Template
+from tunescope.data.shortening import Cut, shortened
+from tunescope.data.template import Template
+from tunescope.data.tokenizing import TextTokenizer, common_prefix
 from tunescope.errors import DataError
 
 _R = TypeVar("_R", Row, Pair)
 _E = TypeVar("_E")
-# What completions begin with: a prompt's last tokens are those that none of these changes.
-_FIRST = ("a", "A", "1", "(")
-# What they begin with too where the template heals: indentation, line breaks.
-_FIRST_SPACES = ("  a", "\ta", "\na", "\n\n")
-# Characters at a prompt's end that are looked at for what its last tokens are.
-_END = 16
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,7 @@ class Encoder:
         context: the most tokens a text may have in the base.
         max_length: the most tokens of a row's own prompt and completion. What the template adds (system text, shots,
             virtual tokens) comes on top, so that a row is cut alike under every template.
-        cut: what a prompt that is too long loses of its own text: the middle (its beginning says what the text is
-            about, its end asks the question), or the start.
+        cut: what a prompt that is too long loses of its own text.
         source: where the rows come from, for messages.
         skip_bad: how many rows may be left out because the template can't render them.
 
@@ -127,7 +122,7 @@ class Encoder:
     template: Template
     context: int
     max_length: int | None = None
-    cut: Literal["middle", "start"] = "middle"
+    cut: Cut = "middle"
     source: str = "the rows"
     skip_bad: int = 0
     truncated: int = 0
@@ -138,10 +133,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         self._renderer = Renderer(self.tokenizer, self.template)
-        self._added = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        self._lead = lead_ids(self.tokenizer)
-        self._picture = self.tokenizer.special_tokens_map.get("image_token")
-        self._ends: dict[tuple[str, str], tuple[int, int] | None] = {}
+        self._texts = TextTokenizer(self.tokenizer, self.template)
 
     # Rows.
 
@@ -154,21 +146,11 @@ class Encoder:
         Raises:
             DataError: the template can't render the row.
         """
-        whole, messages = self._row_tokens(row), row.messages
         extra = self._extra(row)
-        limit = min(self.context, (self.max_length or self.context) + extra)
-        found = whole
-        if len(whole) > limit:
-            cut = self._shorten(messages, lambda shorter: len(self._row_tokens(replace(row, messages=shorter))) - limit)
-            if cut is None:
-                self.dropped_rows.append(row.number)
-                return None
-            self.truncated += 1
-            messages = cut
-            found = self._row_tokens(replace(row, messages=cut))
-        self.joined += found.joined
-        self.rewritten += not found.kept
-        dropped = len(whole.prompt) - len(found.prompt)
+        fitted = self._fitted(row.messages, extra, row.number, lambda own: self._row_tokens(replace(row, messages=own)))
+        if fitted is None:
+            return None
+        found, dropped, messages = fitted
         return Encoded(found.prompt, found.completions[0], extra, dropped, row.number, found.turns, messages)
 
     def encode_pair(self, pair: Pair) -> EncodedPair | None:
@@ -179,20 +161,12 @@ class Encoder:
             DataError: the template can't render the pair.
         """
         texts = (pair.chosen, pair.rejected)
-        whole = found = self._tokens(pair.messages, texts)
         extra = self._extra(Row(pair.messages, None, pair.number))
-        limit = min(self.context, (self.max_length or self.context) + extra)
-        if len(whole) > limit:
-            cut = self._shorten(pair.messages, lambda shorter: len(self._tokens(shorter, texts)) - limit)
-            if cut is None:
-                self.dropped_rows.append(pair.number)
-                return None
-            self.truncated += 1
-            found = self._tokens(cut, texts)
-        self.joined += found.joined
-        self.rewritten += not found.kept
+        fitted = self._fitted(pair.messages, extra, pair.number, lambda own: self._tokens(own, texts))
+        if fitted is None:
+            return None
+        found, dropped, _ = fitted
         chosen, rejected = found.completions
-        dropped = len(whole.prompt) - len(found.prompt)
         return EncodedPair(found.prompt, chosen, rejected, dropped, pair.number, pair.margin)
 
     def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
@@ -264,8 +238,8 @@ class Encoder:
             DataError: the template can't render the messages.
         """
         rendered = self._renderer.prompt(messages, tools)
-        ids = self._ids(rendered.text)
-        tokens, characters = self._open_end(rendered, ids)
+        ids = self._texts.ids(rendered.text)
+        tokens, characters = self._texts.open_end(rendered, ids)
         return PromptTokens(ids[: len(ids) - tokens], rendered.text[len(rendered.text) - characters :] + rendered.owed)
 
     def candidates(
@@ -289,7 +263,10 @@ class Encoder:
         found = self._together(whole.prompt, [whole])
         ids = found.prompt + found.completions[0]
         turns = tuple(
-            (common_prefix(self._ids(whole.text[:begin]), ids), common_prefix(self._ids(whole.text[:end]), ids))
+            (
+                common_prefix(self._texts.ids(whole.text[:begin]), ids),
+                common_prefix(self._texts.ids(whole.text[:end]), ids),
+            )
             for begin, end in whole.turns
         )
         return replace(found, turns=turns)
@@ -300,82 +277,13 @@ class Encoder:
 
     def _together(self, prompt: Prompt, wholes: Sequence[Whole]) -> _Tokens:
         """The longest prefix that the prompt's own ids and those of all whole texts share, and the rests."""
-        own = self._ids(prompt.text)
-        texts = self._continued(prompt.text, own, [whole.text[len(prompt.text) :] for whole in wholes])
+        own = self._texts.ids(prompt.text)
+        texts = self._texts.continued(prompt.text, own, [whole.text[len(prompt.text) :] for whole in wholes])
         shared = min((common_prefix(own, ids) for ids in texts), default=len(own))
         stop = self.template.stop[0]
         # At least the stop token is left to learn, also of an answer without any text.
         rests = [ids[shared:] if ids[-1:] == [stop] and len(ids) > shared else [*ids[shared:], stop] for ids in texts]
         return _Tokens(own[:shared], rests, (), shared < len(own), all(whole.kept for whole in wholes))
-
-    def _continued(self, text: str, ids: list[int], more: Sequence[str]) -> list[list[int]]:
-        """The ids of ``text`` followed by each of several texts. What stands before a special token is tokenized alike
-        whatever comes behind it, so it is not tokenized again for each; the special token is, because it may take white
-        space behind it, and a text's first word is not tokenized as one behind a special token is."""
-        for position in range(len(ids) - 1, max(len(ids) - _END, 0) - 1, -1):
-            if ids[position] in self._added:
-                token = self.tokenizer.convert_ids_to_tokens(ids[position])
-                tail = text[max(text.rfind(token), 0) :]
-                if tail.startswith(token) and self._words(tail, special=False) == ids[position:]:
-                    head = ids[:position]
-                    return [head + self._words(tail + each, special=False) for each in more]
-                break
-        return [self._ids(text + each) for each in more]
-
-    def _open_end(self, prompt: Prompt, ids: list[int]) -> tuple[int, int]:
-        """How many of the prompt's last tokens, and of its last characters, may become other tokens together with the
-        answer's first characters."""
-        end = prompt.text[-_END:]
-        key = (end, prompt.owed)
-        if key not in self._ends:
-            self._ends[key] = self._measured_end(end, prompt.owed, lambda text: self._words(text, special=False))
-        found = self._ends[key]
-        if found is None or ids[len(ids) - found[0] - 1 :] != self._words(end, special=False)[-found[0] - 1 :]:
-            found = self._measured_end(prompt.text, prompt.owed, self._ids)  # the end alone is tokenized otherwise
-        return found or (0, 0)
-
-    def _measured_end(self, text: str, owed: str, tokens: Callable[[str], list[int]]) -> tuple[int, int] | None:
-        """``_open_end`` of a text; None where more of it would be needed to tell."""
-        own = tokens(text)
-        glue = owed or ("" if self.template.style == "chat" or text.endswith("\n") else " ")
-        wholes = [text + glue + first for first in _FIRST]
-        if self.template.heal:
-            wholes += [text + owed + first for first in _FIRST_SPACES]
-        closed = min(common_prefix(own, tokens(whole)) for whole in wholes)
-        if closed == len(own):
-            return 0, 0
-        for characters in range(1, len(text)):
-            if tokens(text[:-characters]) == own[:closed]:
-                return len(own) - closed, characters
-        return None
-
-    def _ids(self, text: str) -> list[int]:
-        """Token ids of a text from its beginning on, with virtual tokens before it or where the template marks."""
-        splits = self.template.virtual_splits
-        if not splits:
-            return self.template.virtual_ids + self._words(text, special=True)
-        if (marks := tuple(MARK.findall(text))) != self.template.marks:
-            raise DataError(
-                f"A prompt must have {', '.join(self.template.marks)}, each once and in this order, because this "
-                f"template splits its virtual tokens over them; this one has {', '.join(marks) or 'none'}."
-            )
-        ids: list[int] = []
-        for i, piece in enumerate(MARK.split(text)):
-            if i % 2:
-                mark = self.template.marks.index(piece)
-                begin = sum(splits[:mark])
-                ids += [-1 - begin - k for k in range(splits[mark])]
-            else:
-                ids += self._words(piece, special=i == 0)
-        return ids
-
-    def _words(self, text: str, *, special: bool) -> list[int]:
-        # Chat templates write the beginning-of-text token themselves.
-        # What some tokenizers append (an end-of-text token, a separator) would end the text before its completion.
-        lead = self._lead if special and self.template.style == "plain" else []
-        if self._picture is not None and self._picture in text:  # Gemma 3 1B has no embedding for it
-            raise DataError(f"the text holds {self._picture}, which stands for a picture: only texts are read here")
-        return lead + self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # Cutting.
 
@@ -383,49 +291,41 @@ class Encoder:
     def _limit(self) -> int:
         return min(self.context, self.max_length or self.context)
 
+    def _fitted(
+        self,
+        messages: tuple[Message, ...],
+        extra: int,
+        number: int,
+        tokens: Callable[[tuple[Message, ...]], _Tokens],
+    ) -> tuple[_Tokens, int, tuple[Message, ...]] | None:
+        """The ``tokens`` of messages, cut where they are too long: with how many tokens were dropped, and the messages
+        as they were cut. None, and counted, where no cut makes them fit."""
+        whole = found = tokens(messages)
+        limit = min(self.context, (self.max_length or self.context) + extra)
+        if len(whole) > limit:
+            cut = shortened(
+                messages,
+                lambda shorter: len(tokens(shorter)) - limit,
+                self.tokenizer,
+                cut=self.cut,
+                marked=bool(self.template.virtual_splits),
+            )
+            if cut is None:
+                self.dropped_rows.append(number)
+                return None
+            self.truncated += 1
+            messages, found = cut, tokens(cut)
+        self.joined += found.joined
+        self.rewritten += not found.kept
+        return found, len(whole.prompt) - len(found.prompt), messages
+
     def _extra(self, row: Row) -> int:
         """How many of the prompt's tokens are the template's system text, shots and virtual tokens."""
         if not self.template.shots and not self.template.system:
             return self.template.virtual_tokens
-        framed = self._ids(self._renderer.prompt(row.messages, row.tools).text)
-        bare = self._ids(self._renderer.bare(row.messages, row.tools))
+        framed = self._texts.ids(self._renderer.prompt(row.messages, row.tools).text)
+        bare = self._texts.ids(self._renderer.bare(row.messages, row.tools))
         return len(framed) - len(bare) + self.template.virtual_tokens
-
-    def _shorten(
-        self, messages: tuple[Message, ...], excess: Callable[[tuple[Message, ...]], int]
-    ) -> tuple[Message, ...] | None:
-        """The messages with a part of the last one's text left out, so that there is no ``excess`` of tokens; None if
-        impossible.
-
-        Of a text with marked places the longest piece between two of them is cut.
-        """
-        content = messages[-1]["content"]
-        pieces = MARK.split(content) if self.template.virtual_splits else [content]
-        at = max(range(0, len(pieces), 2), key=lambda i: len(pieces[i]))
-        ids = self.tokenizer(pieces[at], add_special_tokens=False)["input_ids"]
-        keep = len(ids) - excess(messages)
-        while keep > 0:
-            # Two thirds from the beginning, one third from the end: the question usually stands at the end.
-            # The last token stays in any case: what stands between prompt and completion depends on it.
-            last = max(keep // 3, 1) if self.cut == "middle" else keep
-            first = keep - last
-            # A character of several tokens may be cut through: what is left of it is no text.
-            begin = self._said(ids[:first]).rstrip("\ufffd")
-            # What the text says behind the part left out: by themselves these tokens may say no space before a word.
-            end = self._said(ids)[len(self._said(ids[: len(ids) - last]).rstrip("\ufffd")) :]
-            if not end:
-                keep -= 1
-                continue
-            text = "".join([*pieces[:at], begin + end, *pieces[at + 1 :]])
-            shorter = (*messages[:-1], {**messages[-1], "content": text})
-            over = excess(shorter)
-            if over <= 0:
-                return shorter
-            keep -= over  # decoding and encoding again can give a few tokens more
-        return None
-
-    def _said(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True)
@@ -440,22 +340,6 @@ class _Tokens:
 
     def __len__(self) -> int:
         return len(self.prompt) + max(map(len, self.completions))
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens the common prefix of two texts has."""
-    length = min(len(first), len(second))
-    return next((i for i in range(length) if first[i] != second[i]), length)
-
-
-def lead_ids(tokenizer: Any) -> list[int]:
-    """The special tokens that a tokenizer writes before every text; many write none."""
-    framed, bare = (
-        tokenizer("a", add_special_tokens=True)["input_ids"],
-        tokenizer("a", add_special_tokens=False)["input_ids"],
-    )
-    begin = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    return framed[:begin]
 
 
 def _lines(numbers: Sequence[int]) -> str:

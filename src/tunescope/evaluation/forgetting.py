@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tunescope.base import Base
-from tunescope.data.encoding import common_prefix, lead_ids
 from tunescope.data.reading import Table, read
 from tunescope.data.template import Template
+from tunescope.data.tokenizing import common_prefix, lead_ids
 from tunescope.errors import DataError
 from tunescope.inference import Item, score
 from tunescope.methods import Customization, Customized, ZeroShot

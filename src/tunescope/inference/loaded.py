@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from tunescope import bank
 from tunescope.base import Base
-from tunescope.data.encoding import Encoder, PromptTokens, common_prefix
+from tunescope.data.encoding import Encoder, PromptTokens
 from tunescope.data.rows import Message
 from tunescope.data.template import Template, default_template
+from tunescope.data.tokenizing import common_prefix
 from tunescope.errors import DataError, EngineError, UnknownNameError
 from tunescope.inference.candidates import no_head
 from tunescope.inference.compiled import Compiled

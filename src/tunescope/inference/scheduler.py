@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 
 from tunescope.base import Base
-from tunescope.data.encoding import common_prefix
+from tunescope.data.tokenizing import common_prefix
 from tunescope.errors import BaseInUseError, EngineError
 from tunescope.inference.candidates import Candidates, scores_of
 from tunescope.inference.compiled import Compiled

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tunescope.data.encoding import common_prefix
 from tunescope.data.packing import Packed, by_length
+from tunescope.data.tokenizing import common_prefix
 from tunescope.errors import EngineError
 from tunescope.inference.candidates import Candidates, no_head, scores_of, scores_of_one
 from tunescope.inference.compiled import Compiled
