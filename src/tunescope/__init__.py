@@ -74,6 +74,17 @@ _PUBLIC = {
     "CompareSettings": "comparison",
     "Comparison": "comparison",
     "compare": "comparison",
+    "Report": "commands.report",
+    "Result": "commands.command",
+    "TrainRequest": "commands.train",
+    "EvalRequest": "commands.eval",
+    "PredictRequest": "commands.predict",
+    "GenerateRequest": "commands.generate",
+    "PairsRequest": "commands.pairs",
+    "CompareRequest": "commands.compare",
+    "LookRequest": "commands.look",
+    "PullRequest": "commands.pull",
+    "RunRequest": "commands.run",
     "TunescopeError": "errors",
 }
 
@@ -90,6 +101,17 @@ if TYPE_CHECKING:
     from tunescope.bank.verify import verify as verify
     from tunescope.base import Base as Base
     from tunescope.base import load_base as load_base
+    from tunescope.commands.command import Result as Result
+    from tunescope.commands.compare import CompareRequest as CompareRequest
+    from tunescope.commands.eval import EvalRequest as EvalRequest
+    from tunescope.commands.generate import GenerateRequest as GenerateRequest
+    from tunescope.commands.look import LookRequest as LookRequest
+    from tunescope.commands.pairs import PairsRequest as PairsRequest
+    from tunescope.commands.predict import PredictRequest as PredictRequest
+    from tunescope.commands.pull import PullRequest as PullRequest
+    from tunescope.commands.report import Report as Report
+    from tunescope.commands.run import RunRequest as RunRequest
+    from tunescope.commands.train import TrainRequest as TrainRequest
     from tunescope.comparison import CompareSettings as CompareSettings
     from tunescope.comparison import Comparison as Comparison
     from tunescope.comparison import compare as compare

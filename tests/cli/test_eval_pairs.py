@@ -76,8 +76,12 @@ TEXT = PAIRS[0]
 BAD: dict[str, tuple[tuple[object, ...], list[Any], str]] = {
     "beta": (("--objective", "dpo", "--beta", 0), PAIRS, "--beta: Input should be greater than 0"),
     "smoothing": (("--objective", "dpo", "--label-smoothing", 0.7), PAIRS, "--label-smoothing"),
-    "flag of another objective": (("--beta", 0.1), PAIRS, "--beta belongs to --objective dpo, and this is sft"),
-    "flag of the reward model": (("--objective", "dpo", "--centering", 1), PAIRS, "--centering belongs to --objective"),
+    "flag of another objective": (("--beta", 0.1), PAIRS, "--beta: belongs to objective dpo, and this is sft"),
+    "flag of the reward model": (
+        ("--objective", "dpo", "--centering", 1),
+        PAIRS,
+        "--centering: belongs to objective reward, and this is dpo",
+    ),
     "unknown objective": (("--objective", "dpoo"), PAIRS, "Did you mean dpo"),
     "unknown loss": (("--objective", "dpo", "--loss", "sigmoidal"), PAIRS, "--loss"),
     "gamma": (("--objective", "dpo", "--gamma", 1), PAIRS, "gamma belongs to the loss simpo"),
@@ -108,7 +112,7 @@ def test_eval_of_what_has_no_rewards(cli: Cli, place: Place, trained: dict[str, 
     ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", data)
     assert ended.code == 2 and "was trained for sft, not on pairs" in ended.err
     ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", place.data, "--plot", "p.html")
-    assert ended.code == 2 and "--plot has no meaning where a task is measured" in ended.err
+    assert ended.code == 2 and "--plot: has no meaning where a task is measured" in ended.err
     assert not Path("p.html").exists()
 
 
@@ -120,9 +124,9 @@ def test_options_of_another_measurement(train: Callable[..., Ended], cli: Cli, p
         ended = cli("eval", "bank/x", "--base", place.base, "--data", data, *options)
         return ended.err if ended.code == 2 else "not refused"
 
-    assert "--n has no meaning where pairs are measured" in refused("pairs.jsonl", "--n", 4)
-    assert "--generate-rows has no meaning where a reward model scores texts" in refused(texts, "--generate-rows", 0)
-    assert "--plot has no meaning where completions are judged" in refused(
+    assert "--n: has no meaning where pairs are measured" in refused("pairs.jsonl", "--n", 4)
+    assert "--generate-rows: has no meaning where a reward model scores texts" in refused(texts, "--generate-rows", 0)
+    assert "--plot: has no meaning where completions are judged" in refused(
         texts, "--judge", "sentiment", "--plot", "p.html"
     )
     assert (

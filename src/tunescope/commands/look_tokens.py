@@ -1,22 +1,28 @@
-"""``look``: the exact tokens that training would see."""
+"""Rows as the exact tokens that training would see."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from tunescope.cli import options
-from tunescope.cli.output import Output
+from tunescope.base.loading import load_tokenizer
+from tunescope.commands.command import Result
+from tunescope.commands.report import Report
 from tunescope.data.encoding import Encoded, EncodedPair, Encoder
 from tunescope.data.pairs import is_pairs, repeated
 from tunescope.data.reading import Table, read
 from tunescope.data.template import default_template
 from tunescope.objectives import DPO, SFT
+
+if TYPE_CHECKING:
+    from tunescope.commands.look import LookRequest
+
+Note = Callable[[str], None]
 
 _WIDTH, _BINS = 50, 12
 _STYLES = {
@@ -27,72 +33,6 @@ _STYLES = {
     "stop": "bold white on red",
     "virtual": "magenta",
 }
-
-
-def look_at(
-    data: str,
-    base: str,
-    split: str | None,
-    template: str | None,
-    style: str,
-    max_length: int | None,
-    shown: int,
-    skip_bad: int,
-    output: Output,
-) -> None:
-    """Show rows as tokens in color, a histogram of their lengths, and what is cut."""
-    from tunescope.base.loading import load_tokenizer
-
-    tokenizer, context = load_tokenizer(base)
-    table = read(data, split=split, skip_bad=skip_bad)
-    left = max(skip_bad - len(table.skipped), 0)
-    pattern = options.typed(template, output.note) or table.default_template
-    made = default_template(tokenizer, pattern=pattern, style=style)
-    seen = (
-        _pairs(table, Encoder(tokenizer, made, context, max_length, DPO.cut), template, left, output)
-        if is_pairs(table)
-        else _rows(table, Encoder(tokenizer, made, context, max_length), pattern, left, output)
-    )
-    encoded, encoder = seen.encoded, seen.encoder
-    lengths = [len(example) for example in encoded]
-    examples = [_pieces(tokenizer, encoder, example) for example in encoded[:shown]]
-    values: dict[str, Any] = {
-        "rows": seen.rows,
-        "task": seen.task,
-        "trained_tokens": seen.trained,
-        "tokens": sum(lengths),
-        "shortest": min(lengths, default=0),
-        "median": statistics.median(lengths or [0]),
-        "longest": max(lengths, default=0),
-        "truncated": encoder.truncated,
-        "dropped": len(encoder.dropped_rows),
-        "skipped": len(table.skipped),
-        "examples": examples,
-    }
-
-    def show(console: Console) -> None:
-        for example, pieces in zip(encoded[:shown], examples, strict=True):
-            text = Text()
-            for kind, piece in pieces:
-                text.append(piece, style=_STYLES[kind])
-            cut = f", {example.dropped} prompt tokens cut" if example.dropped else ""
-            console.print(Text(f"row of line {example.number}, {len(example)} tokens{cut}", style="bold"))
-            console.print(text, "\n")
-        legend = Text("colors: ")
-        for kind, look in _STYLES.items():
-            legend.append(f" {kind} ", style=look).append(" ")
-        console.print(legend, "\n")
-        if lengths:
-            _histogram(console, lengths)
-        facts = (
-            f"{values['rows']} rows, {values['task']}. {values['tokens']} tokens, {values['trained_tokens']} of them "
-            f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."
-        )
-        console.print(facts)
-        for note in [*seen.notes, *(encoder.notes() or ["Nothing is cut and no row is dropped."])]:
-            console.print(note)
-
-    output.result(values, show)
 
 
 @dataclass(frozen=True)
@@ -107,17 +47,86 @@ class _Seen:
     notes: list[str]
 
 
-def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, output: Output) -> _Seen:
+@dataclass(frozen=True, kw_only=True)
+class Looked(Result):
+    """What training would see.
+
+    Attributes:
+        seen: the rows as tokens.
+        pieces: of each row that is shown, as (kind, text).
+        lengths: of every row, in tokens.
+    """
+
+    seen: _Seen
+    pieces: list[list[tuple[str, str]]]
+    lengths: list[int]
+
+    def show(self, console: Console) -> None:
+        """Rows in color, a histogram of their lengths, and what is cut."""
+        for example, pieces in zip(self.seen.encoded[: len(self.pieces)], self.pieces, strict=True):
+            text = Text()
+            for kind, piece in pieces:
+                text.append(piece, style=_STYLES[kind])
+            cut = f", {example.dropped} prompt tokens cut" if example.dropped else ""
+            console.print(Text(f"row of line {example.number}, {len(example)} tokens{cut}", style="bold"))
+            console.print(text, "\n")
+        legend = Text("colors: ")
+        for kind, look in _STYLES.items():
+            legend.append(f" {kind} ", style=look).append(" ")
+        console.print(legend, "\n")
+        if self.lengths:
+            _histogram(console, self.lengths)
+        values = self.values
+        console.print(
+            f"{values['rows']} rows, {values['task']}. {values['tokens']} tokens, {values['trained_tokens']} of them "
+            f"trained; a row has {values['shortest']} to {values['longest']}, median {values['median']:.0f}."
+        )
+        for note in [*self.seen.notes, *(self.seen.encoder.notes() or ["Nothing is cut and no row is dropped."])]:
+            console.print(note)
+
+
+def look(request: LookRequest, report: Report) -> Looked:
+    """The rows as training would see them."""
+    tokenizer, context = load_tokenizer(request.base)
+    table = read(request.data, split=request.split, skip_bad=request.skip_bad)
+    left = max(request.skip_bad - len(table.skipped), 0)
+    pattern = request.template or table.default_template
+    made = default_template(tokenizer, pattern=pattern, style=request.style)
+    limit = request.max_length
+    seen = (
+        _pairs(table, Encoder(tokenizer, made, context, limit, DPO.cut), request.template, left, report.note)
+        if is_pairs(table)
+        else _rows(table, Encoder(tokenizer, made, context, limit), pattern, left, report.note)
+    )
+    lengths = [len(example) for example in seen.encoded]
+    examples = [_pieces(tokenizer, seen.encoder, example) for example in seen.encoded[: request.rows]]
+    values: dict[str, Any] = {
+        "rows": seen.rows,
+        "task": seen.task,
+        "trained_tokens": seen.trained,
+        "tokens": sum(lengths),
+        "shortest": min(lengths, default=0),
+        "median": statistics.median(lengths or [0]),
+        "longest": max(lengths, default=0),
+        "truncated": seen.encoder.truncated,
+        "dropped": len(seen.encoder.dropped_rows),
+        "skipped": len(table.skipped),
+        "examples": examples,
+    }
+    return Looked(values, seen=seen, pieces=examples, lengths=lengths)
+
+
+def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, on_note: Note) -> _Seen:
     objective = SFT()
-    rows = objective.rows(table, pattern, skip_bad, output.note)
+    rows = objective.rows(table, pattern, skip_bad, on_note)
     labels, encoded = objective.labels(rows), encoder.encode_all(rows)
     trained = sum(len(e.completion) + sum(b - a for a, b in e.earlier) for e in encoded)
     task = f"classification into {', '.join(labels)}" if labels else "text"
     return _Seen(len(rows), task, encoded, encoder, trained, [])
 
 
-def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, output: Output) -> _Seen:
-    pairs = DPO().rows(table, pattern, skip_bad, output.note)
+def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, on_note: Note) -> _Seen:
+    pairs = DPO().rows(table, pattern, skip_bad, on_note)
     encoded = encoder.encode_pairs(pairs)
     trained = sum(len(pair.chosen) + len(pair.rejected) for pair in encoded)
     return _Seen(len(pairs), "pairs", encoded, encoder, trained, repeated(pairs))
