@@ -24,12 +24,13 @@ from tunescope.data.pairs import Pair
 from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
-from tunescope.objectives import SFT, Objective
+from tunescope.objectives import SFT, Critic, Objective
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
-from tunescope.training.learner import Learner
+from tunescope.training.learner import SAMPLES, Learner
 from tunescope.training.loop import train_loop
-from tunescope.training.metrics import METRICS, StepMetrics
+from tunescope.training.metrics import METRICS, METRICS_BESIDE, StepMetrics
+from tunescope.training.policy import services_of
 from tunescope.training.result import TrainResult
 from tunescope.training.settings import TrainSettings
 from tunescope.training.start import find_start, pattern_of
@@ -39,7 +40,9 @@ from tunescope.version import __version__
 # Rows that a prompting method looks at to see how completions join their prompts.
 _LOOKED_AT = 256
 RECIPE = "recipe.json"
-UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, CHECKPOINT))
+UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, METRICS_BESIDE, SAMPLES, CHECKPOINT))
+# Files of a run that lie in the entry, too.
+_KEPT = (METRICS, SAMPLES)
 # Of these parts of a record it is said that they differ, and not in what.
 _WHOLE = ("start", "continued")
 _P = ParamSpec("_P")
@@ -181,23 +184,32 @@ def train(
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
         return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
-        learner = Learner(customized, objective, examples, settings, work, validation=unseen)
+        services, beside = services_of(customized, objective, settings, work)
+        learner = Learner(
+            customized, objective, examples, settings, work, validation=unseen, services=services, beside=beside
+        )
+        if beside is not None and isinstance(beside.objective, Critic):
+            beside.objective.follow(lambda: learner.examples)
         with tracked(settings.trackers, work, record) as track:
 
-            def reported(_learner: Learner, metrics: StepMetrics) -> object:
+            def reported(which: Learner, metrics: StepMetrics) -> object:
+                if which is not learner:
+                    return None
                 track(metrics)
                 return on_step(metrics)
 
-            train_loop([learner], on_step=reported)
-        if learner.error is not None:
-            raise learner.error
+            learners = [each for each in (learner, beside) if each is not None]
+            train_loop(learners, on_step=reported)
+        for each in learners:
+            if each.error is not None:
+                raise each.error
         customized.finish()
         result = learner.result
         record = record.model_copy(update={"training": result.summary()})
         path = None
         if out is not None:
-            metrics = (work / METRICS).read_text(encoding="utf-8")
-            path = bank.save(customized, Path(out), record, extra={METRICS: metrics}, overwrite=overwrite)
+            kept = {name: (work / name).read_text(encoding="utf-8") for name in _KEPT if (work / name).is_file()}
+            path = bank.save(customized, Path(out), record, extra=kept, overwrite=overwrite)
     return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes(), *unseen_notes])
 
 
@@ -232,6 +244,11 @@ def _validation(
     if customized.method.trains == "nothing":
         raise TrainingError(
             f"{customized.method.name} trains nothing, so there is nothing to validate: tunescope eval."
+        )
+    if not objective.validates:
+        raise TrainingError(
+            f"{objective.name} learns from samples and has no loss on rows: leave --validation out, and measure "
+            "held-out prompts with tunescope eval --judge."
         )
     given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
     encoder = _encoder(customized, objective, settings, given.name, given.skip_bad)
