@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_base
 
-from tunescope.bank import peft_config
-from tunescope.bank.peft_config import CONFIG, PeftConfig
-from tunescope.bank.peft_format import TENSORS, export_peft, import_peft
+from tunescope.bank.peft import config as peft_config
+from tunescope.bank.peft import export_peft, import_peft
+from tunescope.bank.peft.config import CONFIG, PeftConfig
+from tunescope.bank.peft.files import TENSORS
 from tunescope.data.template import default_template
 from tunescope.errors import BankError, DataError, TunescopeError, UnknownNameError
 from tunescope.methods import Adapter, Customized, LoRA, Method, PromptTuning, compose, customize

@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tunescope.comparison.report import figures as plots
 from tunescope.comparison.report.figures import figures
 from tunescope.comparison.report.page import render_report
+from tunescope.comparison.report.scatter import Plot, linear
 from tunescope.comparison.results import Comparison
 
 from .fixtures import make_comparison, make_row, realistic_rows
@@ -101,6 +103,26 @@ def test_every_plot_is_there_with_a_word_on_how_to_read_it() -> None:
     assert all(len(figure["how"]) > 40 for figure in made)
     labels = {label["text"] for label in next(f for f in made if f["id"] == "parameters")["labels"]}
     assert labels == {row.name for row in make_comparison().rows}
+
+
+def test_a_plot_is_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = Plot(
+        "size",
+        "Score against size",
+        "What the bank keeps of each method.",
+        "size at rest (MB)",
+        lambda row: row.artifact_mb,
+        lambda value: f"{value} MB",
+        linear,
+    )
+    monkeypatch.setattr(plots, "PLOTS", (*plots.PLOTS, added))
+    comparison = make_comparison()
+    plot = next(figure for figure in figures(comparison) if figure["id"] == "size")
+    (trace,) = plot["traces"]
+    assert trace["x"] == [row.artifact_mb for row in comparison.rows]
+    assert trace["y"] == [100 * (row.score or 0) for row in comparison.rows]
+    assert all(f"{row.artifact_mb} MB" in text for row, text in zip(comparison.rows, trace["hovertext"], strict=True))
+    assert '<div class="plot" id="plot-size"' in render_report(comparison)
 
 
 def test_zero_has_a_place_of_its_own_left_of_the_decades() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.tiny import tiny_base
 
-from tunescope.bank.peft_format import export_peft, import_peft
+from tunescope.bank.peft import export_peft, import_peft
 from tunescope.base import Base
 from tunescope.data.template import default_template
 from tunescope.errors import BankError, TunescopeError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.objectives.pairs import encoded_pairs
 from tests.tiny import tiny_base, tiny_config
 
-from tunescope.bank.peft_format import export_peft
+from tunescope.bank.peft import export_peft
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
 from tunescope.data.template import Template

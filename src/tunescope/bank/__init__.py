@@ -14,7 +14,7 @@ from tunescope.bank.entry import (
 )
 from tunescope.bank.export import export
 from tunescope.bank.merge import Merged, merge, merge_into_base
-from tunescope.bank.peft_format import export_peft, import_peft
+from tunescope.bank.peft import export_peft, import_peft
 from tunescope.bank.record import BaseRecord, Continued, DataRecord, Record
 from tunescope.bank.verify import Verified, verify
 

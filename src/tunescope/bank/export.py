@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from tunescope import storage
 from tunescope.bank.entry import export_model, load, read_record
 from tunescope.bank.merge import Merged, merge_into_base, refuse_heads
-from tunescope.bank.peft_format import export_peft
+from tunescope.bank.peft import export_peft
 from tunescope.base import Base, load_base
 from tunescope.errors import UnknownNameError
 from tunescope.locks import writing

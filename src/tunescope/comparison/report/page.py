@@ -17,7 +17,8 @@ import jinja2
 from markupsafe import Markup
 
 from tunescope.comparison import formatting as form
-from tunescope.comparison.report.figures import color, figures
+from tunescope.comparison.report.figures import figures
+from tunescope.comparison.report.marks import color
 from tunescope.comparison.results import Comparison, MethodResult
 from tunescope.comparison.tradeoff import COSTS, difference, notable_forgetting
 

@@ -32,7 +32,7 @@ _UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-# Letters that mean themselves in a pattern, but for the dot, which takes one letter: matched in an instant.
+# A pattern of these characters only is a plain name (its dots match any character), and is matched in an instant.
 _NAME = re.compile(r"[\w.-]*")
 _SECONDS = 10.0
 
@@ -162,8 +162,8 @@ def _found(
 ) -> list[dict[str, str]]:
     """For each pattern: the paths that it matches, with the text of its last group.
 
-    A stranger's pattern can take longer than anyone lives, so unless all are ``plain`` names they are matched in a
-    process that is ended after a while.
+    A pattern can take exponential time, so unless all are ``plain`` names they are matched in a process of their own,
+    which is ended after ``_SECONDS``.
     """
     if all(_NAME.fullmatch(name) for name in (patterns if plain is None else plain)):
         return bounded.matches(list(patterns), list(paths), whole)
