@@ -40,6 +40,8 @@ class EvalRequest(Command):
     """HTML file to draw the calibration in, of an entry measured on pairs."""
     judge: str | None = None
     """Compare sampled completions: sentiment, module:function, or a reward model."""
+    against: fields.HomePath | None = None
+    """With --judge: compare with this entry of a bank instead of with the base."""
     n: int = Field(4, ge=1)
     """Completions of each prompt to sample for --judge."""
     skip_unjudged: fields.SkipUnjudged = 10
@@ -91,4 +93,4 @@ class EvalRequest(Command):
 
 
 _TASK_ONLY = ("probe", "all_probes", "generate_rows")
-_SAMPLED_ONLY = ("n", "skip_unjudged")
+_SAMPLED_ONLY = ("against", "n", "skip_unjudged")

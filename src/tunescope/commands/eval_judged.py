@@ -29,12 +29,16 @@ def eval_judged(request: EvalRequest, table: Table, report: Report) -> Result:
         table, pattern or table.default_template, skip_bad=left, need_completion=False, on_note=report.note
     )[: request.max_rows]  # fmt: skip
     customized = customized_of(request.entry, request.base, request.device)
+    against = bank.load(request.against, customized.origin) if request.against is not None else None
     judge = load_judge(str(request.judge), customized.origin)
     sampling = Samples(n=request.n, max_new_tokens=request.max_new_tokens)
     with report.counting("sampling", 2 * len(rows), "prompts") as on_prompt:
         card = evaluate_judged(
-            customized, rows, judge, sampling, skip_unjudged=request.skip_unjudged,
+            customized, rows, judge, sampling, against=against, skip_unjudged=request.skip_unjudged,
             on_prompt=lambda whose, done: on_prompt(done + len(rows) * (whose == "base")),
         )  # fmt: skip
     keep(request, record, card, report)
-    return Result(card, request.entry, {name: value for name, value in card.items() if name != "notes"})
+    facts = {name: value for name, value in card.items() if name != "notes"}
+    gain = {f"judge_gain{end}": card[f"difference{end}"] for end in ("", "_low", "_high")}
+    values = card | {"judge_before": card["base_score"], "judge_after": card["score"], **gain}
+    return Result(values, request.entry, facts)
