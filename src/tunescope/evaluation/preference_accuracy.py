@@ -65,7 +65,7 @@ def evaluate_preferences(
         batch = objective.collate([examples[i] for i in indices])
         hidden = scorer.hidden(batch.packed)
         with torch.inference_mode():
-            found = objective.rewards(customized, batch.to(base.device), hidden).double().cpu()
+            found = objective.rewards(customized, batch.to(base.device), hidden).cpu().double()
         for i, own in zip(indices, found[batch.pairs].split(batch.counts, dim=1), strict=True):
             rewards[i] = own
         on_pairs(len(indices))

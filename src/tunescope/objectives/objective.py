@@ -155,7 +155,7 @@ class Objective(Settings, ABC):
 
     @abstractmethod
     def weight(self, batch: Any) -> int:
-        """How much the batch counts in the mean: trained tokens, or pairs."""
+        """How much the batch counts in the mean: trained tokens, or prompts whose completions are compared."""
 
     @abstractmethod
     def compute_loss(self, customized: Customized, batch: Any, hidden: torch.Tensor) -> Loss:
