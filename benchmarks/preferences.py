@@ -34,9 +34,10 @@ SIDES = {"dpo": ("tunescope", "trl", "trl-precomputed"), "reward": ("tunescope",
 
 def fitting_pairs(base: Any, data: str, max_length: int, count: int) -> list[dict[str, Any]]:
     """Pairs that neither side cuts, as TRL's conversational columns."""
+    from tunescope.data.encoding import Encoder
     from tunescope.data.pairs import to_pairs
     from tunescope.data.reading import read
-    from tunescope.data.template import Encoder, default_template
+    from tunescope.data.template import default_template
 
     encoder = Encoder(base.tokenizer, default_template(base.tokenizer), base.context_length, cut="start")
     found = []

@@ -23,6 +23,7 @@ _PUBLIC = {
     "read": "data.reading",
     "Row": "data.rows",
     "Pair": "data.pairs",
+    "Ranking": "data.rankings",
     "Method": "methods",
     "Customized": "methods",
     "ZeroShot": "methods",
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
     from tunescope.comparison import Comparison as Comparison
     from tunescope.comparison import compare as compare
     from tunescope.data.pairs import Pair as Pair
+    from tunescope.data.rankings import Ranking as Ranking
     from tunescope.data.reading import Table as Table
     from tunescope.data.reading import read as read
     from tunescope.data.rows import Row as Row

@@ -93,7 +93,7 @@ def test_compare_takes_every_form(form: Callable[[list[dict[str, Any]]], Any], t
 )
 def test_data_in_memory_that_does_not_fit_is_named(data: Any, objective: Any, said: str) -> None:
     with pytest.raises(ts.TunescopeError, match=said):
-        ts.train(tiny_base(), ts.IA3(), objective, data, pattern=None if objective.takes is ts.Pair else PATTERN)
+        ts.train(tiny_base(), ts.IA3(), objective, data, pattern=None if objective.takes is not ts.Row else PATTERN)
 
 
 def test_bad_rows_are_counted_once_over_reading_and_understanding(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from tunescope.errors import SettingError, TunescopeError
 class EvalRequest(Command):
     """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost.
 
-    An entry trained on pairs (dpo, reward) is measured on pairs: accuracy, margin, calibration. A reward model scores
-    rows of prompt and completion. With --judge an entry's sampled completions of prompts are compared with its base's:
-    score, win rate, and how far they moved (KL).
+    An entry trained on pairs (dpo, reward) is measured on pairs or ranked responses: accuracy, margin, calibration. A
+    reward model scores rows of prompt and completion. With --judge an entry's sampled completions of prompts are
+    compared with its base's: score, win rate, and how far they moved (KL).
     """
 
     entry: fields.OptionalEntry = None
@@ -55,7 +55,7 @@ class EvalRequest(Command):
         from tunescope.commands.eval_task import eval_task
         from tunescope.commands.subject import check_subject
         from tunescope.data.inputs import has_part
-        from tunescope.data.pairs import is_pairs
+        from tunescope.data.rankings import is_preferences
         from tunescope.data.reading import read
 
         report = report or Report()
@@ -71,7 +71,7 @@ class EvalRequest(Command):
         if self.judge is not None:
             self.refuse(*_TASK_ONLY, "max_length", "plot", where="completions are judged")
             return eval_judged(self, table, report)
-        if record is not None and is_pairs(table):
+        if record is not None and is_preferences(table):
             self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", where="pairs are measured")
             return eval_pairs(self, record, table, report)
         if record is not None and record.objective == "reward":

@@ -1,4 +1,4 @@
-"""``eval`` of entries that were trained on pairs: how well they tell better from worse, or what texts are worth."""
+"""``eval`` of entries trained on pairs or rankings: how well they tell better from worse, or what texts are worth."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def preference_objective(record: Record) -> PreferenceObjective | None:
 
 
 def eval_pairs(request: EvalRequest, record: Record, table: Table, report: Report) -> Result:
-    """Measure an entry on pairs."""
+    """Measure an entry on pairs or ranked responses."""
     if request.plot is not None:
         check_output(request.plot)
     objective = preference_objective(record)
@@ -47,7 +47,7 @@ def eval_pairs(request: EvalRequest, record: Record, table: Table, report: Repor
         )
     pairs = objective.rows(table, None, request.skip_bad - len(table.skipped), report.note)
     if record.data and rows_hash(pairs) == record.data.sha256:
-        report.note("These are the pairs it was trained on: the scores say nothing about new pairs.")
+        report.note("These are the rows it was trained on: the scores say nothing about new ones.")
     with report.working("measuring"):
         customized = customized_of(request.entry, request.base, request.device)
         most = trained_length(request, record)

@@ -13,8 +13,9 @@ from rich.text import Text
 from tunescope.base.loading import load_tokenizer
 from tunescope.commands.command import Result
 from tunescope.commands.report import Report
-from tunescope.data.encoding import Encoded, EncodedPair, Encoder
-from tunescope.data.pairs import is_pairs, repeated
+from tunescope.data.encoding import Encoded, EncodedPreference, Encoder
+from tunescope.data.pairs import Pair
+from tunescope.data.rankings import is_preferences, repeated
 from tunescope.data.reading import Table, read
 from tunescope.data.template import default_template
 from tunescope.objectives import DPO, SFT
@@ -41,7 +42,7 @@ class _Seen:
 
     rows: int
     task: str
-    encoded: Sequence[Encoded | EncodedPair]
+    encoded: Sequence[Encoded | EncodedPreference]
     encoder: Encoder
     trained: int
     notes: list[str]
@@ -94,8 +95,8 @@ def look(request: LookRequest, report: Report) -> Looked:
     made = default_template(tokenizer, pattern=pattern, style=request.style)
     limit = request.max_length
     seen = (
-        _pairs(table, Encoder(tokenizer, made, context, limit, DPO.cut), request.template, left, report.note)
-        if is_pairs(table)
+        _preferences(table, Encoder(tokenizer, made, context, limit, DPO.cut), request.template, left, report.note)
+        if is_preferences(table)
         else _rows(table, Encoder(tokenizer, made, context, limit), pattern, left, report.note)
     )
     lengths = [len(example) for example in seen.encoded]
@@ -125,18 +126,20 @@ def _rows(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, on
     return _Seen(len(rows), task, encoded, encoder, trained, [])
 
 
-def _pairs(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, on_note: Note) -> _Seen:
-    pairs = DPO().rows(table, pattern, skip_bad, on_note)
-    encoded = encoder.encode_pairs(pairs)
-    trained = sum(len(pair.chosen) + len(pair.rejected) for pair in encoded)
-    return _Seen(len(pairs), "pairs", encoded, encoder, trained, repeated(pairs))
+def _preferences(table: Table, encoder: Encoder, pattern: str | None, skip_bad: int, on_note: Note) -> _Seen:
+    rows = DPO().rows(table, pattern, skip_bad, on_note)
+    encoded = encoder.encode_pairs(rows)
+    trained = sum(len(completion) for row in encoded for completion in row.completions)
+    task = "pairs" if isinstance(rows[0], Pair) else "ranked responses"
+    return _Seen(len(rows), task, encoded, encoder, trained, repeated(rows))
 
 
-def _pieces(tokenizer: Any, encoder: Encoder, example: Encoded | EncodedPair) -> list[tuple[str, str]]:
+def _pieces(tokenizer: Any, encoder: Encoder, example: Encoded | EncodedPreference) -> list[tuple[str, str]]:
     """The row as (kind, text): template around it, its own prompt, what is trained, and the stop token."""
-    if isinstance(example, EncodedPair):
-        chosen = Encoded(example.prompt, example.chosen)
-        return [*_pieces(tokenizer, encoder, chosen), ("rejected", tokenizer.decode(example.rejected))]
+    if not isinstance(example, Encoded):
+        best, *others = example.completions
+        shown = _pieces(tokenizer, encoder, Encoded(example.prompt, best))
+        return [*shown, *(("rejected", tokenizer.decode(other)) for other in others)]
     virtual = sum(token < 0 for token in example.prompt)
     spans = [*example.earlier, (len(example.prompt), len(example.prompt) + len(example.completion))]
     tokens = example.prompt + example.completion

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from tunescope.data.pairs import Pair
+from tunescope.data.rankings import EncodedRanking, Preference
 from tunescope.data.reading import BadRow, check_bad
 from tunescope.data.rendering import Prompt, Renderer, Whole
 from tunescope.data.rows import Message, Row
 from tunescope.data.template import MARK, Template
 from tunescope.errors import DataError
 
-_R = TypeVar("_R", Row, Pair)
+_R = TypeVar("_R", bound=Row | Preference)
 _E = TypeVar("_E")
 # What completions begin with: a prompt's last tokens are those that none of these changes.
 _FIRST = ("a", "A", "1", "(")
@@ -75,7 +76,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair as tokens.
+    """A pair as tokens: a ranking of two, whose distance may be known.
 
     Attributes:
         prompt: the token ids that both texts begin with, up to the end of the prompt. A negative id -1 - i is the i-th
@@ -94,10 +95,23 @@ class EncodedPair:
     dropped: int = 0
     number: int = 0
     margin: float | None = None
-    reference: tuple[float, float] | None = None
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def completions(self) -> list[list[int]]:
+        """Token ids of both completions, the best first."""
+        return [self.chosen, self.rejected]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of each completion."""
+        return (1, 2)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+EncodedPreference: TypeAlias = EncodedPair | EncodedRanking
 
 
 @dataclass
@@ -178,22 +192,43 @@ class Encoder:
         Raises:
             DataError: the template can't render the pair.
         """
-        texts = (pair.chosen, pair.rejected)
-        whole = found = self._tokens(pair.messages, texts)
-        extra = self._extra(Row(pair.messages, None, pair.number))
+        found = self._fitting_prompt(pair.messages, (pair.chosen, pair.rejected), pair.number)
+        if found is None:
+            return None
+        (tokens, dropped), (chosen, rejected) = found, found[0].completions
+        return EncodedPair(tokens.prompt, chosen, rejected, dropped, pair.number, pair.margin)
+
+    def _encode_preference(self, row: Preference) -> EncodedPreference | None:
+        """The tokens of a pair or of ranked responses, as ``encode_pair`` gives them.
+
+        Raises:
+            DataError: the template can't render the row.
+        """
+        if isinstance(row, Pair):
+            return self.encode_pair(row)
+        found = self._fitting_prompt(row.messages, row.responses, row.number)
+        if found is None:
+            return None
+        tokens, dropped = found
+        return EncodedRanking(tokens.prompt, tokens.completions, row.ranks, dropped, row.number)
+
+    def _fitting_prompt(
+        self, messages: tuple[Message, ...], texts: Sequence[str], number: int
+    ) -> tuple[_Tokens, int] | None:
+        """A prompt, cut so that the longest of its completions fits, with all of them, and how many tokens were cut."""
+        whole = found = self._tokens(messages, texts)
+        extra = self._extra(Row(messages, None, number))
         limit = min(self.context, (self.max_length or self.context) + extra)
         if len(whole) > limit:
-            cut = self._shorten(pair.messages, lambda shorter: len(self._tokens(shorter, texts)) - limit)
+            cut = self._shorten(messages, lambda shorter: len(self._tokens(shorter, texts)) - limit)
             if cut is None:
-                self.dropped_rows.append(pair.number)
+                self.dropped_rows.append(number)
                 return None
             self.truncated += 1
             found = self._tokens(cut, texts)
         self.joined += found.joined
         self.rewritten += not found.kept
-        chosen, rejected = found.completions
-        dropped = len(whole.prompt) - len(found.prompt)
-        return EncodedPair(found.prompt, chosen, rejected, dropped, pair.number, pair.margin)
+        return found, len(whole.prompt) - len(found.prompt)
 
     def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
         """Every row that fits, in order.
@@ -207,13 +242,14 @@ class Encoder:
         """``encode_all`` with the row's index beside each."""
         return self._all(rows, self.encode)
 
-    def encode_pairs(self, pairs: Iterable[Pair]) -> list[EncodedPair]:
-        """Every pair that fits, in order.
+    def encode_pairs(self, rows: Iterable[Preference]) -> list[EncodedPreference]:
+        """Every pair and every ranking that fits, in order.
 
         Raises:
             DataError: as ``encode_all``.
         """
-        return [found for _, found in self._all(pairs, self.encode_pair)]
+        found: list[tuple[int, EncodedPreference]] = self._all(rows, self._encode_preference)
+        return [each for _, each in found]
 
     def _all(self, rows: Iterable[_R], encode: Callable[[_R], _E | None]) -> list[tuple[int, _E]]:
         found: list[tuple[int, _E]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from tunescope.base import Base
 from tunescope.data.batching import Batch
 from tunescope.data.encoding import Encoded, Encoder
-from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
 from tunescope.data.rows import Message, Row
 from tunescope.methods import Customized
@@ -108,12 +108,12 @@ class Objective(Settings, ABC):
 
     name: ClassVar[str]
     """As written on the command line."""
-    takes: ClassVar[type[Row] | type[Pair]] = Row
-    """What it learns from."""
-    example: ClassVar[type] = Encoded
+    takes: ClassVar[type[Row] | UnionType] = Row
+    """What it learns from: a type of rows, or several."""
+    example: ClassVar[type | UnionType] = Encoded
     """What ``examples`` and ``collect`` make: a dataclass whose fields JSON has values for."""
     unit: ClassVar[str] = "rows"
-    """What an example is called where speed is reported."""
+    """What ``Batch.units`` counts, for the speed that is reported: rows, or the pairs that rows are compared in."""
     cut: ClassVar[Literal["middle", "start"]] = "middle"
     """What a prompt that is too long loses."""
 
@@ -194,7 +194,7 @@ class Objective(Settings, ABC):
 
     @abstractmethod
     def weight(self, batch: Any) -> int:
-        """How much the batch counts in the mean: trained tokens, or pairs."""
+        """How much the batch counts in the mean: trained tokens, or prompts whose completions are compared."""
 
     @abstractmethod
     def compute_loss(self, customized: Customized, batch: Any, hidden: torch.Tensor) -> Loss:

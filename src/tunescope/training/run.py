@@ -20,7 +20,7 @@ from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.encoding import Encoder
 from tunescope.data.inputs import Source, understand
-from tunescope.data.pairs import Pair
+from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
@@ -71,7 +71,7 @@ class Trained:
         return {**self.result.summary(), "path": str(self.path) if self.path else None}
 
 
-def rows_hash(rows: Sequence[Row] | Sequence[Pair]) -> str:
+def rows_hash(rows: Sequence[Row] | Sequence[Preference]) -> str:
     """SHA-256 over what the rows say, in order."""
     digest = hashlib.sha256()
     for row in rows:
@@ -98,7 +98,7 @@ def train(
     base: Base,
     method: Method,
     objective: Objective | None = None,
-    data: Source | Sequence[Row] | Sequence[Pair] = (),
+    data: Source | Sequence[Row] | Sequence[Preference] = (),
     *,
     settings: TrainSettings | None = None,
     out: str | Path | None = None,
@@ -107,7 +107,7 @@ def train(
     skip_bad: int = 0,
     labels: Sequence[str] | None = None,
     name: str | None = None,
-    validation: Source | Sequence[Row] | Sequence[Pair] | None = None,
+    validation: Source | Sequence[Row] | Sequence[Preference] | None = None,
     start: str | Path | Trained | None = None,
     continued: str | Path | Trained | None = None,
     restart: bool = False,
@@ -224,7 +224,7 @@ def _encoder(
 
 
 def _validation(
-    data: Source | Sequence[Row] | Sequence[Pair] | None,
+    data: Source | Sequence[Row] | Sequence[Preference] | None,
     customized: Customized,
     objective: Objective,
     settings: TrainSettings,
