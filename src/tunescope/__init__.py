@@ -40,6 +40,9 @@ _PUBLIC = {
     "SFT": "objectives",
     "DPO": "objectives",
     "Reward": "objectives",
+    "PPO": "objectives",
+    "RLOO": "objectives",
+    "GRPO": "objectives",
     "TrainSettings": "training",
     "Trained": "training",
     "train": "training",
@@ -156,6 +159,9 @@ if TYPE_CHECKING:
     from tunescope.methods import ZeroShot as ZeroShot
     from tunescope.methods import compose as compose
     from tunescope.objectives import DPO as DPO
+    from tunescope.objectives import GRPO as GRPO
+    from tunescope.objectives import PPO as PPO
+    from tunescope.objectives import RLOO as RLOO
     from tunescope.objectives import SFT as SFT
     from tunescope.objectives import Objective as Objective
     from tunescope.objectives import Reward as Reward

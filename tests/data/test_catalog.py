@@ -92,6 +92,7 @@ def test_questions_with_a_class_are_read_once() -> None:
     ("name", "train", "test"),
     [
         ("grimm-openings", 246, 86),
+        ("grimm-stories", 718, 228),
         ("dpo-en-demo", 233, 67),
         ("nq-open-pairs", 1126, 244),
         ("trec", 4281, 1100),
@@ -108,7 +109,7 @@ def test_splits_of_one_file_share_no_row(name: str, train: int, test: int) -> No
         rows = [to_rows(table) for table in tables]
         assert [len(each) for each in rows] == [train, test]
         assert not overlap(*([row.prompt for row in each] for each in rows))
-    elif name == "grimm-openings":
+    elif name.startswith("grimm"):
         assert len(to_rows(tables[0], need_completion=False)) == train
         assert not {row["tale"] for row in tables[0].rows} & {row["tale"] for row in tables[1].rows}
     else:

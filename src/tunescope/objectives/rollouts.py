@@ -9,7 +9,7 @@ import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import Batch
-from tunescope.data.packing import Branch, Group, by_length, pack
+from tunescope.data.packing import Group, by_length, pack
 from tunescope.methods import Customized
 from tunescope.objectives.forward import packed_hidden, target_logprobs, target_logprobs_and_entropy
 
@@ -104,17 +104,13 @@ class Round:
 
 def collate_rollouts(examples: Sequence[Rollout]) -> RolloutBatch:
     """Rollouts packed, one a group: the prompt once, a branch a sample."""
-    groups = [
-        Group(example.prompt, tuple(Branch(ids, ((0, len(ids)),)) for ids in example.completions))
-        for example in examples
-    ]
 
     def flat(name: str) -> torch.Tensor:
         return torch.tensor([value for example in examples for each in getattr(example, name) for value in each])
 
     learned = [learns for e in examples for learns, ids in zip(e.learned, e.completions, strict=False) for _ in ids]
     return RolloutBatch(
-        packed=pack(groups, ends=False),
+        packed=pack([Group.of(each.prompt, each.completions) for each in examples], ends=False),
         rows=[example.number for example in examples],
         old=flat("logprobs"),
         reference=flat("reference"),

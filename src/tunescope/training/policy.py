@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,44 @@ from tunescope.training.sampling import sample
 from tunescope.training.settings import TrainSettings
 
 
-def services_of(
-    customized: Customized, objective: Objective, settings: TrainSettings, folder: Path
-) -> tuple[Services, Learner | None]:
-    """What training hands to an objective, and the learner beside its own, if it has one.
+def learners_of(
+    customized: Customized,
+    objective: Objective,
+    examples: Sequence[Any],
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    validation: Sequence[Any] = (),
+) -> list[Learner]:
+    """The learner of a run, and behind it the one beside it, if it needs one.
 
     Args:
         customized: what is trained.
         objective: what for.
+        examples: what ``objective.examples`` made.
         settings: of the run.
         folder: of the run.
+        validation: examples that are measured and not learned.
 
     Raises:
         TunescopeError: a reward that cannot be loaded, or that nothing can be a critic of.
     """
-    if not isinstance(objective, PolicyObjective):
-        return Services(sample, settings.seed), None
-    judge = load_judge(objective.reward, customized.origin)
+    services, beside = services_of(customized, objective, settings, folder)
+    learner = Learner(
+        customized, objective, examples, settings, folder, validation=validation, services=services, beside=beside
+    )
+    if beside is None:
+        return [learner]
+    assert isinstance(beside.objective, Critic)
+    beside.objective.follow(lambda: learner.examples)
+    return [learner, beside]
+
+
+def services_of(
+    customized: Customized, objective: Objective, settings: TrainSettings, folder: Path
+) -> tuple[Services, Learner | None]:
+    """What training hands to an objective: how to sample, the reward that it names, and for PPO a critic's learner."""
+    judge = load_judge(objective.reward, customized.origin) if isinstance(objective, PolicyObjective) else None
     if not isinstance(objective, PPO):
         return Services(sample, settings.seed, judge), None
     critic = _critic(customized, objective, settings.seed, judge)

@@ -24,13 +24,13 @@ from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
-from tunescope.objectives import SFT, Critic, Objective
+from tunescope.objectives import SFT, Objective
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
 from tunescope.training.learner import SAMPLES, Learner
 from tunescope.training.loop import train_loop
 from tunescope.training.metrics import METRICS, METRICS_BESIDE, StepMetrics
-from tunescope.training.policy import services_of
+from tunescope.training.policy import learners_of
 from tunescope.training.result import TrainResult
 from tunescope.training.settings import TrainSettings
 from tunescope.training.start import find_start, pattern_of
@@ -184,33 +184,38 @@ def train(
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
         return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
-        services, beside = services_of(customized, objective, settings, work)
-        learner = Learner(
-            customized, objective, examples, settings, work, validation=unseen, services=services, beside=beside
-        )
-        if beside is not None and isinstance(beside.objective, Critic):
-            beside.objective.follow(lambda: learner.examples)
+        learners = learners_of(customized, objective, examples, settings, work, validation=unseen)
         with tracked(settings.trackers, work, record) as track:
-
-            def reported(which: Learner, metrics: StepMetrics) -> object:
-                if which is not learner:
-                    return None
-                track(metrics)
-                return on_step(metrics)
-
-            learners = [each for each in (learner, beside) if each is not None]
-            train_loop(learners, on_step=reported)
-        for each in learners:
-            if each.error is not None:
-                raise each.error
+            _learn(learners, track, on_step)
         customized.finish()
-        result = learner.result
+        result = learners[0].result
         record = record.model_copy(update={"training": result.summary()})
         path = None
         if out is not None:
             kept = {name: (work / name).read_text(encoding="utf-8") for name in _KEPT if (work / name).is_file()}
             path = bank.save(customized, Path(out), record, extra=kept, overwrite=overwrite)
     return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes(), *unseen_notes])
+
+
+def _learn(
+    learners: Sequence[Learner], track: Callable[[StepMetrics], object], on_step: Callable[[StepMetrics], object]
+) -> None:
+    """Train the first of the learners, and those beside it; the steps of the first are reported.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite, of any.
+    """
+
+    def reported(learner: Learner, metrics: StepMetrics) -> object:
+        if learner is not learners[0]:
+            return None
+        track(metrics)
+        return on_step(metrics)
+
+    train_loop(learners, on_step=reported)
+    for learner in learners:
+        if learner.error is not None:
+            raise learner.error
 
 
 def _encoder(
