@@ -18,8 +18,10 @@ counts; its own defaults are autocast with checkpointing. Packing and padding-fr
 processors do not have. What is compared, of medians over the repeats:
 
     rows_per_s_ratio   our rows a second against TRL's
+    cpu_ratio          the same per second of processor time, which other work on the machine disturbs less; meant for
+                       OMP_NUM_THREADS=1, since threads that wait for each other count as working
     memory_ratio       our peak memory against TRL's, of whole processes
-    matmul_ratio       what rows_per_s_ratio would be if our steps were the frozen base's matmuls and nothing else: each
+    matmul_ratio       what cpu_ratio would be if our steps were the frozen base's matmuls and nothing else: each
                        linear map of the layers once forward and once backward, of the tokens that we compute
 
 And in one process, of the fastest repeats, for the shared prefix:
@@ -58,6 +60,22 @@ TRL: dict[str, dict[str, Any]] = {
     "defaults": {"bf16": True, "gradient_checkpointing": True},
     "eager": {"attention": "eager"},
 }
+
+
+class Clock:
+    """When steps end, and the processor time until then."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+
+    def tick(self) -> None:
+        """A step ends."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def passed(self) -> Figures:
+        """Seconds of all steps but the first."""
+        (first, first_cpu), (last, last_cpu) = self.ends[0], self.ends[-1]
+        return {"seconds": last - first, "cpu_seconds": last_cpu - first_cpu}
 
 
 def rows_of(kind: str) -> list[Any]:
@@ -104,19 +122,19 @@ def ours(folder: Path, dtype: str) -> Figures:
     loaded = peak_mb()  # training counts from anew
     method = ts.LoRA(rank=RANK, alpha=2 * RANK, targets=("all-linear",))
     settings = ts.TrainSettings(epochs=1, batch_size=BATCH, lr=LEARNING_RATE)
-    ends: list[float] = []
+    clock = Clock()
     trained = ts.train(
         base,
         method,
         ts.SFT(),
         str(folder / "rows.jsonl"),
         settings=settings,
-        on_step=lambda _: ends.append(time.perf_counter()),
+        on_step=lambda _: clock.tick(),
     )
-    result, steps, peak = trained.result, len(ends) - 1, max(loaded, peak_mb())
+    result, steps, peak = trained.result, len(clock.ends) - 1, max(loaded, peak_mb())
     return {
-        "seconds": ends[-1] - ends[0],
-        "matmul_seconds": steps * matmul_seconds(base, result.computed_tokens // len(ends)),
+        **clock.passed(),
+        "matmul_seconds": steps * matmul_seconds(base, result.computed_tokens // (steps + 1)),
         "first_loss": result.losses[0],
         "tokens": result.tokens,
         "computed_tokens": result.computed_tokens,
@@ -125,18 +143,18 @@ def ours(folder: Path, dtype: str) -> Figures:
 
 
 def matmul_seconds(base: Any, tokens: int) -> float:
-    """How long the linear maps of all layers take for so many tokens, forward and backward: the fastest of five."""
+    """Processor time of all layers' linear maps for so many tokens, forward and backward: the fastest of five."""
     import torch
 
     linears = [site.weight for site in base.sites.all if site.name in LINEAR_SITES]
     inputs = {width: torch.randn(tokens, width, dtype=base.dtype) for linear in linears for width in linear.shape}
     seconds = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.process_time()
         for weight in linears:
             torch.mm(inputs[weight.shape[1]], weight.T)
             torch.mm(inputs[weight.shape[0]], weight)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     return min(seconds)
 
 
@@ -178,7 +196,7 @@ def theirs(folder: Path, *, dtype: str = "float32", attention: str = "sdpa", **s
     watch = _watch(trainer)
     trainer.train()
     first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    return {"seconds": watch.ends[-1] - watch.ends[0], "first_loss": first, **watch.tokens, "peak_mb": peak_mb()}
+    return {**watch.clock.passed(), "first_loss": first, **watch.tokens, "peak_mb": peak_mb()}
 
 
 def _watch(trainer: Any) -> Any:
@@ -187,11 +205,11 @@ def _watch(trainer: Any) -> Any:
 
     class Watch(TrainerCallback):
         def __init__(self) -> None:
-            self.ends: list[float] = []
+            self.clock = Clock()
             self.tokens = {"tokens": 0, "computed_tokens": 0}
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.clock.tick()
 
         def step(self, inner: Callable[..., Any], model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
             self.tokens["tokens"] += int(inputs["attention_mask"].sum())
@@ -223,8 +241,9 @@ def against_trl(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     mine, other = found["tunescope"], found[fastest]
     return {
         "rows_per_s_ratio": round(mine["rows_per_s"] / other["rows_per_s"], 2),
+        "cpu_ratio": round(other["cpu_seconds"] / mine["cpu_seconds"], 2),
+        "matmul_ratio": round(other["cpu_seconds"] / mine["matmul_seconds"], 2),
         "memory_ratio": round(mine["peak_mb"] / other["peak_mb"], 3),
-        "matmul_ratio": round(timed / mine["matmul_seconds"] / other["rows_per_s"], 2),
         "trl": fastest,
         "sides": found,
     }
