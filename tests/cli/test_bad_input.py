@@ -218,7 +218,7 @@ def test_names(arguments: list[str], said: str, refused: Callable[..., str]) -> 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"rnak": 4}, "No such option '--rnak'. (Did you mean one of: '--dora', '--rank'"),
+        ({"rnak": 4}, "No such option '--rnak'. (Did you mean one of: '--dora'"),
         ({"objective": "sfft"}, "Unknown objective 'sfft'. Did you mean sft?"),
         ({"dtype": "float23"}, "Unknown dtype 'float23'. Did you mean float32"),
         ({"style": "chatt"}, "Unknown style 'chatt'. Did you mean chat?"),
