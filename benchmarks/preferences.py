@@ -20,14 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from sides import machine, medians, peak_mb, take_turns
 
 RANK, LEARNING_RATE = 16, 1e-4
 SIDES = {"dpo": ("tunescope", "trl", "trl-precomputed"), "reward": ("tunescope", "trl")}
@@ -35,9 +34,10 @@ SIDES = {"dpo": ("tunescope", "trl", "trl-precomputed"), "reward": ("tunescope",
 
 def fitting_pairs(base: Any, data: str, max_length: int, count: int) -> list[dict[str, Any]]:
     """Pairs that neither side cuts, as TRL's conversational columns."""
+    from tunescope.data.encoding import Encoder
     from tunescope.data.pairs import to_pairs
     from tunescope.data.reading import read
-    from tunescope.data.template import Encoder, default_template
+    from tunescope.data.template import default_template
 
     encoder = Encoder(base.tokenizer, default_template(base.tokenizer), base.context_length, cut="start")
     found = []
@@ -132,15 +132,6 @@ def theirs(args: argparse.Namespace, folder: Path, precompute: bool) -> dict[str
     return {"loop_s": time.perf_counter() - begun, "reference_s": reference, "ready_mb": ready}
 
 
-def peak_mb() -> float:
-    """Peak memory of this process so far, in 1e6 bytes: of the GPU where there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
 def run_side(args: argparse.Namespace) -> None:
     """Measure one side in this process and print its figures."""
     folder = Path(args.folder)
@@ -166,31 +157,24 @@ def main() -> None:
     if args.side:
         run_side(args)
         return
-    import torch
-
     from tunescope.base import load_base
-    from tunescope.base.device import device_name, resolve_device
 
     pairs = fitting_pairs(load_base(args.base), args.data, args.max_length, args.pairs)
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES[args.what]}
-    for _ in range(args.repeats):
-        for side, runs in found.items():
-            with tempfile.TemporaryDirectory() as folder:
-                Path(folder, "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-                command = [sys.executable, *sys.argv, "--side", side, "--folder", folder]
-                said = subprocess.run(command, capture_output=True, text=True)
-                if said.returncode:
-                    sys.exit(said.stderr)
-                runs.append(json.loads(said.stdout.splitlines()[-1]))
-                print(side, runs[-1], file=sys.stderr)
-    medians = {side: {k: statistics.median(run[k] for run in runs) for k in runs[0]} for side, runs in found.items()}
-    mine, rivals = medians["tunescope"], [each for side, each in medians.items() if side != "tunescope"]
+    with tempfile.TemporaryDirectory() as whole:
+
+        def command(side: str) -> list[str]:
+            folder = tempfile.mkdtemp(dir=whole)  # of each run its own: nothing of another one's is kept there
+            Path(folder, "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+            return [*sys.argv[1:], "--side", side, "--folder", folder]
+
+        runs = take_turns(SIDES[args.what], args.repeats, command)
+    sides = {side: medians(own) for side, own in runs.items()}
+    mine, rivals = sides["tunescope"], [each for side, each in sides.items() if side != "tunescope"]
     loop = min(each["loop_s"] for each in rivals)
     whole = min(each["loop_s"] + each["reference_s"] for each in rivals)
     result = {
         "what": args.what,
-        "machine": device_name(resolve_device(None)),
-        "threads": torch.get_num_threads(),
+        **machine(),
         "data": args.data,
         "pairs": args.pairs,
         "sides": {
@@ -200,7 +184,7 @@ def main() -> None:
                 "peak_mb": round(each["peak_mb"]),
                 "peak_over_ready_mb": round(each["peak_mb"] - each["ready_mb"]),
             }
-            for side, each in medians.items()
+            for side, each in sides.items()
         },
         "loop_ratio": round(loop / mine["loop_s"], 2),
         "whole_ratio": round(whole / (mine["loop_s"] + mine["reference_s"]), 2),

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-import typer
+import yaml
 from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 
 import tunescope as ts
 from tunescope.base import sources
 from tunescope.cli.app import build_app
-from tunescope.methods.registry import METHODS
-from tunescope.objectives.registry import OBJECTIVES
+from tunescope.cli.flags import flag
+from tunescope.commands import names, request
+from tunescope.commands.command import Result
+from tunescope.commands.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -86,14 +88,13 @@ def test_the_python_of_a_page_runs(name: str, example_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_a_command_of_a_page_is_one(page: str, line: str) -> None:
+def test_a_command_of_a_page_is_one(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its options, their types and what it requires; the command itself does not run."""
     arguments = shlex.split(line, comments=True)[1:]
-    app = typer.main.get_command(build_app(arguments))
     ran: list[str] = []
-    for command in each_command(app):
-        command.callback = lambda **given: ran.append("it")
-    app.main(args=arguments, prog_name="tunescope", standalone_mode=False)
+    for name in names():
+        monkeypatch.setattr(request(name), "run", lambda *_: ran.append("it") or Result(None))
+    build_app().main(args=arguments, prog_name="tunescope", standalone_mode=False)
     assert ran
 
 
@@ -102,23 +103,26 @@ def test_pages_have_commands() -> None:
 
 
 def test_every_option_that_a_page_names_is_one() -> None:
-    known = {*FOREIGN, "--help"}
-    called = [[command] for command in ("look", "eval", "generate", "pairs", "compare", "predict")]
-    called += [["train", method] for method in METHODS.names()]
-    called += [["train", "lora", "--objective", objective] for objective in OBJECTIVES.names()]
-    called += [["train", "lora+ia3"]]
-    for arguments in called:
-        for command in each_command(typer.main.get_command(build_app(arguments))):
-            known |= {option for parameter in command.params for option in parameter.opts}
+    known = {*FOREIGN, "--help", "--json"}
+    for name in names():
+        kind = request(name)
+        fields = {*kind.own_fields(), *kind.known({})}
+        for choice, registry in kind.choices.items():
+            fields |= {field for each in registry.names() for field in kind.known({choice: each})}
+        fields |= kind.known({"method": "lora+ia3"}) if "method" in kind.choices else set()
+        known |= {flag(field) for field in fields}
     for name, path in PAGES.items():
         named = set(re.findall(r"`(?:[^`\n]* )?(--[a-z][\w-]*)", path.read_text(encoding="utf-8")))
         assert named <= known, f"{name} names options that are none: {sorted(named - known)}"
 
 
-def each_command(command: Any) -> Iterator[Any]:
-    yield command
-    for child in getattr(command, "commands", {}).values():
-        yield from each_command(child)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_an_example_is_a_recipe_and_stands_in_the_documentation(path: Path) -> None:
+    assert read_recipe(path).stages
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES.values())
+    shown = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", pages, re.DOTALL | re.MULTILINE)]
+    assert written in shown and path.name in pages
 
 
 def test_the_api_page_has_every_public_name() -> None:

@@ -48,7 +48,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers() -> None:
     assert typed == {name: f"tunescope.{module}" for name, module in tunescope._PUBLIC.items()}
 
 
-@pytest.mark.parametrize("program", ["import tunescope", "from tunescope.cli.app import build_app; build_app([])"])
+@pytest.mark.parametrize("program", ["import tunescope", "from tunescope.cli.app import build_app; build_app()"])
 def test_importing_is_cheap(program: str) -> None:
     """Help is there at once: what takes seconds to import waits until it is used."""
     heavy = "import sys; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"

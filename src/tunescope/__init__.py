@@ -23,6 +23,7 @@ _PUBLIC = {
     "read": "data.reading",
     "Row": "data.rows",
     "Pair": "data.pairs",
+    "Ranking": "data.rankings",
     "Method": "methods",
     "Customized": "methods",
     "ZeroShot": "methods",
@@ -39,6 +40,9 @@ _PUBLIC = {
     "SFT": "objectives",
     "DPO": "objectives",
     "Reward": "objectives",
+    "PPO": "objectives",
+    "RLOO": "objectives",
+    "GRPO": "objectives",
     "TrainSettings": "training",
     "Trained": "training",
     "train": "training",
@@ -74,6 +78,17 @@ _PUBLIC = {
     "CompareSettings": "comparison",
     "Comparison": "comparison",
     "compare": "comparison",
+    "Report": "commands.report",
+    "Result": "commands.command",
+    "TrainRequest": "commands.train",
+    "EvalRequest": "commands.eval",
+    "PredictRequest": "commands.predict",
+    "GenerateRequest": "commands.generate",
+    "PairsRequest": "commands.pairs",
+    "CompareRequest": "commands.compare",
+    "LookRequest": "commands.look",
+    "PullRequest": "commands.pull",
+    "RunRequest": "commands.run",
     "TunescopeError": "errors",
 }
 
@@ -90,10 +105,22 @@ if TYPE_CHECKING:
     from tunescope.bank.verify import verify as verify
     from tunescope.base import Base as Base
     from tunescope.base import load_base as load_base
+    from tunescope.commands.command import Result as Result
+    from tunescope.commands.compare import CompareRequest as CompareRequest
+    from tunescope.commands.eval import EvalRequest as EvalRequest
+    from tunescope.commands.generate import GenerateRequest as GenerateRequest
+    from tunescope.commands.look import LookRequest as LookRequest
+    from tunescope.commands.pairs import PairsRequest as PairsRequest
+    from tunescope.commands.predict import PredictRequest as PredictRequest
+    from tunescope.commands.pull import PullRequest as PullRequest
+    from tunescope.commands.report import Report as Report
+    from tunescope.commands.run import RunRequest as RunRequest
+    from tunescope.commands.train import TrainRequest as TrainRequest
     from tunescope.comparison import CompareSettings as CompareSettings
     from tunescope.comparison import Comparison as Comparison
     from tunescope.comparison import compare as compare
     from tunescope.data.pairs import Pair as Pair
+    from tunescope.data.rankings import Ranking as Ranking
     from tunescope.data.reading import Table as Table
     from tunescope.data.reading import read as read
     from tunescope.data.rows import Row as Row
@@ -132,6 +159,9 @@ if TYPE_CHECKING:
     from tunescope.methods import ZeroShot as ZeroShot
     from tunescope.methods import compose as compose
     from tunescope.objectives import DPO as DPO
+    from tunescope.objectives import GRPO as GRPO
+    from tunescope.objectives import PPO as PPO
+    from tunescope.objectives import RLOO as RLOO
     from tunescope.objectives import SFT as SFT
     from tunescope.objectives import Objective as Objective
     from tunescope.objectives import Reward as Reward

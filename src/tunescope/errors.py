@@ -30,6 +30,25 @@ class UnknownNameError(TunescopeError):
         super().__init__(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
 
 
+class SettingError(TunescopeError):
+    """A setting with a bad value, or one that has no meaning where it was given.
+
+    Args:
+        owner: the class of settings, or the command.
+        field: the setting's name. A caller that knows it by another one (a flag, a key of a file) says so with
+            ``named``.
+        reason: what is wrong, as a sentence without its full stop.
+    """
+
+    def __init__(self, owner: str, field: str, reason: str) -> None:
+        self.field, self.reason = field, reason
+        super().__init__(f"{owner}.{field}: {reason}.")
+
+    def named(self, name: str) -> TunescopeError:
+        """The same error about a setting of this name."""
+        return TunescopeError(f"{name}: {self.reason}.")
+
+
 class DataError(TunescopeError):
     """Rows or files that cannot be used as they are."""
 

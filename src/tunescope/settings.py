@@ -6,15 +6,58 @@ these fields.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tunescope.errors import TunescopeError, UnknownNameError
+from tunescope.errors import SettingError, TunescopeError, UnknownNameError
 
 # A number of dimensions: far more than any layer has, and few enough to count with.
 MOST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a field looks on the command line, where it is no plain flag.
+
+    Attributes:
+        metavar: what stands for its value in the help.
+        positional: it is an argument; one that is a list takes all that follow.
+        repeated: a flag that may be given several times, for texts that may hold a comma.
+        escapes: a typed ``\\n`` is meant as a line break: shells pass it on as two characters.
+    """
+
+    metavar: str | None = None
+    positional: bool = False
+    repeated: bool = False
+    escapes: bool = False
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``10m`` or ``1h30m``.
+
+    Raises:
+        ValueError: anything else, and no time at all.
+    """
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not parts or not any(parts.groups()):
+        raise ValueError("not a duration: write 90s, 10m or 1h30m")
+    seconds = sum(float(value) * unit for value, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if value)
+    if not 0 < seconds < math.inf:
+        raise ValueError("no stretch of time to work in: give at least a second, as in 90s or 10m")
+    return seconds
+
+
+def _seconds(value: Any) -> Any:
+    return duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0), Shown("DURATION")]
+"""Seconds, or a text such as ``10m``."""
 
 
 class Settings(BaseModel):
@@ -40,9 +83,14 @@ class Settings(BaseModel):
 
 def _readable(settings_name: str, fields: Mapping[str, Any], error: ValidationError) -> TunescopeError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    field, *place = [str(part) for part in first["loc"]] or [""]
     if first["type"] == "extra_forbidden":
-        return UnknownNameError(f"setting of {settings_name}", where, fields)
+        return UnknownNameError(f"setting of {settings_name}", field, fields)
     reason = first["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")  # JSON has no tuples
-    what = f"{settings_name}.{where}" if where else settings_name
-    return TunescopeError(f"{what}: {reason}, got {first['input']!r}." if where else f"{what}: {reason}.")
+    if not field:
+        return TunescopeError(f"{settings_name}: {reason}.")
+    if first["type"] == "missing":
+        return SettingError(settings_name, field, "is missing")
+    where = [f"item {int(part) + 1}" if part.isdigit() else part for part in place]
+    within = f" ({', '.join(where)})" if where else ""
+    return SettingError(settings_name, field, f"{reason}, got {first['input']!r}{within}")

@@ -47,7 +47,10 @@ def test_help_loads_no_tensor_library() -> None:
         ["eval", "--help"],
         ["predict", "--help"],
         ["bank", "--help"],
+        ["bank", "merge", "--help"],
         ["pull", "--help"],
+        ["run", "--help"],
+        ["doctor", "--help"],
     ):
         ended = script(*arguments, code=code)
         assert ended.returncode == 0
@@ -111,12 +114,12 @@ def test_a_reader_that_goes_away() -> None:
 
 
 def test_control_c(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(output: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunescope.cli.doctor.examine", interrupt)
+    monkeypatch.setattr("tunescope.commands.doctor.DoctorRequest.run", interrupt)
     ended = cli("doctor")
-    assert ended.code == 130 and ended.err == "Error: Stopped.\n"
+    assert ended.code == 130 and ended.err == "\nError: Stopped.\n"
 
 
 # pull and doctor

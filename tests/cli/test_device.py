@@ -5,33 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from tests.cli.conftest import PATTERN, Ended, Place, jsonl
 
-from tunescope.cli.app import build_app
+from tunescope.commands import names, request
 
 # Of the commands with --base: their tokens are counted without its weights.
 WITHOUT_WEIGHTS = {"look"}
 
 
-def _commands(app: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], set[str]]]:
-    """Each command's path and its options."""
-    if not hasattr(app, "commands"):
-        return [(path, {option for parameter in app.params for option in parameter.opts})]
-    return [found for name, command in app.commands.items() for found in _commands(command, (*path, name))]
-
-
 def test_every_command_that_loads_a_base_has_the_option() -> None:
-    found: dict[tuple[str, ...], set[str]] = {}
-    for arguments in ([], ["train"], ["generate"], ["pairs"], ["compare"]):
-        for path, options in _commands(typer.main.get_command(build_app(arguments))):
-            found[path] = found.get(path, set()) | options
-    loading = {path for path, options in found.items() if options & {"--base", "--dtype"}} | {("bank", "merge")}
-    assert {("train", "lora"), ("eval",), ("bank", "import")} < loading
-    assert {path[-1] for path in loading if "--device" not in found[path]} == WITHOUT_WEIGHTS
+    fields = {name: set(request(name).model_fields) for name in names()}
+    loading = {name for name, found in fields.items() if found & {"base", "dtype"}} | {"bank merge"}
+    assert {"train", "eval", "bank import"} < loading
+    assert {name for name in loading if "device" not in fields[name]} == WITHOUT_WEIGHTS
 
 
 COMMANDS: dict[str, Callable[[Place], list[object]]] = {

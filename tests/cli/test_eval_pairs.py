@@ -42,7 +42,7 @@ def test_dpo_from_training_to_calibration(train: Callable[..., Ended], cli: Cli,
     assert record["objective"] == "dpo" and record["objective_settings"]["beta"] == 0.5
     ended = cli("eval", "bank/x", "--base", place.base, "--data", "pairs.jsonl", "--plot", "plot.html", "--json")
     assert ended.json["score"] > 0.5 and Path("plot.html").is_file()
-    assert "pairs it was trained on" in ended.err
+    assert "rows it was trained on" in ended.err
     record = json.loads(Path("bank/x/customization.json").read_text(encoding="utf-8"))
     assert record["card"]["score"] == ended.json["score"]
     shown = cli("eval", "bank/x", "--base", place.base, "--data", "pairs.jsonl").out
@@ -76,8 +76,12 @@ TEXT = PAIRS[0]
 BAD: dict[str, tuple[tuple[object, ...], list[Any], str]] = {
     "beta": (("--objective", "dpo", "--beta", 0), PAIRS, "--beta: Input should be greater than 0"),
     "smoothing": (("--objective", "dpo", "--label-smoothing", 0.7), PAIRS, "--label-smoothing"),
-    "flag of another objective": (("--beta", 0.1), PAIRS, "--beta belongs to --objective dpo, and this is sft"),
-    "flag of the reward model": (("--objective", "dpo", "--centering", 1), PAIRS, "--centering belongs to --objective"),
+    "flag of another objective": (("--beta", 0.1), PAIRS, "--beta: belongs to objective dpo, and this is sft"),
+    "flag of the reward model": (
+        ("--objective", "dpo", "--centering", 1),
+        PAIRS,
+        "--centering: belongs to objective reward, and this is dpo",
+    ),
     "unknown objective": (("--objective", "dpoo"), PAIRS, "Did you mean dpo"),
     "unknown loss": (("--objective", "dpo", "--loss", "sigmoidal"), PAIRS, "--loss"),
     "gamma": (("--objective", "dpo", "--gamma", 1), PAIRS, "gamma belongs to the loss simpo"),
@@ -108,7 +112,7 @@ def test_eval_of_what_has_no_rewards(cli: Cli, place: Place, trained: dict[str, 
     ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", data)
     assert ended.code == 2 and "was trained for sft, not on pairs" in ended.err
     ended = cli("eval", place.bank / "lora", "--base", place.base, "--data", place.data, "--plot", "p.html")
-    assert ended.code == 2 and "--plot has no meaning where a task is measured" in ended.err
+    assert ended.code == 2 and "--plot: has no meaning where a task is measured" in ended.err
     assert not Path("p.html").exists()
 
 
@@ -120,9 +124,9 @@ def test_options_of_another_measurement(train: Callable[..., Ended], cli: Cli, p
         ended = cli("eval", "bank/x", "--base", place.base, "--data", data, *options)
         return ended.err if ended.code == 2 else "not refused"
 
-    assert "--n has no meaning where pairs are measured" in refused("pairs.jsonl", "--n", 4)
-    assert "--generate-rows has no meaning where a reward model scores texts" in refused(texts, "--generate-rows", 0)
-    assert "--plot has no meaning where completions are judged" in refused(
+    assert "--n: has no meaning where pairs are measured" in refused("pairs.jsonl", "--n", 4)
+    assert "--generate-rows: has no meaning where a reward model scores texts" in refused(texts, "--generate-rows", 0)
+    assert "--plot: has no meaning where completions are judged" in refused(
         texts, "--judge", "sentiment", "--plot", "p.html"
     )
     assert (
@@ -146,3 +150,58 @@ def test_look_shows_both_completions_of_a_pair(cli: Cli, place: Place, tmp_path:
     assert "1 pair repeats" in cli("look", data, "--base", place.base).out
     refused = cli("look", data, "--base", place.base, "--template", "{prompt} {chosen}")
     assert refused.code == 2 and "leave --template out" in refused.err
+
+
+RANKED = [
+    {
+        "prompt": f"word {i}",
+        "responses": ["no" + "." * (i % 4), "yes" + "!" * (i % 3), "well"],
+        "ranks": [3, 1, (2, 3)[i % 2]],
+    }
+    for i in range(12)
+]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--objective", "reward"), ("--objective", "reward", "--loss", "plackett-luce"), ("--objective", "dpo")],
+    ids=" ".join,
+)
+def test_ranked_responses_from_look_to_calibration(
+    flags: tuple[str, ...], train: Callable[..., Ended], cli: Cli, place: Place
+) -> None:
+    made = train(*flags, pairs=RANKED).json
+    assert made["pairs_per_s"] > made["rows_per_s"] > 0
+    assert {"rewards/margin", "rewards/accuracy", "lengths/chosen"} <= set(made)
+    seen = cli("look", "pairs.jsonl", "--base", place.base, "--json").json
+    assert (seen["rows"], seen["task"]) == (12, "ranked responses")
+    pieces = seen["examples"][1]
+    assert ["trained", "yes!"] in pieces
+    assert [text.split("<")[0] for kind, text in pieces if kind == "rejected"] == ["no.", "well"]
+    ended = cli("eval", "bank/x", "--base", place.base, "--data", "pairs.jsonl", "--plot", "plot.html", "--json")
+    assert (ended.json["rows"], ended.json["pairs"]) == (12, 6 * 3 + 6 * 2)
+    assert ended.json["score"] > 0.5 and "rows it was trained on" in ended.err
+    assert "over 30 pairs" in Path("plot.html").read_text(encoding="utf-8")
+    few = cli("eval", "bank/x", "--base", place.base, "--data", "pairs.jsonl", "--max-rows", 2, "--json").json
+    assert (few["rows"], few["pairs"]) == (2, 5)
+
+
+ROW = RANKED[0]
+BAD_RANKED: dict[str, tuple[tuple[object, ...], list[Any], str]] = {
+    "lengths": (("--objective", "reward"), [{**ROW, "ranks": [1, 2]}], "line 1: ranks has 2 numbers for 3 responses"),
+    "tied": (("--objective", "dpo"), [ROW, {**ROW, "ranks": [2, 2, 2]}], "line 2: all ranks are equal"),
+    "one": (("--objective", "dpo"), [{**ROW, "responses": ["a"], "ranks": [1]}], "line 1: responses has 1 text"),
+    "margin": (("--objective", "reward", "--loss", "scaled"), RANKED, "line 1 has ranks, which do not say how much"),
+    "template": (("--objective", "reward", "--template", "{prompt} {ranks}"), RANKED, "leave --template out"),
+    "sft": ((), RANKED, "expected prompt and completion"),
+    "loss of the other": (("--objective", "dpo", "--loss", "plackett-luce"), RANKED, "--loss"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RANKED)
+def test_bad_ranked_responses(name: str, train: Callable[..., Ended]) -> None:
+    arguments, rows, said = BAD_RANKED[name]
+    ended = train(*arguments, pairs=rows)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in " ".join(ended.err.split()) and "Traceback" not in ended.err
+    assert not Path("bank/x").exists()

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from tests.cli.conftest import Ended, Place
 
-from tunescope.cli.output import Output, SafeConsole, print_facts
+from tunescope.cli.output import Output, SafeConsole
+from tunescope.commands.show import print_facts
 
 # It would set the terminal's title, and is markup, an emoji's name and 200 characters to rich.
 TEXT = "\x1b]0;title\x07 [bold]x[/nothing] :heart:" + " long" * 40
@@ -20,7 +21,7 @@ SHOWN = TEXT.replace("\x1b", "\\x1b").replace("\x07", "\\x07")
 
 def test_a_model_s_text_is_escaped_and_otherwise_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     Output(False).write(TEXT)
-    assert capsys.readouterr().out == SHOWN + "\n"
+    assert capsys.readouterr().out == SHOWN
 
 
 def test_nothing_that_a_console_prints_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

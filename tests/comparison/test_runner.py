@@ -28,7 +28,7 @@ def run(
     out: Path, *, methods: str = "zero-shot,few-shot,lora,full", watcher: Watcher | None = None, **changes: object
 ) -> Comparison:
     settings = CompareSettings(
-        **{"budget_seconds": 60, "methods": tuple(methods.split(",")), "generate_rows": 2, "epochs": 2.0, **changes}
+        **{"budget": 60, "methods": tuple(methods.split(",")), "generate_rows": 2, "epochs": 2.0, **changes}
     )
     torch.set_num_threads(1)
     return compare(tiny_base(), ROWS, out=out, settings=settings, probes=PROBES, name="weather", watcher=watcher)
@@ -191,7 +191,7 @@ def test_a_method_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
         tiny_base(),
         [Row(({"role": "user", "content": "y" * 1300},), r.completion, r.number) for r in ROWS],
         out=tmp_path / "run",
-        settings=CompareSettings(methods=("zero-shot", "few-shot"), generate_rows=1, budget_seconds=30),
+        settings=CompareSettings(methods=("zero-shot", "few-shot"), generate_rows=1, budget=30),
     )
     assert found.row("few-shot").score is None
     assert "single prompts" in (found.row("few-shot").note or "")
@@ -199,8 +199,8 @@ def test_a_method_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
 
 
 def test_no_time_left_is_said(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", methods="zero-shot,lora", budget_seconds=0.01)
+    found = run(tmp_path / "run", methods="zero-shot,lora", budget=0.01)
     assert "no time" in (found.row("lora").note or "")
     assert json.loads((tmp_path / "run" / "comparison.json").read_text())["rows"][1]["score"] is None
-    again = run(tmp_path / "run", methods="zero-shot,lora", budget_seconds=60)  # a larger budget reaches it
+    again = run(tmp_path / "run", methods="zero-shot,lora", budget=60)  # a larger budget reaches it
     assert again.row("lora").score is not None

@@ -81,9 +81,23 @@ def test_answers_that_people_judged() -> None:
     ]
 
 
+def test_questions_with_a_class_are_read_once() -> None:
+    text = "NUM:date When was it ?\nHUM:ind Who ?\nNUM:date When was it ?\nNUM:count When was it ?\n"
+    rows = [{"question": "When was it ?", "label": "NUM"}, {"question": "Who ?", "label": "HUM"}]
+    assert catalog.labelled_questions(text) == rows
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "train", "test"), [("grimm-openings", 246, 86), ("dpo-en-demo", 233, 67), ("nq-open-pairs", 1126, 244)]
+    ("name", "train", "test"),
+    [
+        ("grimm-openings", 246, 86),
+        ("grimm-stories", 718, 228),
+        ("dpo-en-demo", 233, 67),
+        ("nq-open-pairs", 1126, 244),
+        ("trec", 4281, 1100),
+        ("alpaca-en-demo", 815, 184),
+    ],
 )
 def test_splits_of_one_file_share_no_row(name: str, train: int, test: int) -> None:
     tables = [read(name, split=split) for split in ("train", "test")]
@@ -91,7 +105,11 @@ def test_splits_of_one_file_share_no_row(name: str, train: int, test: int) -> No
     said = [{json.dumps(row) for row in table.rows} for table in tables]
     assert not said[0] & said[1]
     assert not set(tables[0].lines) & set(tables[1].lines)
-    if name == "grimm-openings":
+    if name in ("trec", "alpaca-en-demo"):
+        rows = [to_rows(table) for table in tables]
+        assert [len(each) for each in rows] == [train, test]
+        assert not overlap(*([row.prompt for row in each] for each in rows))
+    elif name.startswith("grimm"):
         assert len(to_rows(tables[0], need_completion=False)) == train
         assert not {row["tale"] for row in tables[0].rows} & {row["tale"] for row in tables[1].rows}
     else:
@@ -110,6 +128,23 @@ def test_reuters() -> None:
     assert train.rows[0]["text"].startswith("champion products ch approves stock split")
     assert train.lines[0] == 5
     assert len(overlap([row["text"] for row in train.rows], [row["text"] for row in test.rows])) == 4
+
+
+@pytest.mark.data
+def test_trec() -> None:
+    train, test = read("trec"), read("trec", split="test")
+    assert train.columns == ("question", "label")
+    counts = Counter(row["label"] for table in (train, test) for row in table.rows)
+    assert counts == {"ENTY": 1245, "HUM": 1215, "DESC": 1153, "NUM": 858, "LOC": 824, "ABBR": 86}
+    assert all(f"{label} (" in catalog.TREC_TEMPLATE for label in counts)
+    assert train.rows[0] == {"question": "What films featured the character Popeye Doyle ?", "label": "ENTY"}
+
+
+@pytest.mark.data
+def test_alpaca() -> None:
+    table = read("alpaca-en-demo")
+    assert table.columns == ("instruction", "input", "output")
+    assert all(row["instruction"].strip() and row["output"].strip() for row in table.rows)
 
 
 @pytest.mark.data

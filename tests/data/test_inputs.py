@@ -59,6 +59,21 @@ def test_train_takes_every_form_of_pairs(form: Callable[[list[dict[str, Any]]], 
     assert trained.record.data.rows == 4
 
 
+def test_train_takes_every_form_of_ranked_responses(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}.", "responses": ["No.", f"{i}!", "Hm."], "ranks": [2, 1, 2]} for i in range(4)]
+    read = [FORMS[name](tmp_path, rows) for name in ("file name", "table", "mappings")]
+    made = [
+        ts.Ranking(({"role": "user", "content": f"Say {i}."},), (f"{i}!", "No.", "Hm."), (1, 2, 2), 1) for i in range(4)
+    ]
+    trained = [ts.train(tiny_base(), ts.IA3(), ts.Reward(), form, settings=QUICK) for form in (*read, made)]
+    assert {each.record.data.sha256 for each in trained if each.record.data} == {trained[0].record.data.sha256}
+    assert {tuple(each.result.losses) for each in trained} == {tuple(trained[0].result.losses)}
+    with pytest.raises(ts.TunescopeError, match="is a Ranking, expected a Row or"):
+        ts.train(tiny_base(), ts.IA3(), ts.SFT(), made)
+    with pytest.raises(ts.TunescopeError, match="is a Row, expected a Pair or a Ranking or a Mapping"):
+        ts.train(tiny_base(), ts.IA3(), ts.Reward(), understand(ROWS, PATTERN).rows)
+
+
 def test_evaluate_takes_every_form(form: Callable[[list[dict[str, Any]]], Any]) -> None:
     asked = ts.train(tiny_base(), ts.ZeroShot(), data=ROWS, pattern=PATTERN).customized
     card = ts.evaluate(asked, form(ROWS[:6]), labels=("warm", "wet"), generate_rows=0)
@@ -93,7 +108,7 @@ def test_compare_takes_every_form(form: Callable[[list[dict[str, Any]]], Any], t
 )
 def test_data_in_memory_that_does_not_fit_is_named(data: Any, objective: Any, said: str) -> None:
     with pytest.raises(ts.TunescopeError, match=said):
-        ts.train(tiny_base(), ts.IA3(), objective, data, pattern=None if objective.takes is ts.Pair else PATTERN)
+        ts.train(tiny_base(), ts.IA3(), objective, data, pattern=None if objective.takes is not ts.Row else PATTERN)
 
 
 def test_bad_rows_are_counted_once_over_reading_and_understanding(tmp_path: Path) -> None:

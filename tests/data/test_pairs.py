@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import tiny_tokenizer
 
+from tunescope.data.compared import _split_texts
 from tunescope.data.encoding import Encoder
-from tunescope.data.pairs import Pair, _split_texts, repeated, to_pairs
+from tunescope.data.pairs import Pair, to_pairs
+from tunescope.data.rankings import repeated
 from tunescope.data.reading import read
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
@@ -206,9 +208,9 @@ def test_repeated_pairs_are_kept_and_said(tmp_path: Path) -> None:
 )
 def test_whole_texts_are_cut_between_sentences(prompt: str, border: str, chosen: str, rejected: str) -> None:
     whole = (f"{prompt}{border}{chosen}", f"{prompt}{border}{rejected}")
-    found = _split_texts(*whole)
+    found = _split_texts({"chosen": whole[0], "rejected": whole[1]})
     assert not isinstance(found, str)
-    messages, *completions = found
+    messages, completions = found
     text = messages[0]["content"]
     assert text.rstrip(" \t\n”")[-1:] in ".!?。" or text.endswith("\n")
     for completion, expected in zip(completions, whole, strict=True):

@@ -416,9 +416,9 @@ def test_letters_of_several_tokens_are_not_cut_through() -> None:
     [
         (Template, {"style": "chat", "sistem": "x"}, r"Unknown setting of Template 'sistem'\. Did you mean system"),
         (Template, {"style": "chats"}, r"Template\.style: Input should be 'chat' or 'plain', got 'chats'"),
-        (Template, {}, r"Template\.style: Field required"),
+        (Template, {}, r"Template\.style: is missing"),
         (Template, {"style": "chat", "virtual_tokens": "many"}, r"Template\.virtual_tokens: .* got 'many'"),
-        (Shot, {"prompt": "a", "completions": "b"}, r"Shot\.completion: Field required|Unknown setting of Shot"),
+        (Shot, {"prompt": "a", "completions": "b"}, r"Shot\.completion: is missing|Unknown setting of Shot"),
     ],
 )
 def test_settings_say_what_is_wrong(kind: type[Settings], values: dict[str, Any], said: str) -> None:

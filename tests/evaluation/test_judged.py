@@ -79,3 +79,11 @@ def test_failures_and_tempered_samples_are_said() -> None:
         evaluate_judged(untouched(), ROWS, judge, SAMPLING, skip_unjudged=2)
     with pytest.raises(DataError, match=r"No prompt has samples(.|\n)*line 2, sample 1: the judge returned nan"):
         evaluate_judged(untouched(), ROWS[1:2], judge, SAMPLING, skip_unjudged=6)
+
+
+def test_it_may_be_compared_with_another_customization() -> None:
+    """Against itself nothing differs; against the base it is what it is without ``against``."""
+    made = untouched()
+    alone, same = (evaluate_judged(made, ROWS, LENGTH, SAMPLING, against=other) for other in (None, made))
+    assert same["difference"] == same["kl"] == 0 and same["distinct_2"] == same["base_distinct_2"]
+    assert alone["score"] == same["score"] and 0 <= alone["stop_share"] <= 1 and 0 <= alone["distinct_2"] <= 1

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.objectives.pairs import PAIRS
+from tests.objectives.pairs import PAIRS, RANKINGS
 from tests.tiny import tiny_base
 
 from tunescope.data.pairs import Pair
+from tunescope.data.rankings import Ranking
 from tunescope.errors import DataError
 from tunescope.evaluation.preference_accuracy import evaluate_preferences, plot_reliability, reliability
+from tunescope.evaluation.statistics import wilson_interval
 from tunescope.inference import reward_scores
 from tunescope.methods import LoRA
 from tunescope.objectives import DPO, PreferenceObjective, Reward
@@ -45,6 +47,33 @@ def test_margins_are_the_rewards_of_the_texts() -> None:
     rejected = reward_scores(customized, messages, [p.rejected for p in PAIRS])
     assert card["reward_chosen"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
     assert card["reward_rejected"] == pytest.approx(sum(rejected) / len(rejected), abs=1e-4)
+
+
+def test_a_ranking_counts_once_with_the_mean_over_its_pairs() -> None:
+    customized = train(tiny_base(), LoRA(), Reward(), PAIRS, settings=TrainSettings(max_steps=3, lr=1e-2)).customized
+    rows = [*RANKINGS, Ranking(PAIRS[0].messages, ("yes", "no"), (2, 1), 99)]
+    card = evaluate_preferences(customized, Reward(), rows)
+    shares, margins, pooled = [], [], []
+    for row in rows:
+        rewards = reward_scores(customized, [row.messages] * len(row.responses), row.responses)
+        own = [
+            a - b
+            for a, i in zip(rewards, row.ranks, strict=True)
+            for b, j in zip(rewards, row.ranks, strict=True)
+            if i < j
+        ]
+        shares.append(sum(margin > 0 for margin in own) / len(own))
+        margins.append(sum(own) / len(own))
+        pooled += own
+    assert 0 < sum(shares) < len(shares)
+    assert (card["rows"], card["pairs"]) == (len(rows), len(pooled))
+    assert card["score"] == pytest.approx(sum(shares) / len(shares))
+    low_and_high = wilson_interval(sum(shares), len(shares))  # a prompt is one trial
+    assert (card["score_low"], card["score_high"]) == pytest.approx((low_and_high.low, low_and_high.high))
+    assert card["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
+    assert card["margin"] == pytest.approx(card["reward_chosen"] - card["reward_rejected"], abs=1e-5)
+    assert card["calibration_error"] == pytest.approx(reliability(np.array(pooled))[0], abs=1e-3)
+    assert sum(b["pairs"] for b in card["reliability"]) == len(pooled)
 
 
 def test_no_pair_that_fits() -> None:

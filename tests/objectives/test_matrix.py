@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.pairs import PAIRS
+from tests.objectives.pairs import PAIRS, RANKINGS
 from tests.tiny import tiny_base
 
 from tunescope import bank
@@ -33,7 +33,13 @@ METHODS: dict[str, Method] = {
     "prompt-tuning+lora": compose(PromptTuning(virtual_tokens=3), LoRA(rank=2)),
     "full": Full(),
 }
-OBJECTIVES: dict[str, Objective] = {"sft": SFT(), "dpo": DPO(beta=0.5), "reward": Reward()}
+OBJECTIVES: dict[str, Objective] = {
+    "sft": SFT(),
+    "dpo": DPO(beta=0.5),
+    "dpo on rankings": DPO(beta=0.5),
+    "reward": Reward(),
+    "reward on rankings": Reward(loss="plackett-luce"),
+}
 LOSSES: dict[str, Objective] = {
     **{name: DPO(loss=name) for name in ("ipo", "hinge", "robust", "rpo", "simpo", "orpo")},
     "cdpo": DPO(label_smoothing=0.1),
@@ -57,9 +63,10 @@ def _own_cache(empty_cache: Path) -> None:
     """References are kept for the test alone."""
 
 
-def run(method: Method, objective: Objective, **more: Any) -> Trained:
-    """Ten steps on separable pairs, or on their chosen completions."""
+def run(method: Method, objective: Objective, goal: str = "", **more: Any) -> Trained:
+    """Ten steps on separable pairs, on rankings where the goal names them, or on the pairs' chosen completions."""
     data: Any = [Row(p.messages, p.chosen, p.number) for p in PAIRS] if isinstance(objective, SFT) else PAIRS
+    data = RANKINGS if goal.endswith("rankings") else data
     settings = TrainSettings(max_steps=10, batch_size=4, lr=10 * method.learning_rate, checkpoint_every=2)
     return train(tiny_base(), method, objective, data, **{"settings": settings, **more})
 
@@ -77,10 +84,12 @@ def served(customized: Customized, objective: Objective) -> Any:
 def test_every_cell(name: str, goal: str, tmp_path: Path) -> None:
     base, method, objective = tiny_base(), METHODS[name], OBJECTIVES[goal]
     before = hash_weights(base.model)
-    whole = run(method, objective, out=tmp_path / "whole")
+    whole = run(method, objective, goal, out=tmp_path / "whole")
     losses = whole.result.losses
     assert sum(losses[-4:]) < 0.97 * sum(losses[:4])
-    if goal != "sft":
+    if goal.endswith("rankings"):
+        assert whole.result.measured["rewards/accuracy"][-1] > 0.6
+    elif goal != "sft":
         assert whole.result.measured["rewards/accuracy"][-1] == 1
         assert losses[0] == pytest.approx(0.6931, abs=1e-3 if goal == "reward" or method.trains == "base" else 9)
 
@@ -89,8 +98,8 @@ def test_every_cell(name: str, goal: str, tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(method, objective, out=tmp_path / "again", on_step=stop)
-    again = run(method, objective, out=tmp_path / "again")
+        run(method, objective, goal, out=tmp_path / "again", on_step=stop)
+    again = run(method, objective, goal, out=tmp_path / "again")
     assert again.result.losses == losses
     assert again.result.measured == whole.result.measured
     assert (tmp_path / "again" / "metrics.jsonl").read_text().count("\n") == 10
@@ -117,13 +126,13 @@ def test_what_is_trained_moves(name: str, goal: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective.__class__, "prepare", look)
-        finished = run(method, objective).customized
+        finished = run(method, objective, goal).customized
     now = {**dict(finished.base.model.named_parameters()), **dict(finished.customization.named_parameters())}
     moved = {key for key, value in start.items() if key in now and not torch.equal(now[key], value)}
     kept = {key for key in start if key in now} - moved
     # Positions and tokens that no text has get no gradient; p-tuning's encoder is dropped when training ends.
     assert not kept, kept
-    assert ("head_reward.weight" in moved) == (goal == "reward")
+    assert ("head_reward.weight" in moved) == isinstance(objective, Reward)
     assert any("head_reward" not in key for key in moved) or name == "p-tuning"
 
 

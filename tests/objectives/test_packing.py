@@ -71,13 +71,13 @@ def test_loss_and_gradients_equal_those_of_separate_sequences(
             else:
                 results = [apart(base, example) for example in examples]
                 batch = collate_pairs(examples)
-                logprobs = torch.stack([torch.stack(result[0]) for result in results], dim=1)
-                hidden = torch.stack([torch.stack(result[1]) for result in results], dim=1)
+                logprobs = torch.stack([each for result in results for each in result[0]])
+                hidden = torch.stack([each for result in results for each in result[1]])
                 if isinstance(objective, DPO):
-                    scores = objective._scores(logprobs, batch)
+                    scores = objective._scores(logprobs, batch).view(-1, 2).T
                     loss = objective._losses(scores, batch.margins).sum()
                 else:
-                    chosen, rejected = customized.customization.heads[HEAD](hidden)[..., 0]
+                    chosen, rejected = customized.customization.heads[HEAD](hidden)[..., 0].view(-1, 2).T
                     loss = -torch.nn.functional.logsigmoid(chosen - rejected - batch.margins).sum()
                     loss = loss + 0.1 * (chosen + rejected).square().sum()
             loss.backward()
@@ -98,7 +98,7 @@ def test_any_pairs(drawn: list[tuple[list[int], list[int], list[int]]]) -> None:
     base = tiny_base()
     examples = [EncodedPair(*tokens) for tokens in drawn]
     with torch.no_grad():
-        found = logprobs_of(base, examples)
+        found = logprobs_of(base, examples).view(-1, 2).T
         for i, example in enumerate(examples):
             torch.testing.assert_close(found[:, i], torch.stack(apart(base, example)[0]), atol=1e-4, rtol=0)
 

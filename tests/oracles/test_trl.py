@@ -145,7 +145,7 @@ def test_dpo(name: str, loss: str, tmp_path: Path) -> None:
     with torch.no_grad(), customized.active():
         base, packed = customized.base, collate_pairs(examples)
         found = completion_logprobs(base, packed, packed_hidden(base, packed.packed))
-        chosen, rejected = found.mean(dim=1).tolist()
+        chosen, rejected = found[packed.pairs].mean(dim=1).tolist()
     assert [chosen, rejected] == pytest.approx([logged["logps/chosen"], logged["logps/rejected"]], abs=1e-3)
 
 

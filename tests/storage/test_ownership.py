@@ -38,7 +38,7 @@ def prompting(out: Path, **changes: bool) -> None:
 
 
 def comparison(out: Path, **changes: bool) -> None:
-    settings = CompareSettings(methods=("zero-shot",), generate_rows=1, budget_seconds=30)
+    settings = CompareSettings(methods=("zero-shot",), generate_rows=1, budget=30)
     compare(tiny_base(), ROWS * 3, out=out, settings=settings, **changes)
 
 

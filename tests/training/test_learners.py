@@ -21,7 +21,7 @@ from tunescope.data.rows import Row
 from tunescope.data.template import default_template
 from tunescope.errors import Interrupted, TrainingError
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning, compose, customize
-from tunescope.objectives import DPO, SFT, Objective, Reward, Sampler
+from tunescope.objectives import DPO, SFT, Objective, Reward, Services
 from tunescope.training import Learner, StepMetrics, TrainSettings, train
 from tunescope.training.loop import train_loop
 
@@ -197,12 +197,14 @@ class OwnSamples(SFT):
     seen: ClassVar[list[tuple[int, list[Encoded]]]] = []
 
     @property
-    def rounds(self) -> int:
+    def number_of_rounds(self) -> int:
         return 3
 
-    def collect(self, number: int, customized: Customized, examples: Sequence[Any], sample: Sampler) -> list[Encoded]:
+    def collect(
+        self, number: int, customized: Customized, examples: Sequence[Any], services: Services
+    ) -> list[Encoded]:
         prompts = [row.messages for row in ROWS[:6]]
-        written = sample(customized, prompts, n=2, seed=number, max_new_tokens=4)
+        written = services.sample(customized, prompts, n=2, seed=number, max_new_tokens=4)
         found = [
             Encoded(example.prompt, list(each.tokens), example.number)
             for example, several in zip(examples, written, strict=False)

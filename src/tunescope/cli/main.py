@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 
+import click
+
 from tunescope.errors import TunescopeError
 
 
@@ -17,19 +19,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         from tunescope.cli.app import build_app
 
-        build_app(arguments)(args=arguments, prog_name="tunescope")
+        sys.exit(build_app().main(args=arguments, prog_name="tunescope", standalone_mode=False) or 0)
+    except click.ClickException as error:  # what was typed is no command, or not all of one
+        error.show()
+        sys.exit(error.exit_code)
     except TunescopeError as error:
         from tunescope.errors import Interrupted
 
         _say(str(error))
         sys.exit(130 if isinstance(error, Interrupted) else 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         _say("Stopped.")
         sys.exit(130)
-    except SystemExit as ended:
-        if ended.code == 130:  # what typer makes of Ctrl-C in a command, without a word
-            _say("Stopped.")
-        raise
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -66,7 +67,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _say(message: str) -> None:
     from rich.text import Text
 
-    from tunescope.cli.output import SafeConsole, visible
+    from tunescope.cli.output import SafeConsole
+    from tunescope.commands.show import visible
 
     SafeConsole(stderr=True).print(Text("Error: ", style="bold red") + Text(visible(message)), soft_wrap=True)
 

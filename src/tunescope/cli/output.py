@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from tunescope.commands.command import Result
+from tunescope.commands.report import Report
+from tunescope.commands.show import ACTING, finite, visible
+
+if TYPE_CHECKING:
+    from tunescope.comparison import Watcher
+
 # Where there is no terminal there is no width to keep to, but tables need some.
 _PLAIN_WIDTH = 120
-# Control characters, halves of characters, and the marks that turn the direction of writing around.
-_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    """The text with escapes for what a terminal would act on; line breaks and tabs stay."""
-    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class SafeConsole(Console):
@@ -41,8 +40,8 @@ class SafeConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
-class Output:
-    """The output of a command.
+class Output(Report):
+    """The output of a command: what it reports while it works, and its result.
 
     Args:
         as_json: results are JSON and nothing else stands on standard output.
@@ -50,6 +49,7 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.pieces = not as_json
         self.console = SafeConsole()
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
@@ -60,30 +60,52 @@ class Output:
         logger.setLevel(logging.INFO)
 
     def note(self, text: str) -> None:
-        """Something worth knowing that is not the result."""
+        """A line of its own among the progress."""
         self.progress.print(text, style="yellow")
 
-    def write(self, text: str, end: str = "\n") -> None:
-        """A model's text on standard output, not wrapped: with escapes for what a terminal acts on, and exact after
-        ``--json``."""
-        typer.echo(visible(text) + end, nl=False)
+    def write(self, text: str) -> None:
+        """On standard output, not wrapped, with escapes for what a terminal acts on."""
+        click.echo(visible(text), nl=False)
 
-    def result(self, values: Any, show: Callable[[Console], None]) -> None:
-        """The result: one JSON object a call, or as ``show`` prints it for people."""
+    def part(self, result: Result) -> None:
+        """A result: one JSON value on a line, or as it is printed for people."""
         if self.as_json:
-            text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False)
-            typer.echo(_ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+            text = json.dumps(finite(result.values), ensure_ascii=False, allow_nan=False)
+            click.echo(ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
         else:
-            show(self.console)
+            result.show(self.console)
+
+    def working(self, what: str) -> AbstractContextManager[Callable[[str], Any]]:
+        """A spinner on a terminal."""
+        return _working(self.progress, what)
+
+    def counting(self, what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]]:
+        """A bar on a terminal, a line every so often elsewhere."""
+        from tunescope.cli.progress import CountProgress
+
+        return CountProgress(self.progress, what, total, unit)
+
+    def training(self, name: str) -> AbstractContextManager[Callable[[Any], Any]]:
+        """The same, with loss, speed and time left."""
+        from tunescope.cli.progress import TrainingProgress
+
+        return TrainingProgress(self.progress, name)
+
+    def comparing(self) -> AbstractContextManager[Watcher | None]:
+        """A heading a method, and its training's bar."""
+        from tunescope.cli.progress import ComparisonProgress
+
+        return closing(ComparisonProgress(self.progress))
+
+    def stage(self, name: str, number: int, count: int) -> None:
+        """A heading."""
+        self.progress.print(f"[{number}/{count}] {name}", style="bold")
 
 
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON has not: a diverged model's loss is infinite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(found) for key, found in value.items()}
-    return [_finite(found) for found in value] if isinstance(value, list | tuple) else value
+@contextmanager
+def _working(console: Console, what: str) -> Iterator[Callable[[str], Any]]:
+    with console.status(what) as status:
+        yield lambda stage: status.update(f"{what}: {stage}")
 
 
 class _LogLines(logging.Handler):
@@ -93,16 +115,3 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.print(record.getMessage(), style="dim")
-
-
-def print_facts(console: Console, facts: dict[str, Any]) -> None:
-    """Names and values in two columns; values that are None are left out."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        if value is not None:
-            table.add_row(name, Text(f"{value:.4g}" if isinstance(value, float) else visible(str(value))))
-    console.print(table)

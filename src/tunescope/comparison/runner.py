@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tunescope import bank
 from tunescope.base import Base
@@ -34,18 +34,22 @@ from tunescope.evaluation.task import check_labels
 from tunescope.locks import writing
 from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
-from tunescope.settings import Settings
+from tunescope.settings import Duration, Settings
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.run import rows_hash
 from tunescope.version import __version__
 
 
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
 class CompareSettings(Settings):
     """What a comparison takes; each is a flag of ``tunescope compare``."""
 
-    budget_seconds: float = Field(600.0, gt=0)
-    """Time for everything. Trainable methods share equally what evaluating leaves."""
-    methods: tuple[str, ...] = ()
+    budget: Duration = 600.0
+    """Time for everything: 90s, 10m, 1h30m. Trainable methods share equally what evaluating leaves."""
+    methods: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
     """Methods to compare, in order. All by default."""
     test_rows: int = Field(300, gt=0)
     """Most test rows to take, a stratified sample by the seed. 300 rows resolve about 5 points of accuracy."""
@@ -194,7 +198,7 @@ def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
             torch=torch.__version__,
             dtype=dtype_name(base.dtype),
         ),
-        budget_seconds=settings.budget_seconds,
+        budget_seconds=settings.budget,
         seed=settings.seed,
         metric="accuracy" if labels else "chrf",
         rows=rows,
@@ -257,7 +261,7 @@ def _conditions(
         "training rows": rows_hash(train_rows),
         "test rows": rows_hash(test_rows),
         "probes": probes.sha256() if probes is not None else None,
-        "settings": settings.model_dump(mode="json", exclude={"methods", "budget_seconds"}),
+        "settings": settings.model_dump(mode="json", exclude={"methods", "budget"}),
     }
 
 
@@ -347,7 +351,7 @@ def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) ->
     if steps is None:
         work.watcher.stage("estimating")
         to_train = sum(other.trains != "nothing" for other in remaining)
-        left = work.settings.budget_seconds - work.ledger.seconds() - work.ledger.cost() * len(remaining)
+        left = work.settings.budget - work.ledger.seconds() - work.ledger.cost() * len(remaining)
         steps = affordable_steps(
             work.base, method, work.train_rows, common, left / max(to_train, 1), pattern=work.pattern, style=work.style
         )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
 
-from tunescope.data.encoding import Encoded, EncodedPair
+from tunescope.data.encoding import Encoded, EncodedPreference
 from tunescope.data.packing import Branch, Group, Packed, pack
+from tunescope.data.rankings import untied
 from tunescope.data.tokenizing import common_prefix
 
+_MOVED = (torch.Tensor, Packed)
 # Batches a window: rows are sorted by length inside it. Larger windows pad less and shuffle less.
 _WINDOW = 16
 # Texts are laid out behind a shared prefix where that leaves at most this share of the tokens: moving queries and keys
@@ -32,35 +35,51 @@ class Batch:
     packed: Packed
     rows: list[int]
 
+    @property
+    def units(self) -> int:
+        """How many of what ``Objective.unit`` names it has."""
+        return len(self.rows)
+
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if name != "rows"})
+        moved: dict[str, Any] = {n: value.to(device) for n, value in values.items() if isinstance(value, _MOVED)}
+        return replace(self, **moved)
 
 
 @dataclass
 class PairBatch(Batch):
-    """One pair a group: the prompt once, behind it the chosen completion and the rejected one.
+    """Completions that are compared, those of one prompt a group: the prompt once, and behind it each completion once.
 
-    What has a number a completion has the shape [2, pairs], chosen first.
+    A pair is two completions of different rank in one group. What has a number a pair has the shape [pairs].
 
     Attributes:
-        margins: [pairs] how much better the chosen one is; nan where it is not given.
-        reference: [2, pairs] log-probabilities under the reference; nan where they are not known.
+        sizes: how many completions each prompt has.
+        ranks: [completions] of each among those of its prompt; 1 is the best.
+        pairs: [2, pairs] indices of the better completion and of the worse one, prompt by prompt.
+        counts: how many pairs each prompt has.
+        weights: [pairs] 1 / the pairs of its prompt: each prompt counts once.
+        margins: [pairs] how much better the first one is; nan where it is not given.
+        reference: [completions] log-probabilities under the reference; nan where they are not known.
     """
 
+    sizes: list[int]
+    ranks: torch.Tensor
+    pairs: torch.Tensor
+    counts: list[int]
+    weights: torch.Tensor
     margins: torch.Tensor
     reference: torch.Tensor
 
     @property
-    def lengths(self) -> torch.Tensor:
-        """[2, pairs] tokens of each completion."""
-        return self.packed.lengths.view(-1, 2).T
+    def units(self) -> int:
+        """Pairs."""
+        return len(self.weights)
 
     @property
-    def last(self) -> torch.Tensor:
-        """[2, pairs] flat position of each completion's last token."""
-        return self.packed.last.view(-1, 2).T
+    def lengths(self) -> torch.Tensor:
+        """[completions] tokens of each."""
+        return self.packed.lengths
 
 
 def collate(examples: Sequence[Encoded], *, ends: bool = False) -> Batch:
@@ -95,18 +114,25 @@ def _branch(example: Encoded, text: list[int], shared: int) -> Branch:
     return Branch(text[shared:], tuple((begin - shared, end - shared) for begin, end in spans))
 
 
-def collate_pairs(examples: Sequence[EncodedPair]) -> PairBatch:
-    """Pairs packed, one a group."""
-    groups = [
-        Group(example.prompt, tuple(Branch(ids, ((0, len(ids)),)) for ids in (example.chosen, example.rejected)))
-        for example in examples
-    ]
-    unknown = (math.nan, math.nan)
+def collate_pairs(examples: Sequence[EncodedPreference]) -> PairBatch:
+    """Pairs and rankings packed, one a group."""
+    sizes = [len(example.completions) for example in examples]
+    compared = [untied(example.ranks) for example in examples]
+    firsts = accumulate(sizes[:-1], initial=0)
+    pairs = [(first + i, first + j) for first, found in zip(firsts, compared, strict=True) for i, j in found]
+    counts = [len(found) for found in compared]
+    pairs_of = torch.tensor(counts)
+    margins = torch.tensor([math.nan if example.margin is None else example.margin for example in examples])
     return PairBatch(
-        packed=pack(groups),
+        packed=pack([Group.of(example.prompt, example.completions) for example in examples]),
         rows=[example.number for example in examples],
-        margins=torch.tensor([math.nan if e.margin is None else e.margin for e in examples]),
-        reference=torch.tensor([unknown if e.reference is None else e.reference for e in examples]).T,
+        sizes=sizes,
+        ranks=torch.tensor([rank for example in examples for rank in example.ranks]),
+        pairs=torch.tensor(pairs).view(-1, 2).T,
+        counts=counts,
+        weights=(1 / pairs_of).repeat_interleave(pairs_of),
+        margins=margins.repeat_interleave(pairs_of),
+        reference=torch.tensor([each for e in examples for each in e.reference or [math.nan] * len(e.completions)]),
     )
 
 

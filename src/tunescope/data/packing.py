@@ -1,14 +1,14 @@
 """Texts that share a prefix, side by side: the prefix once, and behind it a branch for each text.
 
 A branch sees the prefix and itself, at the positions it would have alone, and no other branch, so each text is computed
-as if it stood by itself (see ``base.attention.branch_mask``). A pair is a prompt with two branches, a classification a
-prompt with a branch a label, a step of fine-tuning the rows' common prefix with a branch a row. A text that shares
-nothing is a group of its own, without a prefix.
+as if it stood by itself (see ``base.attention.branch_mask``). A pair is a prompt with two branches, ranked responses
+are a prompt with a branch each, a classification a prompt with a branch a label, a step of fine-tuning the rows' common
+prefix with a branch a row. A text that shares nothing is a group of its own, without a prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -46,6 +46,11 @@ class Group:
     prefix: Sequence[int]
     branches: tuple[Branch, ...]
     past: int = 0
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], completions: Iterable[Sequence[int]]) -> Self:
+        """A prompt with a branch a completion, all of whose tokens are learned."""
+        return cls(prompt, tuple(Branch(ids, ((0, len(ids)),)) for ids in completions))
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
@@ -91,6 +96,10 @@ class Packed:
     def padding(self) -> int:
         """How many of these are padding."""
         return int((self.branch < 0).sum())
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` [targets], summed over each text, as [texts]."""
+        return torch.stack([each.sum() for each in values.split(self.lengths.tolist())])
 
     def to(self, device: torch.device) -> Self:
         """The same on another device."""

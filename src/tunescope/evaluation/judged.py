@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def evaluate_judged(
     judge: Judge,
     sampling: Samples,
     *,
+    against: Customized | None = None,
     skip_unjudged: int = 10,
     on_prompt: Callable[[str, int], None] = lambda whose, done: None,
 ) -> Card:
@@ -42,6 +44,7 @@ def evaluate_judged(
 
     Args:
         customized: what to measure.
+        against: what to compare it with in place of the base: what its training started from, for example.
         rows: unseen prompts.
         judge: of the completions.
         sampling: the same for both.
@@ -55,13 +58,16 @@ def evaluate_judged(
         customization has a higher score than one of the base, ties half, from all pairs of a prompt's samples; the
         Wilson interval takes a prompt for one trial, which is on the wide side); ``kl, kl_low, kl_high``
         (KL(π ‖ base) in nats a completion: mean of log π(y|x) - log base(y|x) over the customization's own samples) and
-        ``kl_per_token``; ``tokens, base_tokens`` (mean length); ``peak_memory_mb``, ``notes``.
+        ``kl_per_token``; ``tokens, base_tokens`` (mean length); ``stop_share, base_stop_share`` (samples that ended of
+        themselves); ``distinct_2, base_distinct_2`` (share of different ones among all pairs of neighboring words: low
+        where completions repeat themselves or each other; Li et al. 2016); ``peak_memory_mb``, ``notes``. What is named
+        ``base`` is of ``against``, where that is given.
 
     Raises:
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
     """
     peak_memory.reset_peak(customized.base.device)
-    reference = _reference(customized)
+    reference = against or _reference(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
         _sampled(whose, name, rows, judge, sampling, failed, on_prompt)
@@ -91,6 +97,10 @@ def evaluate_judged(
     card |= {
         "kl_per_token": card["kl"] / tokens,
         **lengths,
+        "stop_share": _stop_share(own),
+        "base_stop_share": _stop_share(base),
+        "distinct_2": _distinct_pairs(own),
+        "base_distinct_2": _distinct_pairs(base),
         "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
     }
     notes = without_width({name: interval for name, (_, interval) in intervals.items()})
@@ -138,6 +148,16 @@ def _scores(judged: Sequence[Judged]) -> np.ndarray:
 
 def _mean_tokens(samples: Sequence[Sequence[Judged]]) -> float:
     return float(np.mean([len(each.tokens) for judged in samples for each in judged]))
+
+
+def _stop_share(samples: Sequence[Sequence[Judged]]) -> float:
+    return float(np.mean([each.finished for judged in samples for each in judged]))
+
+
+def _distinct_pairs(samples: Sequence[Sequence[Judged]]) -> float:
+    texts = [each.text.split() for judged in samples for each in judged]
+    pairs = [pair for words in texts for pair in pairwise(words)]
+    return len(set(pairs)) / max(len(pairs), 1)
 
 
 def _divergence(

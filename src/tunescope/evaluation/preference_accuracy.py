@@ -1,4 +1,4 @@
-"""How well a customization that was trained on pairs tells better from worse on pairs it has not seen."""
+"""How well a customization that was trained on pairs or rankings tells better from worse on rows it has not seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from tunescope import peak_memory, storage
 from tunescope.data.encoding import Encoder
 from tunescope.data.packing import by_length
-from tunescope.data.pairs import Pair
+from tunescope.data.rankings import Preference
 from tunescope.errors import DataError
 from tunescope.evaluation.statistics import bootstrap_interval, wilson_interval, without_width
 from tunescope.inference.scoring import Scorer
@@ -27,7 +27,7 @@ Card = dict[str, Any]
 def evaluate_preferences(
     customized: Customized,
     objective: PreferenceObjective,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Preference],
     *,
     max_length: int | None = None,
     on_pairs: Callable[[int], None] = lambda count: None,
@@ -37,15 +37,16 @@ def evaluate_preferences(
     Args:
         customized: what to measure.
         objective: what it was trained for; it defines the reward.
-        pairs: unseen ones.
+        pairs: unseen ones, or ranked responses, of which every two of different rank are a pair.
         max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
-        on_pairs: callback with the number of pairs each pass finished.
+        on_pairs: callback with the number of rows each pass finished.
 
     Returns:
-        ``metric, rows, score, score_low, score_high`` (accuracy with its 95% Wilson interval; a tie is wrong),
-        ``margin, margin_low, margin_high`` (mean difference of the rewards with its 95% bootstrap interval),
-        ``reward_chosen, reward_rejected`` (means), ``calibration_error, reliability`` (see ``reliability``),
-        ``trainable_parameters, peak_memory_mb, notes``.
+        ``metric, rows, pairs, score, score_low, score_high`` (accuracy with its 95% Wilson interval; equal rewards are
+        wrong), ``margin, margin_low, margin_high`` (mean difference of the rewards with its 95% bootstrap interval),
+        ``reward_chosen, reward_rejected`` (means), ``calibration_error, reliability`` (see ``reliability``; over all
+        pairs), ``trainable_parameters, peak_memory_mb, notes``. Each row counts once, with the mean over its pairs, and
+        is one trial of the intervals: the pairs of a ranking are not independent.
 
     Raises:
         DataError: no pair fits.
@@ -57,27 +58,31 @@ def evaluate_preferences(
     if not examples:
         raise DataError("No pair fits: every one was dropped. Shorten the completions or raise --max-length.")
     examples = objective.prepare(customized, examples)
-    rewards = torch.empty(2, len(examples))
+    rewards: list[torch.Tensor] = [torch.empty(0)] * len(examples)  # of each row, [2, pairs]
     groups = list(by_length([len(example) for example in examples]))
     scorer = Scorer(customized, max(map(len, groups)))
     for indices in groups:
         batch = objective.collate([examples[i] for i in indices])
         hidden = scorer.hidden(batch.packed)
         with torch.inference_mode():
-            rewards[:, indices] = objective.rewards(customized, batch.to(base.device), hidden).float().cpu()
+            found = objective.rewards(customized, batch.to(base.device), hidden).cpu().double()
+        for i, own in zip(indices, found[batch.pairs].split(batch.counts, dim=1), strict=True):
+            rewards[i] = own
         on_pairs(len(indices))
-    chosen, rejected = rewards.double().numpy()
-    margins = chosen - rejected
-    right = int((margins > 0).sum())
-    accuracy, margin = wilson_interval(right, len(margins)), bootstrap_interval(margins)
+    margins = torch.cat([own[0] - own[1] for own in rewards]).numpy()
+    chosen, rejected = torch.stack([own.mean(dim=1) for own in rewards], dim=1).numpy()
+    per_row = chosen - rejected
+    right = sum(float((own[0] > own[1]).double().mean()) for own in rewards)
+    accuracy, margin = wilson_interval(right, len(rewards)), bootstrap_interval(per_row)
     error, bins = reliability(margins)
     return {
         "metric": "preference accuracy",
-        "rows": len(margins),
-        "score": right / len(margins),
+        "rows": len(rewards),
+        "pairs": len(margins),
+        "score": right / len(rewards),
         "score_low": accuracy.low,
         "score_high": accuracy.high,
-        "margin": float(margins.mean()),
+        "margin": float(per_row.mean()),
         "margin_low": margin.low,
         "margin_high": margin.high,
         "reward_chosen": float(chosen.mean()),
@@ -151,7 +156,7 @@ def plot_reliability(card: Card, path: Path) -> None:
         name="measured, with 95% intervals",
     )
     figure.update_layout(
-        title=f"Calibration: expected error {card['calibration_error']:.3f} over {card['rows']} pairs",
+        title=f"Calibration: expected error {card['calibration_error']:.3f} over {sum(b['pairs'] for b in bins)} pairs",
         xaxis_title="confidence σ(|difference of the rewards|)",
         yaxis_title="share of pairs in which the preferred completion is the chosen one",
         template="plotly_white",

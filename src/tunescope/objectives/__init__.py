@@ -1,10 +1,32 @@
 """WHAT it is trained for: one file an objective; losses are pure functions, tensors in and out."""
 
 from tunescope.objectives.dpo import DPO
+from tunescope.objectives.grpo import GRPO
 from tunescope.objectives.heads import Head
-from tunescope.objectives.objective import Loss, Objective, Sampled, Sampler
+from tunescope.objectives.objective import Loss, Objective, Sampled, Sampler, Services
+from tunescope.objectives.policy import PolicyObjective
+from tunescope.objectives.ppo import PPO, Critic
 from tunescope.objectives.preference import PreferenceObjective
 from tunescope.objectives.reward_model import Reward
+from tunescope.objectives.rloo import RLOO
+from tunescope.objectives.rollouts import Rollout
 from tunescope.objectives.sft import SFT
 
-__all__ = ["DPO", "SFT", "Head", "Loss", "Objective", "PreferenceObjective", "Reward", "Sampled", "Sampler"]
+__all__ = [
+    "DPO",
+    "GRPO",
+    "PPO",
+    "RLOO",
+    "SFT",
+    "Critic",
+    "Head",
+    "Loss",
+    "Objective",
+    "PolicyObjective",
+    "PreferenceObjective",
+    "Reward",
+    "Rollout",
+    "Sampled",
+    "Sampler",
+    "Services",
+]

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 
 from tunescope.data.batching import PairBatch
-from tunescope.data.encoding import EncodedPair
+from tunescope.data.encoding import EncodedPreference
 from tunescope.methods import Customized
 from tunescope.objectives import losses
 from tunescope.objectives.objective import Loss
@@ -73,8 +73,8 @@ class DPO(PreferenceObjective):
         """β as it is used."""
         return self.beta if self.beta is not None else 2.0 if self.loss == "simpo" else 0.1
 
-    def prepare(self, customized: Customized, examples: Sequence[EncodedPair]) -> list[EncodedPair]:
-        """The pairs with their log-probabilities under the reference, where the loss has one."""
+    def prepare(self, customized: Customized, examples: Sequence[EncodedPreference]) -> list[EncodedPreference]:
+        """The rows with their completions' log-probabilities under the reference, where the loss has one."""
         if self.loss in _WITHOUT_REFERENCE:
             return list(examples)
         return with_reference(customized.origin, examples, customized.reference)
@@ -84,31 +84,32 @@ class DPO(PreferenceObjective):
         return self.strength * self._scores(completion_logprobs(customized.base, batch, hidden), batch)
 
     def compute_loss(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> Loss:
-        """The pairs' losses, summed; with a reference also an estimate of the distance to it.
+        """The pairs' losses, a mean for each prompt, summed; with a reference also an estimate of the distance to it.
 
-        ``kl`` is the mean over both completions of log π_ref(y|x) - log π(y|x), in nats a completion: where they were
-        sampled from the reference, an estimate of KL(π_ref ‖ π).
+        ``kl`` is the mean over both completions of a pair of log π_ref(y|x) - log π(y|x), in nats a completion: where
+        they were sampled from the reference, an estimate of KL(π_ref ‖ π).
         """
         logprobs = completion_logprobs(customized.base, batch, hidden)
         scores = self._scores(logprobs, batch)
-        found = self._losses(scores, batch.margins)
+        found = self._losses(scores[batch.pairs], batch.margins)
         weight = 1.0 if self.loss == "orpo" else self.nll_weight
         if weight:
-            found = found - weight * logprobs[0] / batch.lengths[0]
+            found = found - weight * (logprobs / batch.lengths)[batch.pairs[0]]
         measured = self.measured(self.strength * scores, batch)
         if self.loss not in _WITHOUT_REFERENCE:
-            measured["kl"] = (batch.reference - logprobs.detach()).mean(dim=0).sum()
-        return Loss(found.sum(), measured)
+            apart = (batch.reference - logprobs.detach())[batch.pairs].mean(dim=0)
+            measured["kl"] = (batch.weights * apart).sum()
+        return Loss((batch.weights * found).sum(), measured)
 
     def _scores(self, logprobs: torch.Tensor, batch: PairBatch) -> torch.Tensor:
-        """[2, pairs] from the completions' log-probabilities [2, pairs]."""
+        """[completions] from their log-probabilities."""
         if self.loss in _WITHOUT_REFERENCE:
             return logprobs / batch.lengths
         ratios = logprobs - batch.reference
         return ratios / batch.lengths if self.length_normalize else ratios
 
     def _losses(self, scores: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-        """[pairs]."""
+        """[pairs] from the scores of the chosen and the rejected completions, [2, pairs]."""
         chosen, rejected = scores
         difference, beta = chosen - rejected, self.strength
         match self.loss:

@@ -1,8 +1,10 @@
 """Losses over pairs as pure functions, a number a pair; the mean belongs to whoever knows the count of the whole step.
+One is over a whole ranking: ``plackett_luce_loss``.
 
 What a *score* of a completion y of a prompt x is depends on the objective: log π(y|x) - log π_ref(y|x) where there is a
 reference, log π(y|x) / |y| where there is none, the head's output for a reward model. Most losses see only the
-*difference*, the score of the chosen completion minus that of the rejected one. All shapes are [pairs], in float32.
+*difference*, the score of the chosen completion minus that of the rejected one. All shapes are [pairs], in float32,
+where nothing else is said.
 """
 
 from __future__ import annotations
@@ -83,6 +85,22 @@ def bradley_terry_loss(difference: torch.Tensor, margins: torch.Tensor | float =
 def scaled_bradley_terry_loss(difference: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
     """-m log σ(d): a pair counts as much as it is clear (Wang et al. 2024, HelpSteer2-Preference, arXiv:2410.01257)."""
     return -margins * functional.logsigmoid(difference)
+
+
+def plackett_luce_loss(scores: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """-Σ_i log( exp(s_i) / Σ_j exp(s_j) ), j over all of rank_i and worse: the ranking drawn from the best on, each by
+    a softmax over what is left (Plackett 1975; as a loss ListMLE: Xia et al. 2008). A scalar.
+
+    Of two completions it is ``bradley_terry_loss``. It is Cox's partial likelihood with ranks for times, and ties are
+    treated as Breslow (1974, Biometrics 30) does there: each of the tied is drawn from all of them and what is worse.
+    That is least where their scores are equal: a tie says that they are equally good.
+
+    Args:
+        scores: [completions] of one prompt.
+        ranks: [completions], 1 is the best.
+    """
+    left = ranks[None, :] >= ranks[:, None]
+    return (scores.expand_as(left).masked_fill(~left, -torch.inf).logsumexp(dim=1) - scores).sum()
 
 
 def centering_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:

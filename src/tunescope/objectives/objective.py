@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from tunescope.base import Base
 from tunescope.data.batching import Batch
 from tunescope.data.encoding import Encoded, Encoder
-from tunescope.data.pairs import Pair
 from tunescope.data.reading import Table
 from tunescope.data.rows import Message, Row
 from tunescope.methods import Customized
@@ -77,6 +77,27 @@ class Sampler(Protocol):
         ...
 
 
+Scorer = Callable[[Sequence[Message], Sequence[str]], "list[float | str]"]
+"""Gives completions of a prompt their scores; higher is better. A text in place of one says why there is none."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What training hands to an objective that learns from its own samples.
+
+    Attributes:
+        sample: samples completions.
+        seed: of the run.
+        score: the reward that the objective names; None where it names none.
+        critic: what is trained beside it to foresee rewards; None without one.
+    """
+
+    sample: Sampler
+    seed: int = 0
+    score: Scorer | None = None
+    critic: Customized | None = None
+
+
 class Objective(Settings, ABC):
     """What a customization is trained for. Orthogonal to the method: every trainable method works with each. Its fields
     are its settings, and flags of ``tunescope train METHOD --objective NAME``.
@@ -87,14 +108,17 @@ class Objective(Settings, ABC):
 
     name: ClassVar[str]
     """As written on the command line."""
-    takes: ClassVar[type[Row] | type[Pair]] = Row
-    """What it learns from."""
-    example: ClassVar[type] = Encoded
+    takes: ClassVar[type[Row] | UnionType] = Row
+    """What it learns from: a type of rows, or several."""
+    example: ClassVar[type | UnionType] = Encoded
     """What ``examples`` and ``collect`` make: a dataclass whose fields JSON has values for."""
     unit: ClassVar[str] = "rows"
-    """What an example is called where speed is reported."""
+    """What ``Batch.units`` counts, for the speed that is reported: rows, or the pairs that rows are compared in."""
     cut: ClassVar[Literal["middle", "start"]] = "middle"
     """What a prompt that is too long loses."""
+
+    validates: ClassVar[bool] = True
+    """Whether it has a loss on rows that it does not learn from."""
 
     @abstractmethod
     def rows(
@@ -127,20 +151,35 @@ class Objective(Settings, ABC):
         return list(examples)
 
     @property
-    def rounds(self) -> int:
+    def number_of_rounds(self) -> int:
         """How often examples are collected in a run; each round takes the same number of steps on its own."""
         return 1
 
-    def collect(self, number: int, customized: Customized, examples: Sequence[Any], sample: Sampler) -> list[Any]:
+    def collect(self, number: int, customized: Customized, examples: Sequence[Any], services: Services) -> list[Any]:
         """The examples of a round, as the customization is when it begins; nothing acts on the base.
 
         Args:
             number: of the round, from 0.
             customized: what is trained.
             examples: what ``prepare`` made of the rows.
-            sample: how to sample from ``customized`` or another.
+            services: how to sample and to score.
         """
         return list(examples)
+
+    @property
+    def observed(self) -> Mapping[str, float]:
+        """What was seen when the round was collected; reported with each of its steps."""
+        return {}
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Some of what the round learns from, to be read by people."""
+        return []
+
+    @property
+    def resting(self) -> bool:
+        """Whether the round's next step is to be left out: it counts, and nothing moves."""
+        return False
 
     def state(self) -> dict[str, Any]:
         """What the objective itself has learned or adapted so far, as JSON values, for the checkpoint."""
@@ -155,7 +194,7 @@ class Objective(Settings, ABC):
 
     @abstractmethod
     def weight(self, batch: Any) -> int:
-        """How much the batch counts in the mean: trained tokens, or pairs."""
+        """How much the batch counts in the mean: trained tokens, or prompts whose completions are compared."""
 
     @abstractmethod
     def compute_loss(self, customized: Customized, batch: Any, hidden: torch.Tensor) -> Loss:

@@ -2,7 +2,7 @@
 starts from. They never change, so they are computed once and kept.
 
 They lie in the cache folder under a sum over everything they depend on: the base's weights, the precision and kind of
-device, the customization's tensors and settings, and the token ids of the pairs (which hold the data, the template and
+device, the customization's tensors and settings, and the token ids of the rows (which hold the data, the template and
 every cut).
 """
 
@@ -20,7 +20,7 @@ from tunescope import storage
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
-from tunescope.data.encoding import EncodedPair
+from tunescope.data.encoding import EncodedPreference
 from tunescope.data.packing import by_length
 from tunescope.methods import Customization
 from tunescope.methods.fingerprint import hash_customization
@@ -30,16 +30,16 @@ from tunescope.tensor_files import read_tensors, write_tensors
 
 
 def with_reference(
-    base: Base, examples: Sequence[EncodedPair], reference: Customization | None = None
-) -> list[EncodedPair]:
-    """The pairs with their log-probabilities under the reference.
+    base: Base, examples: Sequence[EncodedPreference], reference: Customization | None = None
+) -> list[EncodedPreference]:
+    """The pairs and rankings with their completions' log-probabilities under the reference, each computed once.
 
     Virtual tokens that the reference does not have are left out of the prompts, since they belong to what is trained;
     the method's own text is not.
 
     Args:
         base: frozen.
-        examples: pairs whose virtual tokens are the reference's first and then others.
+        examples: with prompts whose virtual tokens are the reference's first and then others.
         reference: acts on the base; None for the base itself.
 
     Raises:
@@ -49,38 +49,40 @@ def with_reference(
     plain = [replace(example, prompt=[token for token in example.prompt if token >= first]) for example in examples]
     path = _place(base, plain, reference)
     with base.use.untouched("The reference") if reference is None else reference.applied(base):
-        found = _kept(path, len(plain))
+        found = _kept(path, sum(len(example.completions) for example in plain))
         if found is None:
             found = _computed(base, plain)
             write_tensors(path, {"logprobs": found})
+    each = found.split([len(example.completions) for example in examples])
     return [
-        replace(example, reference=(chosen, rejected))
-        for example, (chosen, rejected) in zip(examples, found.T.tolist(), strict=True)
+        replace(example, reference=tuple(logprobs.tolist())) for example, logprobs in zip(examples, each, strict=True)
     ]
 
 
-def _place(base: Base, examples: Sequence[EncodedPair], reference: Customization | None) -> Path:
+def _place(base: Base, examples: Sequence[EncodedPreference], reference: Customization | None) -> Path:
     digest = hashlib.sha256(f"{base.fingerprint.weights}|{dtype_name(base.dtype)}|{base.device.type}".encode())
     if reference is not None:
         digest.update(hash_customization(reference).encode())
     for example in examples:
-        digest.update(json.dumps([example.prompt, example.chosen, example.rejected]).encode())
+        digest.update(json.dumps([example.prompt, *example.completions]).encode())
     return storage.cache_folder() / "references" / f"{digest.hexdigest()}.safetensors"
 
 
 def _kept(path: Path, count: int) -> torch.Tensor | None:
-    """What was kept, [2, pairs]; None where nothing usable was: the cache was deleted, or the checksum differs."""
+    """What was kept, [completions]; None where nothing usable was: the cache was deleted, or the checksum differs."""
     try:
         found = read_tensors(path)[0]["logprobs"]
     except (ValueError, KeyError):
         return None
-    return found if found.shape == (2, count) else None
+    return found if found.shape == (count,) else None
 
 
 @torch.no_grad()
-def _computed(base: Base, examples: Sequence[EncodedPair]) -> torch.Tensor:
-    found = torch.empty(2, len(examples))
+def _computed(base: Base, examples: Sequence[EncodedPreference]) -> torch.Tensor:
+    found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
     for indices in by_length([len(example) for example in examples]):
         batch = collate_pairs([examples[i] for i in indices]).to(base.device)
-        found[:, indices] = completion_logprobs(base, batch, packed_hidden(base, batch.packed)).cpu()
-    return found
+        logprobs = completion_logprobs(base, batch, packed_hidden(base, batch.packed)).cpu()
+        for i, own in zip(indices, logprobs.split(batch.sizes), strict=True):
+            found[i] = own
+    return torch.cat(found)

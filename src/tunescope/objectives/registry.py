@@ -9,5 +9,8 @@ OBJECTIVES = Registry(
         "sft": "tunescope.objectives.sft:SFT",
         "dpo": "tunescope.objectives.dpo:DPO",
         "reward": "tunescope.objectives.reward_model:Reward",
+        "ppo": "tunescope.objectives.ppo:PPO",
+        "rloo": "tunescope.objectives.rloo:RLOO",
+        "grpo": "tunescope.objectives.grpo:GRPO",
     },
 )

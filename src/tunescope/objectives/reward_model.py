@@ -1,4 +1,5 @@
-"""Reward models: a number for how good a completion is, learned from pairs (Ouyang et al. 2022, arXiv:2203.02155).
+"""Reward models: a number for how good a completion is, learned from pairs or from ranked responses (Ouyang et al.
+2022, arXiv:2203.02155).
 
     r(x, y) = w · h
 
@@ -30,15 +31,16 @@ class Reward(PreferenceObjective):
 
     name: ClassVar[str] = "reward"
 
-    loss: Literal["bradley-terry", "margin", "scaled"] = "bradley-terry"
-    """Whether the pairs' margins count: not at all, subtracted from the difference, or as the pairs' weights."""
+    loss: Literal["bradley-terry", "margin", "scaled", "plackett-luce"] = "bradley-terry"
+    """bradley-terry compares two at a time, plackett-luce a prompt's responses as a whole. Pairs' margins count with
+    margin, which subtracts them from the difference, and with scaled, as the pairs' weights."""
     centering: float = Field(0.0, ge=0)
     """Weight of (r_chosen + r_rejected)², which keeps rewards near zero. 0.01 is its paper's choice."""
 
     @property
     def uses_margins(self) -> bool:
-        """All but plain Bradley-Terry."""
-        return self.loss != "bradley-terry"
+        """Two variants of Bradley-Terry do."""
+        return self.loss in ("margin", "scaled")
 
     def effects(self, base: Base, generator: torch.Generator) -> dict[str, Effect]:
         """The head."""
@@ -46,17 +48,23 @@ class Reward(PreferenceObjective):
 
     def rewards(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
         """The head's output at the completions' last tokens."""
-        return customized.customization.heads[HEAD](hidden[batch.last])[..., 0]
+        return customized.customization.heads[HEAD](hidden[batch.packed.last])[..., 0]
 
     def compute_loss(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> Loss:
-        """The pairs' losses, summed."""
+        """The prompts' losses, summed."""
         rewards = self.rewards(customized, batch, hidden)
-        chosen, rejected = rewards
-        difference = chosen - rejected
-        if self.loss == "scaled":
-            found = losses.scaled_bradley_terry_loss(difference, batch.margins)
+        chosen, rejected = rewards[batch.pairs]
+        if self.loss == "plackett-luce":
+            lists = zip(rewards.split(batch.sizes), batch.ranks.split(batch.sizes), strict=True)
+            total = torch.stack([losses.plackett_luce_loss(scores, ranks) for scores, ranks in lists]).sum()
         else:
-            found = losses.bradley_terry_loss(difference, batch.margins if self.loss == "margin" else 0.0)
+            total = (batch.weights * self._losses(chosen - rejected, batch.margins)).sum()
         if self.centering:
-            found = found + self.centering * losses.centering_loss(chosen, rejected)
-        return Loss(found.sum(), self.measured(rewards, batch))
+            total = total + self.centering * (batch.weights * losses.centering_loss(chosen, rejected)).sum()
+        return Loss(total, self.measured(rewards, batch))
+
+    def _losses(self, difference: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
+        """[pairs]."""
+        if self.loss == "scaled":
+            return losses.scaled_bradley_terry_loss(difference, margins)
+        return losses.bradley_terry_loss(difference, margins if self.loss == "margin" else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections import Counter
@@ -14,14 +15,14 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from tunescope import peak_memory
+from tunescope import peak_memory, storage
 from tunescope.base import Base
 from tunescope.base.device import random_states, set_random_states
 from tunescope.data.batching import Batch, BatchOrder
 from tunescope.data.packing import by_length
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized
-from tunescope.objectives import Objective
+from tunescope.objectives import Objective, Services
 from tunescope.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from tunescope.training.metrics import StepMetrics
 from tunescope.training.optimizer import Optimizer, learning_rate_factor
@@ -30,6 +31,9 @@ from tunescope.training.sampling import sample
 from tunescope.training.settings import TrainSettings
 
 _CHECKPOINT_SECONDS = 60.0
+# What names of tensors of the learner beside another begin with in their checkpoint.
+_BESIDE = "beside."
+SAMPLES = "samples.jsonl"
 # Two rounds' orders of the same rows have seeds this far apart.
 _ROUNDS_APART = 1_000_000_007
 
@@ -48,6 +52,9 @@ class Learner:
         settings: of the run.
         folder: where checkpoints and ``metrics.jsonl`` go; a run that left a checkpoint there goes on from it.
         validation: further examples, which are measured every so often and never learned from.
+        services: for an objective that learns from its own samples; by default it can sample.
+        beside: a learner that takes its steps with this one, and whose state lies in the same checkpoint: a critic.
+        owned: whether this one is to be beside another.
 
     Attributes:
         result: what the run did so far.
@@ -67,10 +74,18 @@ class Learner:
         folder: Path,
         *,
         validation: Sequence[Any] = (),
+        services: Services | None = None,
+        beside: Learner | None = None,
+        owned: bool = False,
     ) -> None:
-        if not examples:
+        if not examples and not owned:
             raise TrainingError("No training row is left: none fits. Raise --max-length or shorten the completions.")
         self.customized, self.objective, self.settings, self.folder = customized, objective, settings, folder
+        self.services, self.beside = services or Services(sample, settings.seed), beside
+        self.owned = owned
+        self._owner: Learner | None = None
+        if beside is not None:
+            beside._owner = self
         self.result = TrainResult(unit=objective.unit)
         self.error: TrainingError | None = None
         self._optimizer = Optimizer(customized, settings.lr or customized.method.learning_rate, settings.weight_decay)
@@ -83,7 +98,8 @@ class Learner:
         self._found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
         self._seconds = 0.0
         self._saved_at = time.monotonic()
-        self._load()
+        if not owned:
+            self._load()
         started = time.perf_counter()
         self._given = objective.prepare(customized, examples)
         self._validation = objective.prepare(customized, validation) if validation else []
@@ -107,13 +123,19 @@ class Learner:
     @property
     def steps(self) -> int:
         """Steps of the whole run; known once the first round has begun."""
-        return self.settings.max_steps or self._round_steps * self.objective.rounds
+        return self.settings.max_steps or self._round_steps * self.objective.number_of_rounds
 
     @property
     def runs(self) -> bool:
-        """Whether there are steps to take."""
-        ended = self._stopped or self.error is not None
+        """Whether there are steps to take; of two that are beside each other both end where one does."""
+        together = [each for each in (self, self.beside, self._owner) if each is not None]
+        ended = any(each._stopped or each.error is not None for each in together)
         return not ended and (self._round < 0 or self.step < self.steps)
+
+    @property
+    def examples(self) -> Sequence[Any]:
+        """What the round that is under way learns from."""
+        return self._examples
 
     def begin_round(self) -> None:
         """Collect the examples of the round that the next step belongs to, unless they are there. Nothing may act."""
@@ -121,19 +143,22 @@ class Learner:
         if number == self._round:
             return
         started = time.perf_counter()
-        self._take_examples(number, self.objective.collect(number, self.customized, self._given, sample))
+        self._take_examples(number, self.objective.collect(number, self.customized, self._given, self.services))
+        self._keep_samples()
         self.result.prepare_seconds += time.perf_counter() - started
 
     # A step: ``next_parts``, then ``loss`` of each part and its backward pass, then ``finish_step``.
 
     def next_parts(self) -> list[Batch]:
-        """The next step's examples, cut into the parts that ``accumulate`` asks for."""
+        """The next step's examples, cut into the parts that ``accumulate`` asks for; none where the objective rests."""
+        self._parts, self._weight, self._found, self._seconds = [], 1, [], 0.0
+        if self.objective.resting:
+            return []
         indices = self._indices()
         size = -(-len(indices) // self.settings.accumulate)
         cuts = [indices[i : i + size] for i in range(0, len(indices), size)]
         self._parts = [self._collated(cut) for cut in cuts]
         self._weight = max(sum(self.objective.weight(part) for part in self._parts), 1)
-        self._found, self._seconds = [], 0.0
         return self._parts
 
     def loss(self, part: Batch, hidden: torch.Tensor) -> torch.Tensor:
@@ -159,15 +184,16 @@ class Learner:
         """
         started = time.perf_counter()
         loss = sum(total.item() for total, _ in self._found)
-        norm = self._optimizer.gradient_norm(self.settings.max_grad_norm)
+        norm = self._optimizer.gradient_norm(self.settings.max_grad_norm) if self._parts else 0.0
         if not math.isfinite(loss) or not math.isfinite(norm):
             self.error = TrainingError(self._not_finite(loss))
             return None
-        measured = Counter[str]()
+        measured = Counter[str](self.objective.observed)
         for _, values in self._found:
             measured.update({name: value.item() for name, value in values.items()})
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup)
-        self._optimizer.step(factor)
+        if self._parts:
+            self._optimizer.step(factor)
         self.spend(time.perf_counter() - started)
         self.result.count(self._parts, loss, measured, self._seconds)
         if self._validation and self._validates_now():
@@ -195,38 +221,68 @@ class Learner:
 
     def checkpoint_is_due(self) -> bool:
         """After the last step; never when it was the run's last."""
+        if self.owned:
+            return False
         every = self.settings.checkpoint_every
         due = self.step % every == 0 if every else time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS
         return due and self.runs
 
     def save(self) -> None:
-        """Write a checkpoint of the state after the last step."""
+        """Write a checkpoint of the state after the last step, and of the learner beside it."""
         self.result.peak_memory_mb = max(self.result.peak_memory_mb, peak_memory.peak_mb(self.base.device))
-        state: dict[str, Any] = {"result": asdict(self.result), "objective": self.objective.state()}
-        if self.objective.rounds > 1:  # of the only one, they are made again
-            state |= {"round": self._round, "round_steps": self._round_steps}
-            state["examples"] = self._examples_type.dump_python(list(self._examples), mode="json")
-        save_checkpoint(self.folder, {**self._optimizer.tensors(), **self._random.tensors()}, state)
+        tensors, state = self._tensors(), self._state()
+        if self.beside is not None:
+            tensors |= {_BESIDE + name: tensor for name, tensor in self.beside._tensors().items()}
+            state["beside"] = self.beside._state()
+        save_checkpoint(self.folder, tensors, state)
         self._saved_at = time.monotonic()
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {**self._optimizer.tensors(), **self._random.tensors()}
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"result": asdict(self.result), "objective": self.objective.state()}
+        if type(self.objective).collect is not Objective.collect:  # what the rows make is made again
+            state |= {"round": self._round, "round_steps": self._round_steps}
+            state["examples"] = self._examples_type.dump_python(list(self._examples), mode="json")
+        return state
+
     def _load(self) -> None:
+        """Go on from the checkpoint, if there is one; a learner beside another is loaded with that one."""
+
         def restore(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-            self._optimizer.load_tensors(tensors)
-            self._random.load_tensors(tensors)
-            self.objective.load_state(state["objective"])
-            self.result = TrainResult(**state["result"])  # the recipe is the same, so it has the same fields
-            if "round" in state:
-                self._round_steps = state["round_steps"]
-                self._take_examples(state["round"], self._examples_type.validate_python(state["examples"]))
+            if self.beside is not None:
+                own = {n.removeprefix(_BESIDE): tensor for n, tensor in tensors.items() if n.startswith(_BESIDE)}
+                self.beside._restore(own, state["beside"])
+            self._restore({n: tensor for n, tensor in tensors.items() if not n.startswith(_BESIDE)}, state)
 
         load_checkpoint(self.folder, restore)
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        self._optimizer.load_tensors(tensors)
+        self._random.load_tensors(tensors)
+        self.objective.load_state(state["objective"])
+        self.result = TrainResult(**state["result"])  # the recipe is the same, so it has the same fields
+        if "round" in state:
+            self._round_steps = state["round_steps"]
+            self._take_examples(state["round"], self._examples_type.validate_python(state["examples"]))
+
+    def _keep_samples(self) -> None:
+        """Add some of the round's samples to a file for people; a round that is collected again replaces its own."""
+        if not (shown := self.objective.samples):
+            return
+        path = self.folder / SAMPLES
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in kept if json.loads(line)["round"] < shown[0]["round"]]
+        added = [json.dumps(each, ensure_ascii=False) + "\n" for each in shown]
+        storage.atomic_write(path, "".join([*kept, *added]))
 
     def _take_examples(self, number: int, examples: Sequence[Any]) -> None:
         if not examples:
             raise TrainingError(f"Round {number + 1} collected no example to learn from.")
         self._round, self._examples = number, examples
         if not self._round_steps:
-            self._round_steps = steps_of_round(self.settings, len(examples), self.objective.rounds)
+            self._round_steps = steps_of_round(self.settings, len(examples), self.objective.number_of_rounds)
         seed = self.settings.seed + _ROUNDS_APART * number
         self._order = BatchOrder.of(examples, self.settings.batch_size, seed)
         self._epoch: tuple[int, list[list[int]]] = (-1, [])

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tunescope import peak_memory
+from tunescope.base import Base
 from tunescope.data.batching import Batch
 from tunescope.data.packing import PASS_TOKENS, join
 from tunescope.errors import Interrupted, TrainingError
 from tunescope.methods.acting import Hooks, Share
 from tunescope.objectives.forward import packed_hidden
 from tunescope.training.learner import Learner
-from tunescope.training.metrics import MetricsLog, StepMetrics
+from tunescope.training.metrics import METRICS, METRICS_BESIDE, MetricsLog, StepMetrics
 
 # The kinds of device on which torch can sum a tensor's bits.
 _SUMS_BITS = ("cpu", "cuda")
@@ -45,51 +46,65 @@ def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner,
         BaseInUseError: another customization acts on the base at a step.
         Interrupted: after Ctrl-C, once everything is saved.
     """
-    base = _common_base(learners)
-    peak_memory.reset_peak(base.device)
-    frozen = [learner for learner in learners if not learner.customized.moves_base]
-    before = _checksum(base.model) if frozen else None
+    bases = _bases(learners)
+    device = learners[0].base.device
+    peak_memory.reset_peak(device)
+    frozen = {base: _checksum(base.model) for base, own in bases.items() if not own[0].customized.moves_base}
     with contextlib.ExitStack() as opened:
-        logs = {learner: opened.enter_context(MetricsLog(learner.folder, learner.step)) for learner in learners}
-        hooks = opened.enter_context(Hooks(base, [learner.customized.customization for learner in learners]))
+        logs = {learner: opened.enter_context(_log(learner)) for learner in learners}
+        hooks = {
+            base: opened.enter_context(Hooks(base, [learner.customized.customization for learner in own]))
+            for base, own in bases.items()
+        }
         stopped = opened.enter_context(_interruptible())
         while running := [learner for learner in learners if learner.runs]:
             for learner in running:
                 learner.begin_round()
-            for learner, metrics in step(running, hooks):
+            found = step(running, hooks)
+            for learner, metrics in found:
                 logs[learner].append(metrics)
+            for learner, metrics in found:
                 if learner.checkpoint_is_due():
-                    logs[learner].sync()
-                    learner.save()
+                    _save(learner, logs)
                 if on_step(learner, metrics) is True:
                     learner.stop()
-            if stopped() and (unfinished := [learner for learner in learners if learner.runs]):
+            if stopped() and (unfinished := [each for each in learners if each.runs and not each.owned]):
                 for learner in unfinished:
-                    logs[learner].sync()
-                    learner.save()
+                    _save(learner, logs)
                 raise Interrupted(_interrupted(unfinished))
-    if before is not None and _checksum(base.model) != before:
+    if any(_checksum(base.model) != before for base, before in frozen.items()):
         raise TrainingError("The frozen base's weights changed while training: nothing was saved.")
     for learner in learners:
-        learner.result.peak_memory_mb = max(learner.result.peak_memory_mb, peak_memory.peak_mb(base.device))
+        learner.result.peak_memory_mb = max(learner.result.peak_memory_mb, peak_memory.peak_mb(device))
 
 
-def step(learners: Sequence[Learner], hooks: Hooks) -> list[tuple[Learner, StepMetrics]]:
+def _log(learner: Learner) -> MetricsLog:
+    return MetricsLog(learner.folder, learner.step, METRICS_BESIDE if learner.owned else METRICS)
+
+
+def _save(learner: Learner, logs: Mapping[Learner, MetricsLog]) -> None:
+    for each in (learner, learner.beside):
+        if each is not None:
+            logs[each].sync()
+    learner.save()
+
+
+def step(learners: Sequence[Learner], hooks: Mapping[Base, Hooks]) -> list[tuple[Learner, StepMetrics]]:
     """One optimizer step of each learner, in as few passes as pay; returns what was measured of those that took it."""
     started = time.perf_counter()
     parts = {learner: learner.next_parts() for learner in learners}
     tokens = {learner: sum(part.packed.computed for part in own) for learner, own in parts.items()}
-    for number in range(max(map(len, parts.values()))):
+    for number in range(max(map(len, parts.values()), default=0)):
         members = [(learner, own[number]) for learner, own in parts.items() if number < len(own)]
         for together in _passes(members):
             with contextlib.ExitStack() as training:
                 for learner, _ in together:
                     training.enter_context(learner.training())
-                _backward(together, hooks)
+                _backward(together, hooks[together[0][0].base])
     seconds = time.perf_counter() - started
     found = []
     for learner in learners:
-        learner.spend(seconds * tokens[learner] / sum(tokens.values()))
+        learner.spend(seconds * tokens[learner] / max(sum(tokens.values()), 1))
         metrics = learner.finish_step()
         if metrics is not None:
             found.append((learner, metrics))
@@ -97,13 +112,13 @@ def step(learners: Sequence[Learner], hooks: Hooks) -> list[tuple[Learner, StepM
 
 
 def _passes(members: Sequence[_Part]) -> Iterator[list[_Part]]:
-    """Parts of one step that are computed together: of similar length, and no more than fill the cores."""
+    """Parts of one step that are computed together: of one base and of similar length, no more than fill the cores."""
     together: list[_Part] = []
     for member in sorted(members, key=lambda member: member[1].packed.input_ids.shape[1]):
         joined = [batch.packed for _, batch in (*together, member)]
         computed = sum(len(each.input_ids) for each in joined) * joined[-1].input_ids.shape[1]
         fits = computed <= min(PASS_TOKENS, _MOST_PADDING * sum(each.computed for each in joined))
-        if together and not fits:
+        if together and not (fits and together[0][0].base is member[0].base):
             yield together
             together = []
         together.append(member)
@@ -131,14 +146,18 @@ def _backward(members: Sequence[_Part], hooks: Hooks) -> None:
         torch.stack(losses).sum().backward()
 
 
-def _common_base(learners: Sequence[Learner]) -> Any:
-    bases = {learner.base for learner in learners}
-    moving = [learner.customized.method.name for learner in learners if learner.customized.moves_base]
-    if moving and len(learners) > 1:
-        raise TrainingError(f"{moving[0]} moves the base's own weights, so it trains alone.")
-    if len(bases) > 1:
+def _bases(learners: Sequence[Learner]) -> dict[Base, list[Learner]]:
+    """The learners by the base they run on: one for all, and one of its own for who moves it beside a critic."""
+    bases: dict[Base, list[Learner]] = {}
+    for learner in learners:
+        bases.setdefault(learner.base, []).append(learner)
+    moving = [learner for learner in learners if learner.customized.moves_base]
+    apart = {learner.base for learner in moving if learner.beside is not None and len(bases[learner.base]) == 1}
+    if [learner for learner in moving if learner.base not in apart] and len(learners) > 1:
+        raise TrainingError(f"{moving[0].customized.method.name} moves the base's own weights, so it trains alone.")
+    if len(bases) - len(apart) > 1:
         raise TrainingError("Learners that train together need one base: load it once and customize that.")
-    return bases.pop()
+    return bases
 
 
 def _interrupted(learners: Sequence[Learner]) -> str:

@@ -12,6 +12,8 @@ from tunescope import storage
 from tunescope.errors import TrainingError
 
 METRICS = "metrics.jsonl"
+# Of a learner that takes its steps beside another, in the same folder.
+METRICS_BESIDE = "critic.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,14 @@ class MetricsLog:
     Args:
         folder: of the run.
         done: steps that the checkpoint holds; 0 where there is none.
+        name: of the file.
 
     Raises:
         TrainingError: a line of one of these steps is missing or damaged.
     """
 
-    def __init__(self, folder: Path, done: int) -> None:
-        path = folder / METRICS
+    def __init__(self, folder: Path, done: int, name: str = METRICS) -> None:
+        path = folder / name
         if path.is_file():
             os.truncate(path, _end_of(path, done))
         elif done:

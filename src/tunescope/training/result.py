@@ -15,12 +15,14 @@ class TrainResult:
     ``seconds`` is of the steps, ``prepare_seconds`` of what the objective computed before them (next to nothing where
     it was kept from an earlier run); ``tokens`` are real ones, and ``pad_fraction`` the share of computed tokens that
     were padding; ``loss``, and whatever else the objective ``measured`` at each step, are means of the last tenth of
-    the steps. ``unit`` is what the objective calls a row. ``validation`` holds (step, loss) of the rows kept apart.
+    the steps. ``units`` counts what the objective calls ``unit``. ``validation`` holds (step, loss) of the rows kept
+    apart.
     """
 
     steps: int = 0
     seconds: float = 0.0
     rows: int = 0
+    units: int = 0
     tokens: int = 0
     computed_tokens: int = 0
     padding: int = 0
@@ -38,6 +40,7 @@ class TrainResult:
         self.steps += 1
         self.seconds += seconds
         self.rows += sum(len(part.rows) for part in parts)
+        self.units += sum(part.units for part in parts)
         self.tokens += sum(part.packed.tokens for part in parts)
         self.computed_tokens += sum(part.packed.computed for part in parts)
         self.padding += sum(part.packed.padding for part in parts)
@@ -48,15 +51,15 @@ class TrainResult:
 
     def summary(self) -> dict[str, float | int]:
         """The numbers that ``train --json`` prints."""
-        rate = round(self.rows / max(self.seconds, 1e-9), 3)
+        seconds = max(self.seconds, 1e-9)
         return {
             "steps": self.steps,
             **({"stopped_early": True} if self.stopped_early else {}),
             "seconds": round(self.seconds, 3),
             "prepare_seconds": round(self.prepare_seconds, 3),
-            "rows_per_s": rate,
-            f"{self.unit}_per_s": rate,
-            "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 2),
+            "rows_per_s": round(self.rows / seconds, 3),
+            f"{self.unit}_per_s": round(self.units / seconds, 3),
+            "tokens_per_s": round(self.tokens / seconds, 2),
             "tokens": self.tokens,
             "computed_tokens": self.computed_tokens,
             "pad_fraction": round(self.padding / max(self.computed_tokens, 1), 4),

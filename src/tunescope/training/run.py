@@ -20,16 +20,17 @@ from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.encoding import Encoder
 from tunescope.data.inputs import Source, understand
-from tunescope.data.pairs import Pair
+from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
 from tunescope.objectives import SFT, Objective
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
-from tunescope.training.learner import Learner
+from tunescope.training.learner import SAMPLES, Learner
 from tunescope.training.loop import train_loop
-from tunescope.training.metrics import METRICS, StepMetrics
+from tunescope.training.metrics import METRICS, METRICS_BESIDE, StepMetrics
+from tunescope.training.policy import learners_of
 from tunescope.training.result import TrainResult
 from tunescope.training.settings import TrainSettings
 from tunescope.training.start import find_start, pattern_of
@@ -39,7 +40,9 @@ from tunescope.version import __version__
 # Rows that a prompting method looks at to see how completions join their prompts.
 _LOOKED_AT = 256
 RECIPE = "recipe.json"
-UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, CHECKPOINT))
+UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, METRICS_BESIDE, SAMPLES, CHECKPOINT))
+# Files of a run that lie in the entry, too.
+_KEPT = (METRICS, SAMPLES)
 # Of these parts of a record it is said that they differ, and not in what.
 _WHOLE = ("start", "continued")
 _P = ParamSpec("_P")
@@ -68,7 +71,7 @@ class Trained:
         return {**self.result.summary(), "path": str(self.path) if self.path else None}
 
 
-def rows_hash(rows: Sequence[Row] | Sequence[Pair]) -> str:
+def rows_hash(rows: Sequence[Row] | Sequence[Preference]) -> str:
     """SHA-256 over what the rows say, in order."""
     digest = hashlib.sha256()
     for row in rows:
@@ -95,7 +98,7 @@ def train(
     base: Base,
     method: Method,
     objective: Objective | None = None,
-    data: Source | Sequence[Row] | Sequence[Pair] = (),
+    data: Source | Sequence[Row] | Sequence[Preference] = (),
     *,
     settings: TrainSettings | None = None,
     out: str | Path | None = None,
@@ -104,7 +107,7 @@ def train(
     skip_bad: int = 0,
     labels: Sequence[str] | None = None,
     name: str | None = None,
-    validation: Source | Sequence[Row] | Sequence[Pair] | None = None,
+    validation: Source | Sequence[Row] | Sequence[Preference] | None = None,
     start: str | Path | Trained | None = None,
     continued: str | Path | Trained | None = None,
     restart: bool = False,
@@ -181,24 +184,38 @@ def train(
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
         return Trained(customized, record, TrainResult(), path, notes)
     with _work_folder(out, record, restart) as work:
-        learner = Learner(customized, objective, examples, settings, work, validation=unseen)
+        learners = learners_of(customized, objective, examples, settings, work, validation=unseen)
         with tracked(settings.trackers, work, record) as track:
-
-            def reported(_learner: Learner, metrics: StepMetrics) -> object:
-                track(metrics)
-                return on_step(metrics)
-
-            train_loop([learner], on_step=reported)
-        if learner.error is not None:
-            raise learner.error
+            _learn(learners, track, on_step)
         customized.finish()
-        result = learner.result
+        result = learners[0].result
         record = record.model_copy(update={"training": result.summary()})
         path = None
         if out is not None:
-            metrics = (work / METRICS).read_text(encoding="utf-8")
-            path = bank.save(customized, Path(out), record, extra={METRICS: metrics}, overwrite=overwrite)
+            kept = {name: (work / name).read_text(encoding="utf-8") for name in _KEPT if (work / name).is_file()}
+            path = bank.save(customized, Path(out), record, extra=kept, overwrite=overwrite)
     return Trained(customized, record, result, path, [*notes, *objective.notes(rows), *encoder.notes(), *unseen_notes])
+
+
+def _learn(
+    learners: Sequence[Learner], track: Callable[[StepMetrics], object], on_step: Callable[[StepMetrics], object]
+) -> None:
+    """Train the first of the learners, and those beside it; the steps of the first are reported.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite, of any.
+    """
+
+    def reported(learner: Learner, metrics: StepMetrics) -> object:
+        if learner is not learners[0]:
+            return None
+        track(metrics)
+        return on_step(metrics)
+
+    train_loop(learners, on_step=reported)
+    for learner in learners:
+        if learner.error is not None:
+            raise learner.error
 
 
 def _encoder(
@@ -212,7 +229,7 @@ def _encoder(
 
 
 def _validation(
-    data: Source | Sequence[Row] | Sequence[Pair] | None,
+    data: Source | Sequence[Row] | Sequence[Preference] | None,
     customized: Customized,
     objective: Objective,
     settings: TrainSettings,
@@ -232,6 +249,11 @@ def _validation(
     if customized.method.trains == "nothing":
         raise TrainingError(
             f"{customized.method.name} trains nothing, so there is nothing to validate: tunescope eval."
+        )
+    if not objective.validates:
+        raise TrainingError(
+            f"{objective.name} learns from samples and has no loss on rows: leave --validation out, and measure "
+            "held-out prompts with tunescope eval --judge."
         )
     given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
     encoder = _encoder(customized, objective, settings, given.name, given.skip_bad)

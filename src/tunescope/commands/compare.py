@@ -1,0 +1,109 @@
+"""``compare``: the spectrum on the user's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tunescope.base import load_base
+from tunescope.commands import fields
+from tunescope.commands.command import Command, Part, Result
+from tunescope.commands.report import Report
+from tunescope.comparison import CompareSettings, Comparison, compare, render_table
+from tunescope.data.inputs import has_part
+from tunescope.data.reading import read
+from tunescope.data.rows import Row, to_rows
+from tunescope.data.template import default_template
+from tunescope.errors import DataError
+from tunescope.evaluation import default_probes, user_probes
+from tunescope.locks import check_free
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Compared(Result):
+    """A comparison.
+
+    Attributes:
+        comparison: what was measured, and what to take.
+    """
+
+    comparison: Comparison | None = None
+
+    def show(self, console: Console) -> None:
+        """The table, the recommendation, and where the report lies."""
+        assert self.comparison is not None
+        console.print(render_table(self.comparison, console.width))
+        console.print(self.comparison.advice.text)
+        console.print(f"\nReport: {self.comparison.report}")
+
+
+class CompareRequest(Command):
+    """Train and measure the methods on your data within a budget, and say which one to take."""
+
+    base: fields.BaseName
+    data: fields.Data
+    out: fields.HomePath
+    """Folder for the bank, comparison.json and report.html."""
+    test: str | None = None
+    """Test rows. By default a built-in set's own, else a fifth is held out."""
+    split: fields.Split = None
+    template: fields.Template = None
+    style: fields.Style = "auto"
+    dtype: fields.Dtype = "auto"
+    device: fields.Device = None
+    probe: fields.Probe = None
+    all_probes: fields.AllProbes = False
+    skip_bad: fields.SkipBad = 0
+    restart: fields.Restart = False
+    settings: CompareSettings = Field(default_factory=CompareSettings)
+    """Budget, methods and sizes."""
+
+    @classmethod
+    def parts(cls, chosen: Mapping[str, Any]) -> dict[str, Part]:
+        """The comparison's settings."""
+        return {"settings": Part(CompareSettings)}
+
+    def run(self, report: Report | None = None) -> Compared:
+        """Train, measure, write the report."""
+        report = report or Report()
+        check_free(self.out)
+        table = read(self.data, split=self.split, skip_bad=self.skip_bad)
+        pattern = self.template or table.default_template
+        rows = to_rows(table, pattern, skip_bad=self.skip_bad - len(table.skipped), on_note=report.note)
+        test_rows = self._test_rows(pattern, report)
+        probes = user_probes(self.probe) if self.probe is not None else default_probes(everything=self.all_probes)
+        base = load_base(self.base, dtype=self.dtype, device=self.device)
+        default_template(base.tokenizer, pattern=pattern, style=self.style)  # a style no method could take stops here
+        with report.comparing() as watcher:
+            found = compare(
+                base,
+                rows,
+                test_rows,
+                out=self.out,
+                settings=self.settings,
+                pattern=pattern,
+                style=self.style,
+                probes=probes,
+                name=table.name,
+                restart=self.restart,
+                watcher=watcher,
+            )
+        return Compared(found.model_dump(mode="json"), self.out, comparison=found)
+
+    def _test_rows(self, pattern: str | None, report: Report) -> list[Row] | None:
+        """Rows named by ``test``, or the test part of a built-in set."""
+        if self.test is not None:
+            table = read(self.test, skip_bad=self.skip_bad)
+        elif has_part(self.data, "test") and self.split != "test":
+            table = read(self.data, split="test")
+        else:
+            return None
+        if not len(table):
+            raise DataError(f"{table.path}: no test rows.")
+        return to_rows(table, pattern, skip_bad=self.skip_bad - len(table.skipped), on_note=report.note)

@@ -1,0 +1,96 @@
+"""``eval``: measure an entry, or a base as it is, on rows it has not seen."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tunescope.commands import fields
+from tunescope.commands.command import Command, Result
+from tunescope.commands.report import Report
+from tunescope.errors import SettingError, TunescopeError
+
+
+class EvalRequest(Command):
+    """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost.
+
+    An entry trained on pairs (dpo, reward) is measured on pairs or ranked responses: accuracy, margin, calibration. A
+    reward model scores rows of prompt and completion. With --judge an entry's sampled completions of prompts are
+    compared with its base's: score, win rate, and how far they moved (KL).
+    """
+
+    entry: fields.OptionalEntry = None
+    """An entry of a bank; none for the base as it is."""
+    data: fields.Data
+    base: fields.OptionalBase = None
+    split: fields.Split = None
+    template: fields.Template = None
+    style: fields.Style = "auto"
+    probe: fields.Probe = None
+    all_probes: fields.AllProbes = False
+    max_rows: int | None = Field(None, ge=1)
+    """Most rows, a stratified sample; all by default."""
+    generate_rows: int | None = Field(None, ge=0)
+    """Rows to generate freely for; all by default."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Most tokens of a generated text."""
+    max_length: int | None = Field(None, ge=2)
+    """Most tokens of a row; by default as it was trained."""
+    skip_bad: fields.SkipBad = 0
+    plot: fields.HomePath | None = None
+    """HTML file to draw the calibration in, of an entry measured on pairs."""
+    judge: str | None = None
+    """Compare sampled completions: sentiment, module:function, or a reward model."""
+    against: fields.HomePath | None = None
+    """With --judge: compare with this entry of a bank instead of with the base."""
+    n: int = Field(4, ge=1)
+    """Completions of each prompt to sample for --judge."""
+    skip_unjudged: fields.SkipUnjudged = 10
+    device: fields.Device = None
+
+    def run(self, report: Report | None = None) -> Result:
+        """Measure, keep the measurements in the entry's record, and give them."""
+        from tunescope import bank
+        from tunescope.commands.eval_judged import eval_judged
+        from tunescope.commands.eval_pairs import eval_pairs, score_texts
+        from tunescope.commands.eval_task import eval_task
+        from tunescope.commands.subject import check_subject
+        from tunescope.data.inputs import has_part
+        from tunescope.data.rankings import is_preferences
+        from tunescope.data.reading import read
+
+        report = report or Report()
+        check_subject(self.entry, self.base, "Name what to measure")
+        record = bank.read_record(self.entry) if self.entry is not None else None
+        if record and self.style not in ("auto", record.template.style):
+            raise TunescopeError(
+                f"{self.entry} was made in {record.template.style} style; measuring it in {self.style} style would not "
+                "measure what it serves. Leave --style out."
+            )
+        split = "test" if self.split is None and has_part(self.data, "test") else self.split
+        table = read(self.data, split=split, skip_bad=self.skip_bad)
+        if self.judge is not None:
+            self.refuse(*_TASK_ONLY, "max_length", "plot", where="completions are judged")
+            return eval_judged(self, table, report)
+        if record is not None and is_preferences(table):
+            self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", where="pairs are measured")
+            return eval_pairs(self, record, table, report)
+        if record is not None and record.objective == "reward":
+            unused = (*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", "plot")
+            self.refuse(*unused, where="a reward model scores texts")
+            return score_texts(self, record, table, report)
+        self.refuse(*_SAMPLED_ONLY, "plot", where="a task is measured")
+        return eval_task(self, record, table, report)
+
+    def refuse(self, *settings: str, where: str) -> None:
+        """Refuse settings that were given and say nothing about what is measured.
+
+        Raises:
+            SettingError: naming the first.
+        """
+        for name in settings:
+            if name in self.model_fields_set:
+                raise SettingError("EvalRequest", name, f"has no meaning where {where}: leave it out")
+
+
+_TASK_ONLY = ("probe", "all_probes", "generate_rows")
+_SAMPLED_ONLY = ("against", "n", "skip_unjudged")

@@ -1,0 +1,348 @@
+"""Policy optimization: learn from one's own samples and a reward.
+
+A run has rounds. Each begins with a rollout:
+
+1. the policy samples n completions of each of the round's prompts;
+2. a reward scores them;
+3. the training pass computes their log-probabilities, under the policy and under the reference;
+4. the objective turns scores into advantages.
+
+Then the policy takes its steps on them. PPO, RLOO and GRPO differ in 4 and in the loss. The reference is what the
+policy starts from: the base, or the base with the entry that ``--from`` names.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+
+from tunescope.data.encoding import Encoded, Encoder
+from tunescope.data.reading import Table
+from tunescope.data.rows import Row, to_rows
+from tunescope.errors import DataError, TrainingError
+from tunescope.methods import Customized
+from tunescope.objectives.advantages import adapted_beta
+from tunescope.objectives.forward import target_logprobs
+from tunescope.objectives.objective import Loss, Objective, Sampled, Services
+from tunescope.objectives.rollouts import (
+    Rollout,
+    RolloutBatch,
+    Round,
+    collate_rollouts,
+    padded,
+    under_policy,
+    under_reference,
+)
+
+# Rounds' samples are drawn by seeds this far apart.
+_ROUNDS_APART = 104_729
+_SHOWN = 4  # samples of a round that are kept to be read
+
+
+class PolicyObjective(Objective):
+    """Learn from one's own samples and a reward."""
+
+    example: ClassVar[type] = Rollout
+    unit: ClassVar[str] = "prompts"
+    cut: ClassVar[Literal["middle", "start"]] = "start"
+    validates: ClassVar[bool] = False
+    needs_several: ClassVar[bool] = False
+    """Whether a sample is compared with others of its prompt."""
+
+    reward: str
+    """Who scores samples: sentiment, module:function, or BANK/NAME of a reward model."""
+    rounds: int = Field(20, gt=0)
+    """How often new samples are made; each round learns from its own."""
+    prompts: int = Field(16, gt=0)
+    """Prompts a round, taken in turn."""
+    n: int = Field(4, gt=0)
+    """Samples of each prompt; the prompt is computed once."""
+    max_new_tokens: int = Field(32, gt=0)
+    """Most tokens of a sample."""
+    beta: float = Field(0.05, ge=0)
+    """Weight of the distance to the reference, in reward a nat."""
+    target_kl: float | None = Field(None, gt=0)
+    """Adapt beta from round to round so that a sample is this far from the reference, in nats."""
+    missing_stop: Literal["penalty", "mask", "keep"] = "penalty"
+    """A sample that was cut off by max-new-tokens: is scored --stop-penalty lower, is not learned from, or counts as
+    it is."""
+    stop_penalty: float = Field(1.0, ge=0)
+    """How much lower a sample without a stop token is scored."""
+    clip: float = Field(0.2, gt=0)
+    """How far the probability of a sampled token may move before it earns nothing more, as a share."""
+    stop_kl: float | None = Field(None, gt=0)
+    """End a round's steps once the policy is this far from the one that sampled, in nats a token."""
+    normalize_rewards: bool = False
+    """Divide rewards by their standard deviation over all rounds so far."""
+    skip_unjudged: int = Field(0, ge=0)
+    """How many samples of a round the reward may fail on; their score is the mean of the others."""
+
+    _beta: float | None = PrivateAttr(None)
+    _moments: list[float] = PrivateAttr(default_factory=lambda: [0.0, 0.0, 0.0])
+    _observed: dict[str, float] = PrivateAttr(default_factory=dict)
+    _warned: list[str] = PrivateAttr(default_factory=list)
+    _shown: list[dict[str, Any]] = PrivateAttr(default_factory=list)
+    _moved: float = PrivateAttr(0.0)
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> PolicyObjective:
+        if self.needs_several and self.n < 2:
+            raise ValueError(f"n is {self.n}, and {self.name} compares the samples of a prompt: give at least 2")
+        return self
+
+    # Rows and prompts.
+
+    def rows(
+        self, table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[str], None] = lambda note: None
+    ) -> list[Row]:
+        """Prompts; completions that stand in the table are not read."""
+        return to_rows(table, pattern, skip_bad=skip_bad, need_completion=False, on_note=on_note)
+
+    def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Encoded]:
+        """The prompts that leave room for a sample.
+
+        Raises:
+            DataError: a prompt that leaves none, or that ends within a token; by its line.
+        """
+        bare = [Row(row.messages, None, number=row.number, tools=row.tools) for row in rows]
+        found = encoder.encode_all(bare)
+        for example in found:
+            if len(example.prompt) + self.max_new_tokens > encoder.context:
+                raise DataError(
+                    f"The prompt of line {example.number} has {len(example.prompt)} tokens, which leaves no room for "
+                    f"{self.max_new_tokens} more in the base's context of {encoder.context}: shorten it, or cut "
+                    "prompts with --max-length."
+                )
+            if encoder.prompt(example.messages).owed:
+                raise DataError(
+                    f"The prompt of line {example.number} ends within a token, which a sample would have to repeat: "
+                    "end it with a whole word, or take --style chat."
+                )
+        return found
+
+    # A round.
+
+    def collect(
+        self, number: int, customized: Customized, examples: Sequence[Encoded], services: Services
+    ) -> list[Rollout]:
+        """Sample, score, and say what each sample was worth."""
+        prompts = self._prompts_of(number, examples)
+        sampled = services.sample(
+            customized,
+            [prompt.messages for prompt in prompts],
+            n=self.n,
+            seed=services.seed + _ROUNDS_APART * number,
+            max_new_tokens=self.max_new_tokens,
+        )
+        scores = self._scores(prompts, sampled, services)
+        plain = [
+            Rollout(prompt.number, prompt.prompt, [list(each.tokens) for each in samples], [], [])
+            for prompt, samples in zip(prompts, sampled, strict=True)
+        ]
+        logprobs, entropy = under_policy(customized, plain)
+        reference = under_reference(customized, plain)
+        found = self._round(scores, sampled, logprobs, reference)
+        learned = (found.finished if self.missing_stop == "mask" else torch.ones_like(found.finished)).tolist()
+        rollouts = [
+            replace(each, logprobs=own, reference=other, learned=learned[i * self.n : (i + 1) * self.n])
+            for i, (each, own, other) in enumerate(zip(plain, logprobs, reference, strict=True))
+        ]
+        rollouts = self.estimate(found, rollouts, services)
+        self._observe(number, found, sampled, entropy, logprobs)
+        self._show(number, prompts, sampled, found)
+        if self.target_kl is not None:
+            self._beta = adapted_beta(found.beta, max(float(found.kl.mean()), 0.0), self.target_kl)
+        self._moved = 0.0
+        return rollouts
+
+    @abstractmethod
+    def estimate(self, found: Round, rollouts: list[Rollout], services: Services) -> list[Rollout]:
+        """The rollouts with their advantages, and with values and returns where there is a critic."""
+
+    def _prompts_of(self, number: int, examples: Sequence[Encoded]) -> list[Encoded]:
+        """The round's prompts: all in the order of the rows, again from the first after the last."""
+        begin = number * self.prompts
+        return [examples[i % len(examples)] for i in range(begin, begin + min(self.prompts, len(examples)))]
+
+    def _scores(
+        self, prompts: Sequence[Encoded], sampled: Sequence[Sequence[Sampled]], services: Services
+    ) -> torch.Tensor:
+        """[samples] what the reward says; the mean of the others where it failed.
+
+        Raises:
+            TrainingError: it failed on more than ``skip_unjudged`` samples; the first is named.
+        """
+        if services.score is None:
+            raise TrainingError(f"{self.name} needs who scores its samples: train it with tunescope.train.")
+        found: list[float] = []
+        failed: list[str] = []
+        for prompt, samples in zip(prompts, sampled, strict=True):
+            scores = services.score(prompt.messages, [each.text for each in samples])
+            for index, score in enumerate(scores):
+                if isinstance(score, str):
+                    failed.append(f"line {prompt.number}, sample {index + 1}: {score}")
+                found.append(float("nan") if isinstance(score, str) else score)
+        if len(failed) > self.skip_unjudged or len(failed) == len(found):
+            raise TrainingError(
+                f"The reward {self.reward} failed on {len(failed)} samples of a round, and {self.skip_unjudged} may be "
+                f"left out (--skip-unjudged). The first: {failed[0]}."
+            )
+        worth = torch.tensor(found)
+        return worth.nan_to_num(nan=float(worth.nanmean()))
+
+    def _round(
+        self,
+        scores: torch.Tensor,
+        sampled: Sequence[Sequence[Sampled]],
+        logprobs: Sequence[Sequence[Sequence[float]]],
+        reference: Sequence[Sequence[Sequence[float]]],
+    ) -> Round:
+        finished = torch.tensor([each.finished for samples in sampled for each in samples])
+        worth = self._normalized(scores)
+        if self.missing_stop == "penalty":
+            worth = worth - self.stop_penalty * (~finished).float()
+        own, mask = padded([each for samples in logprobs for each in samples])
+        other, _ = padded([each for samples in reference for each in samples])
+        return Round(worth, own, other, mask, finished, self.beta if self._beta is None else self._beta, self.n)
+
+    def _normalized(self, scores: torch.Tensor) -> torch.Tensor:
+        self._observed = {"reward": float(scores.mean()), "reward_std": float(scores.std()) if len(scores) > 1 else 0.0}
+        if not self.normalize_rewards:
+            return scores
+        count, total, squares = self._moments
+        self._moments = [count + len(scores), total + float(scores.sum()), squares + float(scores.square().sum())]
+        count, total, squares = self._moments
+        spread = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+        return scores / max(spread, 1e-6)
+
+    # What is seen.
+
+    def _observe(
+        self,
+        number: int,
+        found: Round,
+        sampled: Sequence[Sequence[Sampled]],
+        entropy: float,
+        logprobs: Sequence[Sequence[Sequence[float]]],
+    ) -> None:
+        tokens = int(found.mask.sum())
+        engine = [list(each.logprobs) for samples in sampled for each in samples]
+        passes = [each for samples in logprobs for each in samples]
+        gaps = [abs(a - b) for x, y in zip(engine, passes, strict=True) for a, b in zip(x, y, strict=False)]
+        self._observed |= {
+            "round": float(number),
+            "kl": float(found.kl.mean()),
+            "entropy": entropy,
+            "beta": found.beta,
+            "length": tokens / len(found.mask),
+            "stop_share": float(found.finished.float().mean()),
+            "engine_gap": max(gaps, default=0.0),
+        }
+        self._warn(number)
+
+    def _warn(self, number: int) -> None:
+        """What a reader must know, in words; each kind once, with the round where it was seen first."""
+        seen = self._observed
+        kinds = {
+            "The reward gives all samples of round {} the same score, so nothing can be learned from it.": (
+                seen["reward_std"] < 1e-9
+            ),
+            "The policy is more than 50 nats a sample from its reference in round {}: raise --beta, or set "
+            "--target-kl.": (seen["kl"] > 50),
+            "The policy hardly varies any more in round {} (entropy below 0.05 nats a token): raise --beta or lower "
+            "--lr.": (seen["entropy"] < 0.05),
+        }
+        for words, holds in kinds.items():
+            known = any(each.partition("round")[0] == words.partition("round")[0] for each in self._warned)
+            if holds and not known:
+                self._warned.append(words.format(number + 1))
+
+    def _show(
+        self, number: int, prompts: Sequence[Encoded], sampled: Sequence[Sequence[Sampled]], found: Round
+    ) -> None:
+        self._shown = [
+            {
+                "round": number,
+                "line": prompt.number,
+                "prompt": prompt.messages[-1]["content"],
+                "completion": samples[0].text,
+                "reward": float(found.scores[index * self.n]),
+                "kl": float(found.kl[index * self.n]),
+                "finished": samples[0].finished,
+            }
+            for index, (prompt, samples) in enumerate(zip(prompts[:_SHOWN], sampled, strict=False))
+        ]
+
+    @property
+    def number_of_rounds(self) -> int:
+        """As asked for."""
+        return self.rounds
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Some samples of the round that was collected last."""
+        return self._shown
+
+    @property
+    def observed(self) -> Mapping[str, float]:
+        """Of the round: reward and its spread, kl (nats a sample), entropy (nats a token), beta, length (tokens), the
+        share of samples that ended with a stop token, and how far the engine's log-probabilities are from the training
+        pass's.
+        """
+        return self._observed
+
+    @property
+    def resting(self) -> bool:
+        """Whether the policy moved further than ``stop_kl`` in this round."""
+        return self.stop_kl is not None and self._moved > self.stop_kl
+
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        """Warnings of the run."""
+        return list(self._warned)
+
+    def state(self) -> dict[str, Any]:
+        """What was adapted and seen."""
+        return {
+            "beta": self._beta,
+            "moments": self._moments,
+            "observed": self._observed,
+            "warned": self._warned,
+            "moved": self._moved,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from it."""
+        self._beta, self._moments = state["beta"], list(state["moments"])
+        self._observed, self._warned, self._moved = dict(state["observed"]), list(state["warned"]), state["moved"]
+
+    # A step.
+
+    def collate(self, examples: Sequence[Rollout]) -> RolloutBatch:
+        """Rollouts packed, one a group."""
+        return collate_rollouts(examples)
+
+    def weight(self, batch: RolloutBatch) -> int:
+        """Tokens that are learned from."""
+        return int(batch.learned.sum())
+
+    @abstractmethod
+    def policy_loss(self, logprobs: torch.Tensor, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch's loss, summed over what ``weight`` counts, and at which tokens it was clipped, [targets]."""
+
+    def compute_loss(self, customized: Customized, batch: RolloutBatch, hidden: torch.Tensor) -> Loss:
+        """The loss, with the share of clipped tokens, and how far the policy moved since it sampled: half the mean
+        square of the log-ratios, an estimate of the KL in nats a token.
+        """
+        logprobs = target_logprobs(customized.base, batch.packed, hidden)
+        total, clipped = self.policy_loss(logprobs, batch)
+        if not batch.learned.any():
+            return Loss(total)
+        moved = 0.5 * (logprobs.detach() - batch.old)[batch.learned].square().mean()
+        self._moved = float(moved)
+        weight = self.weight(batch)
+        return Loss(total, {"clip_share": clipped[batch.learned].float().mean() * weight, "moved": moved * weight})

@@ -1,0 +1,113 @@
+"""What policy optimization needs beside the policy: who scores its samples, and for PPO a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunescope import bank
+from tunescope.base import Base
+from tunescope.errors import TrainingError
+from tunescope.judging import load_judge
+from tunescope.judging.judges import RewardModel
+from tunescope.methods import Customized, LoRA, customize
+from tunescope.methods.customization import go_on
+from tunescope.methods.effects import Effect
+from tunescope.objectives import PPO, Critic, Objective, PolicyObjective, Reward, Services
+from tunescope.objectives.ppo import VALUE
+from tunescope.objectives.reward_model import HEAD
+from tunescope.training.learner import Learner
+from tunescope.training.sampling import sample
+from tunescope.training.settings import TrainSettings
+
+
+def learners_of(
+    customized: Customized,
+    objective: Objective,
+    examples: Sequence[Any],
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    validation: Sequence[Any] = (),
+) -> list[Learner]:
+    """The learner of a run, and behind it the one beside it, if it needs one.
+
+    Args:
+        customized: what is trained.
+        objective: what for.
+        examples: what ``objective.examples`` made.
+        settings: of the run.
+        folder: of the run.
+        validation: examples that are measured and not learned.
+
+    Raises:
+        TunescopeError: a reward that cannot be loaded, or that nothing can be a critic of.
+    """
+    services, beside = services_of(customized, objective, settings, folder)
+    learner = Learner(
+        customized, objective, examples, settings, folder, validation=validation, services=services, beside=beside
+    )
+    if beside is None:
+        return [learner]
+    assert isinstance(beside.objective, Critic)
+    beside.objective.follow(lambda: learner.examples)
+    return [learner, beside]
+
+
+def services_of(
+    customized: Customized, objective: Objective, settings: TrainSettings, folder: Path
+) -> tuple[Services, Learner | None]:
+    """What training hands to an objective: how to sample, the reward that it names, and for PPO a critic's learner."""
+    judge = load_judge(objective.reward, customized.origin) if isinstance(objective, PolicyObjective) else None
+    if not isinstance(objective, PPO):
+        return Services(sample, settings.seed, judge), None
+    critic = _critic(customized, objective, settings.seed, judge)
+    rate = (settings.lr or customized.method.learning_rate) * objective.critic_rate
+    wanted = Critic(clip=objective.value_clip, rounds=objective.rounds)
+    beside = Learner(critic, wanted, (), settings.model_copy(update={"lr": rate}), folder, owned=True)
+    return Services(sample, settings.seed, judge, critic), beside
+
+
+def _critic(customized: Customized, objective: PPO, seed: int, judge: Any) -> Customized:
+    """The critic at its beginning: the reward model, or where there is none the policy's start with a head of zeros."""
+    base, added = customized.origin, Critic().effects(customized.origin, torch.Generator())
+    name = objective.critic or (judge.name if isinstance(judge, RewardModel) else None)
+    made = _new(customized, seed, added) if name is None else _from_reward_model(name, base, added)
+    if made.template.virtual_splits:
+        raise TrainingError(
+            "The critic's virtual tokens would stand at marked places of the prompt, where it cannot read them: start "
+            "it from a reward model of another method with --critic."
+        )
+    return made
+
+
+def _from_reward_model(name: str, base: Base, added: Mapping[str, Effect]) -> Customized:
+    folder = Path(name).expanduser()
+    record = bank.read_record(folder)
+    if record.objective != Reward.name:
+        raise TrainingError(
+            f"{name} was trained for {record.objective or 'nothing'}: a critic starts from a reward model. Leave "
+            "--critic out to start it from what the policy starts from."
+        )
+    entry = bank.load(folder, base)
+    if entry.method.trains != "effects":
+        raise TrainingError(
+            f"{name} is {record.method}, whose weights a critic cannot share with the policy: name a reward model of a "
+            "method with effects (lora, ia3, adapter …) with --critic."
+        )
+    made = go_on(entry, entry.template, record.labels, added)
+    reward = entry.customization.heads[HEAD].state_dict()
+    made.customization.heads[VALUE].load_state_dict({**reward, "bias": torch.zeros(1)})
+    return made
+
+
+def _new(customized: Customized, seed: int, added: Mapping[str, Effect]) -> Customized:
+    """By the policy's own method, or by LoRA beside a policy that moves the base."""
+    method = customized.method if customized.method.trains == "effects" else LoRA()
+    start = customized.reference
+    own = {"virtual_tokens": 0, "virtual_splits": ()}  # the policy's, where it starts from the base
+    template = start.template if start is not None else customized.template.model_copy(update=own)
+    return customize(customized.origin, method, template, seed=seed, added=added, start=start)
