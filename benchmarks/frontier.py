@@ -1,0 +1,250 @@
+"""Reward against the distance from the reference: the frontier of Rafailov et al. 2023 (arXiv:2305.18290, figure 2) in
+small, for every way to learn from a reward.
+
+    python benchmarks/frontier.py --out runs/frontier [--only ppo dpo ...] [--rewards truth] [--plot FRONTIER.png]
+
+SmolLM2-135M-Instruct learns to continue the brothers Grimm's tales (``sft``); from there each method learns to be liked
+by a reward, held back more or less by its β. Each point is then measured on openings of tales that nothing learned
+from: the mean reward of two samples of each, and KL(π ‖ sft) in nats a sample, both with 95% intervals.
+
+    truth    the reward is VADER's sentiment itself
+    proxy    the reward is a model of it, learned from pairs of the sft model's own samples; what counts is VADER's
+             sentiment all the same, and the proxy's own mean stands beside it (Gao et al. 2022, arXiv:2210.10760)
+
+Best-of-n takes the best of n samples of the sft model by the same reward; its KL is log n - (n - 1)/n, an upper bound
+(Beirami et al. 2024, arXiv:2401.01879). Every other point is one run of ``tunescope.train``.
+
+The ledger, ``frontier.json`` in ``--out``, is written after each point. A point in it is not run again, and a run that
+was killed goes on where it was: the same command, given again, completes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sides import machine
+
+BASE, DATA = "smollm2-135m", "grimm-stories"
+NEW_TOKENS, SAMPLES, PAIRS = 24, 4, 512
+ROUNDS = {"rounds": 12, "prompts": 16, "n": SAMPLES}
+RATES = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 1e-4}
+BETAS = {"ppo": (0.01, 0.05, 0.2), "rloo": (0.01, 0.05, 0.2), "grpo": (0.01, 0.05, 0.2), "dpo": (0.05, 0.2, 1.0)}
+BEST_OF = (4, 16)
+SIZES = {"base": BASE, "data": DATA, "new_tokens": NEW_TOKENS, "pairs": PAIRS, **ROUNDS, "rates": RATES}
+PROXY_METHODS = ("best-of", "dpo", "ppo", "rloo")
+TITLES = {"truth": "the reward is VADER's sentiment", "proxy": "the reward is a model of it"}
+MEASURED = (
+    *("score", "score_low", "score_high", "difference", "difference_low", "difference_high", "base_score"),
+    *("kl", "kl_low", "kl_high", "tokens", "stop_share", "base_stop_share", "distinct_2", "base_distinct_2", "rows"),
+)
+# Stages before a model that is liked, and what stands beside the base while it is trained.
+NEEDS = {
+    "best-of": ("sft, reward", "nothing is trained; n samples an answer"),
+    "dpo": ("sft, pairs", "the policy, the reference"),
+    "ppo": ("sft, reward", "the policy, the reference, the critic, the reward"),
+    "rloo": ("sft, reward", "the policy, the reference, the reward"),
+    "grpo": ("sft, reward", "the policy, the reference, the reward"),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the frontier: a method, held back by ``strength`` (β, or n of best-of-n), under a reward."""
+
+    reward: str
+    method: str
+    strength: float
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A file's name."""
+        return f"{self.reward}-{self.method}-{self.strength:g}-{self.seed}"
+
+
+def points() -> Iterator[Point]:
+    """All of them; the end points, with the least β, twice."""
+    for reward in ("truth", "proxy"):
+        for method in ("best-of", *BETAS):
+            if reward == "proxy" and method not in PROXY_METHODS:
+                continue
+            for strength in BEST_OF if method == "best-of" else BETAS[method]:
+                yield Point(reward, method, strength)
+            if method != "best-of":
+                yield Point(reward, method, min(BETAS[method]), seed=1)
+
+
+class Frontier:
+    """The models and the rows that the points have in common.
+
+    Args:
+        out: folder of the entries and the ledger.
+    """
+
+    def __init__(self, out: Path) -> None:
+        import tunescope as ts
+
+        self.ts, self.out = ts, out
+        self.base = ts.load_base(BASE)
+        self.truth = ts.load_judge("sentiment", self.base)
+
+    def entry(self, name: str, objective: Any, data: Any, *, start: str | None = "sft", **settings: Any) -> Path:
+        """An entry, trained where it is not there yet."""
+        path = self.out / name
+        if not path.is_dir():
+            if start is not None:
+                self.sft  # noqa: B018 (trained first)
+            given = {"settings": self.ts.TrainSettings(**settings), "start": self.out / start if start else None}
+            self.ts.train(self.base, self.lora, objective, data, out=path, **given)
+        return path
+
+    @cached_property
+    def lora(self) -> Any:
+        """What every stage trains."""
+        return self.ts.LoRA(rank=16, targets=("all-linear",))
+
+    @cached_property
+    def sft(self) -> Any:
+        """The reference of all."""
+        path = self.entry("sft", self.ts.SFT(), DATA, start=None, max_steps=40, max_length=160)
+        return self.ts.load(path, self.base)
+
+    @cached_property
+    def proxy(self) -> Any:
+        """A model of the reward, as a judge."""
+        path = self.entry("reward", self.ts.Reward(), self.pairs("truth"), epochs=1, lr=3e-4)
+        return self.ts.load_judge(str(path), self.base)
+
+    def judge(self, reward: str) -> Any:
+        """Who scores under this reward."""
+        return self.truth if reward == "truth" else self.proxy
+
+    def pairs(self, reward: str) -> Path:
+        """The best and the worst of samples of the sft model, by this reward."""
+        out = self.out / f"pairs-{reward}.jsonl"
+        if not out.is_file():
+            sampling = self.ts.Samples(n=SAMPLES, max_new_tokens=NEW_TOKENS, seed=0)
+            rows = self.prompts("train")[:PAIRS]
+            self.ts.make_pairs(self.sft, rows, self.judge(reward), sampling, out)
+        return out
+
+    def prompts(self, split: str) -> list[Any]:
+        """The openings of the tales to train on, or of the others."""
+        from tunescope.data.rows import to_rows
+
+        return to_rows(self.ts.read(DATA, split=split), need_completion=False)
+
+    def trained(self, point: Point) -> Path:
+        """The entry of a point."""
+        if point.method == "dpo":
+            objective, data = self.ts.DPO(beta=point.strength), str(self.pairs(point.reward))
+            return self.entry(point.name, objective, data, epochs=1, lr=RATES["dpo"], seed=point.seed)
+        reward = "sentiment" if point.reward == "truth" else self.proxy.name
+        kind = {"ppo": self.ts.PPO, "rloo": self.ts.RLOO, "grpo": self.ts.GRPO}[point.method]
+        objective = kind(reward=reward, beta=point.strength, missing_stop="keep", max_new_tokens=NEW_TOKENS, **ROUNDS)
+        return self.entry(point.name, objective, DATA, epochs=2, lr=RATES[point.method], seed=point.seed)
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """What a point is worth on openings of tales that nothing learned from."""
+        begin = time.perf_counter()
+        path = self.trained(point)
+        customized, record = self.ts.load(path, self.base), self.ts.read_record(path)
+        sampling = self.ts.Samples(n=2, max_new_tokens=NEW_TOKENS, seed=1)
+        rows = self.prompts("test")
+        card = self.ts.evaluate_judged(customized, rows, self.truth, sampling, against=self.sft)
+        found = {name: card[name] for name in MEASURED} | {
+            "train": record.training,
+            "seconds": time.perf_counter() - begin,
+        }
+        if point.reward == "proxy":
+            proxy = self.ts.evaluate_judged(customized, rows, self.proxy, sampling, against=self.sft)
+            found |= {"proxy": proxy["score"], "proxy_sft": proxy["base_score"]}
+        return found
+
+    def best_of(self, point: Point) -> dict[str, Any]:
+        """The same of the best of n samples of the sft model."""
+        from tunescope.evaluation.statistics import bootstrap_interval, paired_difference
+        from tunescope.judging import judged_samples
+
+        begin, n, rows = time.perf_counter(), int(point.strength), self.prompts("test")
+        sampling, judged = self.ts.Samples(n=n, max_new_tokens=NEW_TOKENS, seed=1), {}
+        judged_samples(self.sft, rows, sampling, self.judge(point.reward), judged.__setitem__)
+        best, mean = [], []
+        for index, row in enumerate(rows):
+            truth = self.truth(row.messages, [each.text for each in judged[index]])
+            best.append(truth[int(np.argmax([each.score for each in judged[index]]))])
+            mean.append(np.mean(truth))
+        gain = paired_difference(np.array(best), np.array(mean))
+        score, kl = bootstrap_interval(np.array(best)), math.log(n) - (n - 1) / n
+        return {
+            **{"score": float(np.mean(best)), "score_low": score.low, "score_high": score.high},
+            **{"difference": gain.mean, "difference_low": gain.low, "difference_high": gain.high},
+            **{"base_score": float(np.mean(mean)), "kl": kl, "kl_low": kl, "kl_high": kl, "rows": len(rows)},
+            "seconds": time.perf_counter() - begin,
+        }
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Reward against KL, a line a method; one panel a reward."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for panel, reward in zip(panels, ("truth", "proxy"), strict=True):
+        for method in NEEDS:
+            own = sorted((p for p in found if (p["reward"], p["method"]) == (reward, method)), key=lambda p: p["kl"])
+            if not own:
+                continue
+            kl, score = [p["kl"] for p in own], [p["score"] for p in own]
+            across = [[p["kl"] - p["kl_low"] for p in own], [p["kl_high"] - p["kl"] for p in own]]
+            along = [[p["score"] - p["score_low"] for p in own], [p["score_high"] - p["score"] for p in own]]
+            panel.errorbar(kl, score, along, across, marker="o", capsize=2, linewidth=1, label=method)
+        base = [p["base_score"] for p in found]
+        panel.scatter([0], [np.mean(base)], marker="*", s=90, color="black", label="sft", zorder=3)
+        panel.set(title=TITLES[reward], xlabel="KL from the sft model, nats a sample")
+    panels[0].set_ylabel("VADER's sentiment of the sample")
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Print the ledger as one JSON object; the points as they end go to stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--only", nargs="+", choices=NEEDS, default=list(NEEDS), help="methods")
+    parser.add_argument("--rewards", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--plot", type=Path, help="a picture of the points there are")
+    args = parser.parse_args()
+    from tunescope.storage import write_output
+
+    ledger = args.out / "frontier.json"
+    found = json.loads(ledger.read_text()) if ledger.is_file() else {"sizes": SIZES, **machine(), "points": []}
+    if found["sizes"] != SIZES:
+        sys.exit(f"{ledger} is of other sizes ({found['sizes']}): choose another --out.")
+    wanted = [point for point in points() if point.method in args.only and point.reward in args.rewards]
+    done = {Point(*(own[name] for name in Point.__dataclass_fields__)) for own in found["points"]}
+    frontier = Frontier(args.out)
+    for point in (point for point in wanted if point not in done):
+        print(point.name, file=sys.stderr, flush=True)
+        measured = frontier.best_of(point) if point.method == "best-of" else frontier.measure(point)
+        found["points"].append(asdict(point) | measured)
+        write_output(ledger, json.dumps(found, indent=1))
+    if args.plot:
+        plot(found["points"], args.plot)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
