@@ -5,7 +5,7 @@
 
 Both sides get the same pairs (those that fit, so that neither cuts), the same base in bfloat16, LoRA of rank 16 on all
 linear layers, the same pairs a step, one pass. TRL's autocast and gradient checkpointing are off, which is how it is
-fastest on a processor, and its DPO runs twice: with the reference in every step, and with the reference computed before
+fastest on a CPU, and its DPO runs twice: with the reference in every step, and with the reference computed before
 (``precompute_ref_log_probs``). What is compared:
 
     loop_ratio     our pairs/s of the loop against the fastest of TRL's loops

@@ -49,7 +49,7 @@ def peak_mb() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """The processor or GPU, and the threads that torch uses."""
+    """The CPU or GPU, and the threads that torch uses."""
     import torch
 
     from tunescope.base.device import device_name, resolve_device

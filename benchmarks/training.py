@@ -15,10 +15,10 @@ Against TRL every run is a process of its own and the sides take turns. Both get
 that neither has to cut, in the same batches in the same order: ours, written down for TRL's sequential sampler. TRL's
 template ends each row with one token more. The first step is not timed. Of TRL the fastest of the settings in ``--trl``
 counts; its own defaults are autocast with checkpointing. Packing and padding-free batches need flash attention, which
-processors do not have. What is compared, of medians over the repeats:
+CPUs do not have. What is compared, of medians over the repeats:
 
     rows_per_s_ratio   our rows a second against TRL's
-    cpu_ratio          the same per second of processor time, which other work on the machine disturbs less; meant for
+    cpu_ratio          the same per second of CPU time, which other work on the machine disturbs less; meant for
                        OMP_NUM_THREADS=1, since threads that wait for each other count as working
     memory_ratio       our peak memory against TRL's, of whole processes
     matmul_ratio       what cpu_ratio would be if our steps were the frozen base's matmuls and nothing else: each
@@ -63,7 +63,7 @@ TRL: dict[str, dict[str, Any]] = {
 
 
 class Clock:
-    """When steps end, and the processor time until then."""
+    """When steps end, and the CPU time until then."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []

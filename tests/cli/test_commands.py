@@ -135,10 +135,10 @@ def test_pull(place: Place, cli: Cli) -> None:
 
 def test_doctor(cli: Cli) -> None:
     said = cli("doctor", "--json").json
-    assert {"torch", "device", "processor", "cores", "memory_gb", "cache", "dtype"} <= said.keys()
+    assert {"torch", "device", "device_name", "cores", "memory_gb", "cache", "dtype"} <= said.keys()
     assert said["dtype"] in ("float32", "bfloat16")
     people = cli("doctor")
-    assert people.code == 0 and "processor" in people.out
+    assert people.code == 0 and "device_name" in people.out
 
 
 # look

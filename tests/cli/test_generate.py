@@ -88,7 +88,7 @@ def test_what_does_not_go_together(place: Place, trained: dict[str, Ended], cli:
         (["--batch", "none.jsonl", "--base", place.base], "cannot be read"),
         (["--batch", rows, "--bank", "nothing", "--base", place.base], "has no entries"),
         (["hi", "--base", place.base, "--choice", "a", "--choice", "a"], "must be texts that all differ"),
-        (["hi", "--base", place.base, "--stop", ""], "no letters"),
+        (["hi", "--base", place.base, "--stop", ""], "empty text"),
     ):
         ended = cli("generate", *arguments)
         assert ended.code == 2 and words in ended.err, (arguments, ended.err)

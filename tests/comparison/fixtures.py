@@ -121,7 +121,7 @@ def make_comparison(rows: list[MethodResult] | None = None, **fields: Any) -> Co
             labels=["acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade"],
             notes=["3 test rows also stand in train", "12 rows truncated to 512 tokens"],
         ),
-        "machine": MachineInfo(processor="Example CPU 8480", cores=2, torch="2.13.0", dtype="bfloat16"),
+        "machine": MachineInfo(device_name="Example CPU 8480", cores=2, torch="2.13.0", dtype="bfloat16"),
         "budget_seconds": 720.0,
         "seed": 0,
         "metric": "accuracy",

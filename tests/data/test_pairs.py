@@ -121,9 +121,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "empty prompt": ({**TEXT, "prompt": ""}, "prompt is empty"),
     "prompt of the assistant": ({**TEXT, "prompt": [USER, said("x")]}, "does not end in a user's turn"),
     "chosen by the user": ({**TEXT, "chosen": [USER]}, "chosen does not end in an assistant's turn"),
-    "no common beginning": ({"chosen": "yes sir", "rejected": "no sir"}, "share no beginning"),
+    "no common prefix": ({"chosen": "yes sir", "rejected": "no sir"}, "share no prefix"),
     "only a beginning": ({"chosen": "Yes sir. ", "rejected": "Yes sir. No"}, "chosen is empty after the common"),
-    "parted in a sentence": ({"chosen": "It is a cat", "rejected": "It is a dog"}, "share no beginning that ends with"),
+    "parted in a sentence": ({"chosen": "It is a cat", "rejected": "It is a dog"}, "share no prefix that ends with"),
     "transcripts that part early": (
         {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: c\n\nAssistant: d"},
         "differ before their last",
@@ -136,7 +136,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"chosen": [USER, said("x")], "rejected": [{**USER, "content": "Hm?"}, said("y")]},
         "differ before their last message",
     ),
-    "conversations without a prompt": ({"chosen": [said("x")], "rejected": [said("y")]}, "no common beginning"),
+    "conversations without a prompt": ({"chosen": [said("x")], "rejected": [said("y")]}, "no common prefix"),
     "another prompt": (
         {"prompt": "Who?", "chosen": [USER, said("x")], "rejected": [USER, said("y")]},
         "prompt is not what the conversations",

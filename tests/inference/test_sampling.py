@@ -183,7 +183,7 @@ def test_repetition_penalty_equals_transformers() -> None:
         ({"top_p": 0.5}, "top_p has no meaning at temperature 0"),
         ({"top_k": 5}, "top_k has no meaning at temperature 0"),
         ({"n": 2}, "n has no meaning at temperature 0"),
-        ({"stop": ("",)}, "no letters"),
+        ({"stop": ("",)}, "empty text"),
         ({"choices": ("a", "a")}, "must be texts that all differ"),
         ({"choices": ("a", "b"), "stop": ("x",)}, "answered as a whole"),
         ({"min_new_tokens": 200}, "more than max_new_tokens 128"),

@@ -14,7 +14,7 @@ from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import Template, default_template
 from tunescope.errors import DataError, TrainingError, TunescopeError
 from tunescope.methods import LoRA, Method, PromptTuning, PTuning, at_rest, customize
-from tunescope.methods.p_tuning import EncodedPrefix
+from tunescope.methods.p_tuning import EncodedSoftPrompt
 from tunescope.methods.prompt_tuning import embed
 
 MARKED = "<|VIRTUAL_PROMPT_0|> {sentence} <|VIRTUAL_PROMPT_1|> sentiment: {label}"
@@ -25,7 +25,7 @@ def _rows(method: Method, labels: list[str] | None = None, arch: str = "llama") 
     template = default_template(base.tokenizer)
     customized = customize(base, method, template, labels=labels, seed=4)
     effect: Any = customized.customization.effects["embedding.prefix"]
-    return effect.inputs if isinstance(effect, EncodedPrefix) else effect.embeddings
+    return effect.inputs if isinstance(effect, EncodedSoftPrompt) else effect.embeddings
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "opt"])

@@ -18,7 +18,7 @@ from tunescope.base import Base
 from tunescope.data.template import default_template
 from tunescope.errors import BankError, TunescopeError
 from tunescope.methods import IA3, Customized, LoRA, Method, PromptTuning, PTuning, customize
-from tunescope.methods.p_tuning import EncodedPrefix
+from tunescope.methods.p_tuning import EncodedSoftPrompt
 
 peft = pytest.importorskip("peft")
 
@@ -237,7 +237,7 @@ def test_prompts_equal_peft_with_gradients(kind: str, arch: str) -> None:
     model, ours = _peft_model(base, config), _customized(base, method)
     encoder = model.prompt_encoder["default"]
     effect: Any = ours.customization.effects["embedding.prefix"]
-    if isinstance(effect, EncodedPrefix):
+    if isinstance(effect, EncodedSoftPrompt):
         pairs = [(effect.inputs, encoder.embedding.weight)]
         for own, their in (("head", "mlp_head"), *([("lstm", "lstm_head")] if kind == "lstm" else [])):
             own_parameters = dict(getattr(effect.encoder, own).named_parameters())

@@ -1,4 +1,4 @@
-"""Attention for CPUs, and masks for texts that share their beginning.
+"""Attention for CPUs, and masks for texts that share a prefix.
 
 On a CPU plain grouped matrix products and a softmax beat torch's fused attention, above all in the backward pass, as
 long as the scores stay in the cache: they are computed for a block of queries at a time, in memory that every block
@@ -199,7 +199,7 @@ def take_apart(mask: torch.Tensor, branch: torch.Tensor) -> None:
     widest = int(prefix.max())
     offsets = torch.arange(widest, device=branch.device)
     real_prefix = offsets < prefix[:, None]
-    prefixes = flat[:, :1] + torch.where(real_prefix, offsets, 0)  # a prefix stands at the beginning of its group
+    prefixes = flat[:, :1] + torch.where(real_prefix, offsets, 0)  # a prefix stands first in its group
     # Branches follow each other without a gap: each begins where the number changes.
     before = torch.cat([torch.full_like(branch[:, :1], -1), branch[:, :-1]], dim=1)
     begin = flat[(branch > 0) & (branch != before)]

@@ -59,7 +59,7 @@ class DoctorRequest(Command):
             "transformers": version("transformers"),
             "device": str(device),
             "devices": ", ".join(available_devices()),
-            "processor": device_name(device),
+            "device_name": device_name(device),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "memory_gb": _memory_gb(),

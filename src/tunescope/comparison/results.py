@@ -52,7 +52,7 @@ class DataInfo(Part):
 class MachineInfo(Part):
     """Where it ran; times and memory mean nothing without it."""
 
-    processor: str
+    device_name: str
     cores: int
     torch: str
     dtype: str

@@ -193,7 +193,7 @@ def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
             notes=work.notes,
         ),
         machine=MachineInfo(
-            processor=device_name(base.device),
+            device_name=device_name(base.device),
             cores=os.cpu_count() or 1,
             torch=torch.__version__,
             dtype=dtype_name(base.dtype),

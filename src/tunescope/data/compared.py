@@ -114,7 +114,7 @@ def understand(fields: Mapping[str, Any], completions: Mapping[str, Any], strip_
     texts = [spoken(text) for text in found[1]]
     for name, text in zip(answers, texts, strict=True):
         if not text.strip():
-            return f"{name} is empty" + (" after the common beginning" if given is None else "")
+            return f"{name} is empty" + (" after the common prefix" if given is None else "")
     return Compared(found[0], texts, convention)
 
 
@@ -168,7 +168,7 @@ def _conversation(given: Any, completions: Mapping[str, Any], named: str) -> _Fo
             return f"{named} is not what the conversations in {_together(completions)} begin with"
         messages = messages or prompt
     if not messages:
-        return f"prompt is missing, and {_together(completions)} have no common beginning"
+        return f"prompt is missing, and {_together(completions)} have no common prefix"
     if messages[-1]["role"] not in ("user", "tool"):
         return f"{named} does not end in a user's turn"
     return messages, [answer[-1]["content"] for answer in answers]
@@ -195,7 +195,7 @@ def _split_texts(completions: Mapping[str, str]) -> _Found | str:
     end = common_border(min(texts), max(texts))  # in order of characters: all others lie between these two
     if not texts[0][:end].strip():
         return (
-            f"there is no prompt column, and {_together(completions)} share no beginning that ends with a line, a "
+            f"there is no prompt column, and {_together(completions)} share no prefix that ends with a line, a "
             "sentence or a speaker's name, so the prompt cannot be told"
         )
     prompt = {"role": "user", "content": texts[0][:end].rstrip(IGNORED_SPACE)}

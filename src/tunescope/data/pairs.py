@@ -65,7 +65,7 @@ def to_pairs(table: Table, *, skip_bad: int = 0, on_note: Callable[[str], None] 
         raise DataError(
             f"{table.path}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; the columns are "
             f"{', '.join(sorted(columns))}. Pairs have prompt, chosen, rejected (or chosen and rejected with a common "
-            "beginning), ranked responses have prompt, responses, ranks."
+            "prefix), ranked responses have prompt, responses, ranks."
         )
     if unclear := _unclear_margin(columns):
         raise DataError(f"{table.path}: {unclear}.")

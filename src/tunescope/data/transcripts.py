@@ -10,7 +10,7 @@ _SPEAKERS = {"system": "system", "human": "user", "user": "user", "assistant": "
 _NAMES = "System|Human|User|Assistant"
 _BLANK_LINE = re.compile(rf"(?:\A\s*|\n[ \t]*\n\s*)({_NAMES}):", re.ASCII)
 _LINE = re.compile(rf"(?:\A\s*|\n\s*)({_NAMES}):", re.ASCII)
-# What a text may be cut behind: a line end, a sentence's end, a speaker's name at the beginning of either.
+# What a text may be cut behind: a line end, a sentence's end, a speaker's name at the start of either.
 _BORDER = re.compile(r"\n|[.!?…][\"'”’)\]]*[ \t]|(?:\A|(?<=\n)|(?<=[.!?…][ \t]))[A-Z][\w ]{0,30}:[ \t]|(?<=[。！？])")
 
 

@@ -21,7 +21,7 @@ from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.errors import EngineError
 from tunescope.methods import Customization
-from tunescope.methods.effects import Bottleneck, LowRank, Prefix, Scale
+from tunescope.methods.effects import Bottleneck, LowRank, Scale, SoftPrompt
 from tunescope.objectives.heads import Head
 
 
@@ -86,7 +86,7 @@ class Compiled:
                 match effect:
                     case Head():
                         heads[key.removeprefix("head.")] = effect.at_rest().to(base.device)
-                    case Prefix():
+                    case SoftPrompt():
                         tables.append(effect.table().detach().to(base.device, base.dtype, copy=True))
                     case LowRank():
                         linear[place] = _then_low_rank(linear.get(place, LinearEffect()), effect)

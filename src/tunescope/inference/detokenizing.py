@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole letters only, and nothing that may yet turn out to be a stop text."""
+"""Tokens to text as they come: whole characters only, and nothing that may yet turn out to be a stop text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tunescope.data.rows import without_joint
 
-# A letter that is not complete yet decodes to this.
+# Replacement character of a partial UTF-8 sequence.
 _INCOMPLETE = "\ufffd"
 
 
@@ -21,7 +21,7 @@ class Detokenizer:
 
     Attributes:
         text: what is certain so far, without the single space that separates it from the prompt. It never ends in
-            half a letter, nor in the beginning of a stop text.
+            half a character, nor in the first characters of a stop text.
         stopped: whether a stop text came; ``text`` ends before it.
     """
 
@@ -75,12 +75,12 @@ class Detokenizer:
 
 
 def _shared(first: str, second: str) -> int:
-    """How many characters two texts share at their beginning."""
+    """Length of the prefix that two texts share."""
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest beginning of ``stop`` that ``text`` ends in."""
+    """Length of the longest prefix of ``stop`` that ``text`` ends in."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -171,7 +171,7 @@ class Engine:
         self.base = base
         self.max_waiting = max_waiting
         self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6), kv_bytes=kv_bytes)
-        self._loaded = LoadedByName(base, int(customizations_mb * 1e6), self.scheduler.forget)
+        self._loaded = LoadedByName(base, int(customizations_mb * 1e6), self.scheduler.evict)
         self._token_texts = TokenTexts(base.tokenizer)
         self._lock = threading.RLock()
         self._driver: asyncio.Task[None] | None = None

@@ -26,14 +26,14 @@ class TokenTexts:
         self._found: dict[str, torch.Tensor] = {}
 
     def owed(self, characters: str) -> Owed | None:
-        """What is owed in the beginning; None for nothing, and for what no token begins with."""
-        return Owed(self, characters) if characters and len(self.beginning(characters)) else None
+        """What is owed at first; None for nothing, and for what no token begins with."""
+        return Owed(self, characters) if characters and len(self.starting_with(characters)) else None
 
     def text(self, token: int) -> str:
         """What a token says behind others: with the space before a word."""
         return self._all()[token] if token < len(self._all()) else ""
 
-    def beginning(self, characters: str) -> torch.Tensor:
+    def starting_with(self, characters: str) -> torch.Tensor:
         """Ids of the tokens that begin with ``characters``, or that ``characters`` begin with."""
         if characters not in self._found:
             allowed = [
@@ -67,7 +67,7 @@ class Owed:
     @property
     def tokens(self) -> torch.Tensor:
         """Ids of the tokens that may come next."""
-        return self.texts.beginning(self.characters)
+        return self.texts.starting_with(self.characters)
 
     def covers(self, token: int) -> bool:
         """Whether a token says nothing beyond what is owed."""
@@ -76,4 +76,4 @@ class Owed:
     def after(self, token: int) -> Owed | None:
         """What is still owed after a token; None once nothing is."""
         rest = self.characters[len(self.texts.text(token)) :]
-        return Owed(self.texts, rest) if rest and len(self.texts.beginning(rest)) else None
+        return Owed(self.texts, rest) if rest and len(self.texts.starting_with(rest)) else None

@@ -2,8 +2,8 @@
 
 Against the generic path a decoding step saves
 
-* products: q, k and v are one product, gate and up another. Where the processor multiplies bfloat16 matrices, their
-  weights are kept a second time in the block order that its matrix units read, instead of being reordered every time;
+* matmuls: q, k and v are one matmul, gate and up another. Where the CPU has matrix units for bfloat16, their weights
+  are kept a second time in the block order that these read, instead of being reordered in every call;
 * the key-value memory: a step reads views of it and copies nothing;
 * Python: no hooks, no keyword plumbing; about twenty operations a layer.
 
@@ -116,7 +116,7 @@ class LlamaRunner:
 
 
 class _Layer:
-    """One decoder layer: its products, norms, and where the effects act."""
+    """One decoder layer: its matmuls, norms, and where the effects act."""
 
     def __init__(self, base: Base, index: int, layer: Any, pack: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp

@@ -96,11 +96,11 @@ class LoadedByName:
     Args:
         base: all are for it.
         budget: bytes for their tensors. Only those that came from a folder can be given up to keep it.
-        forget: callback with effects that are dropped.
+        evict: callback with effects that are dropped.
     """
 
-    def __init__(self, base: Base, budget: int, forget: Callable[[Compiled], None]) -> None:
-        self._base, self._budget, self._forget = base, budget, forget
+    def __init__(self, base: Base, budget: int, evict: Callable[[Compiled], None]) -> None:
+        self._base, self._budget, self._evict = base, budget, evict
         plain = default_template(base.tokenizer)
         self._plain = Loaded(None, plain, *_encoding(base, plain), None)
         self._by_name: OrderedDict[str, Loaded] = OrderedDict()
@@ -165,7 +165,7 @@ class LoadedByName:
 
     def _dismiss(self, loaded: Loaded | None) -> None:
         if loaded is not None and loaded.effects is not None:
-            self._forget(loaded.effects)
+            self._evict(loaded.effects)
 
     def _made(self, name: str, customized: Customized, path: Path | None) -> Loaded:
         if customized.moves_base and customized.base is not self._base:

@@ -1,6 +1,6 @@
-"""Products with weights that stay: x to W x + b.
+"""Matmuls with weights that stay: x to W x + b.
 
-Where a processor multiplies bfloat16 matrices, its library reorders a weight into the blocks that the matrix units read
+Where a CPU has matrix units for bfloat16, its library reorders a weight into the blocks that the matrix units read
 at every call; for the few rows of a decoding step that costs as much as the product. Here it is done once.
 """
 

@@ -107,7 +107,7 @@ class Passes:
         found = runner.hidden(Pass(ids, positions, places, branch, access, plan, keep))
         return found if back is None else found[back.to(found.device)]
 
-    def forget(self, effects: Compiled) -> None:
+    def evict(self, effects: Compiled) -> None:
         """Keep no customization that is no longer served longer than its rows need it."""
         self._recent.pop(effects, None)
 

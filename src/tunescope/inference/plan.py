@@ -128,7 +128,7 @@ class Plan:
         if not self.members:
             return None
         if site not in self._bottleneck:
-            masks = [(stacked, self._mask(stacked.owner)) for stacked in self.stack.bottleneck(site)]
+            masks = [(stacked, self._mask(stacked.index)) for stacked in self.stack.bottleneck(site)]
             levels = tuple(
                 BottleneckLevel(stacked, mask, stacked.up_bias[self._rows][:, None])
                 for stacked, mask in masks
@@ -143,7 +143,7 @@ class Plan:
         stacked = self.stack.linear(sites)
         if stacked is None:
             return None
-        mask = self._mask(stacked.owner)
+        mask = self._mask(stacked.index)
         vectors = {
             field.name: None if vector is None else vector[self._rows][:, None]
             for field in fields(stacked)
@@ -153,12 +153,12 @@ class Plan:
         low_rank = (None, None) if mask is None else (stacked.reduce, stacked.expand)
         return LinearRows(*low_rank, mask, **vectors)
 
-    def _mask(self, owner: tuple[int, ...]) -> torch.Tensor | None:
+    def _mask(self, index: tuple[int, ...]) -> torch.Tensor | None:
         """[rows, 1, columns], True where the column is the row's own; None where no column belongs to these rows.
 
         It selects and does not multiply: what another customization makes of a row may overflow, and inf · 0 is NaN.
         """
-        if owner not in self._masks:
-            own = torch.tensor(self.numbers)[:, None] == torch.tensor(owner)
-            self._masks[owner] = own[:, None].to(self._rows.device) if owner and bool(own.any()) else None
-        return self._masks[owner]
+        if index not in self._masks:
+            own = torch.tensor(self.numbers)[:, None] == torch.tensor(index)
+            self._masks[index] = own[:, None].to(self._rows.device) if index and bool(own.any()) else None
+        return self._masks[index]

@@ -73,7 +73,7 @@ def predict_file(
         out: the file to write; its ending says the format.
         skip_bad: how many rows may stay without an answer.
         overwrite: replace a file of an earlier call.
-        restart: forget what an unfinished call answered.
+        restart: drop what an unfinished call answered.
         on_done: callback with the number of rows done, those without an answer included.
 
     Raises:

@@ -53,7 +53,7 @@ class Sampling(Settings):
     @model_validator(mode="after")
     def _check_conflicts(self) -> Sampling:
         if any(not text for text in self.stop):
-            raise ValueError("stop has a text of no letters, which would end every answer before it began")
+            raise ValueError("stop has an empty text, which would end every answer before it began")
         if len(set(self.choices)) < len(self.choices) or any(not text.strip() for text in self.choices):
             raise ValueError("choices must be texts that all differ and are not empty")
         if self.min_new_tokens > self.max_new_tokens:

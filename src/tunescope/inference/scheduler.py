@@ -183,10 +183,10 @@ class Scheduler:
         job.arrived, self._arrived = self._arrived, self._arrived + 1
         self.waiting.append(job)
 
-    def forget(self, effects: Compiled) -> None:
+    def evict(self, effects: Compiled) -> None:
         """A customization is no longer served: free what was kept for it. Rows under way still end as they began."""
-        self.prefixes.forget(effects)
-        self.passes.forget(effects)
+        self.prefixes.evict(effects)
+        self.passes.evict(effects)
 
     @torch.inference_mode()
     def step(self) -> bool:

@@ -23,13 +23,13 @@ from tunescope.methods.effects import ACTIVATIONS
 class StackedLinear:
     """A stack's effects at one or more linear maps that read the same input; their outputs stand side by side.
 
-    ``reduce`` is the product with A [ranks, in], ``expand`` that with B [out, ranks]; ``owner`` is each rank's
+    ``reduce`` is the product with A [ranks, in], ``expand`` that with B [out, ranks]; ``index`` is each rank's
     customization. ``scale`` and ``shift`` [customizations + 1, out], ``input_scale`` [customizations + 1, in].
     """
 
     reduce: Product | None
     expand: Product | None
-    owner: tuple[int, ...]
+    index: tuple[int, ...]
     scale: torch.Tensor | None
     shift: torch.Tensor | None
     input_scale: torch.Tensor | None
@@ -42,7 +42,7 @@ class StackedBottleneck:
     down: Product
     up: Product
     up_bias: torch.Tensor
-    owner: tuple[int, ...]
+    index: tuple[int, ...]
     activations: tuple[tuple[Callable[[torch.Tensor], torch.Tensor], int], ...]
 
 
@@ -84,7 +84,7 @@ class Stack:
         begin, width = 0, sum(site.out_features for site in sites)
         above: list[torch.Tensor] = []
         beside: list[torch.Tensor] = []
-        owner: list[int] = []
+        index: list[int] = []
         vectors: dict[str, torch.Tensor] = {}
         found = False
         for site in sites:
@@ -97,7 +97,7 @@ class Stack:
                 if effect.A is not None and effect.B is not None:
                     above.append(effect.A)
                     beside.append(functional.pad(effect.B.T, (begin, width - end)))
-                    owner += [number] * len(effect.A)
+                    index += [number] * len(effect.A)
                 if effect.scale is not None:
                     self._vectors(vectors, "scale", width, 1.0)[number, begin:end] = effect.scale
                 if effect.shift is not None:
@@ -111,7 +111,7 @@ class Stack:
         return StackedLinear(
             product(torch.cat(above), None, self._pack) if above else None,
             product(torch.cat(beside).T.contiguous(), None, self._pack) if beside else None,
-            tuple(owner),
+            tuple(index),
             vectors.get("scale"),
             vectors.get("shift"),
             vectors.get("input_scale"),

@@ -90,7 +90,7 @@ def make_pairs(
         sampling: at least two completions of each prompt.
         out: the file to write.
         skip_unjudged: how many samples the judge may fail on.
-        restart: forget what an unfinished call sampled.
+        restart: drop what an unfinished call sampled.
         overwrite: replace files of an earlier call.
         on_prompt: callback with the number of prompts done.
 

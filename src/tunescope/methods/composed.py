@@ -24,11 +24,11 @@ from tunescope.base import Base
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import TunescopeError
-from tunescope.methods.effects import Bottleneck, Effect, LowRank, Prefix, Scale
+from tunescope.methods.effects import Bottleneck, Effect, LowRank, Scale, SoftPrompt
 from tunescope.methods.method import Method
 
 # In the order in which effects at one site act.
-_ORDER: tuple[type[Effect], ...] = (Prefix, LowRank, Scale, Bottleneck)
+_ORDER: tuple[type[Effect], ...] = (SoftPrompt, LowRank, Scale, Bottleneck)
 
 
 class Composed(Method):

@@ -14,7 +14,7 @@ from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import BankError, TrainingError
 from tunescope.methods.acting import Hooks
-from tunescope.methods.effects import Effect, Prefix
+from tunescope.methods.effects import Effect, SoftPrompt
 from tunescope.methods.method import Method
 
 # What names of a start's tensors begin with, beside those of what was trained on top of it.
@@ -63,7 +63,7 @@ class Customization(nn.Module):
     def virtual_table(self) -> torch.Tensor:
         """The virtual tokens of all layers, [virtual_tokens, hidden]: row i is what token id -1 - i stands for."""
         effects = (effect for layer in self.layers for effect in layer.effects.values())
-        return torch.cat([effect.table() for effect in effects if isinstance(effect, Prefix)])
+        return torch.cat([effect.table() for effect in effects if isinstance(effect, SoftPrompt)])
 
     @property
     def acts(self) -> bool:

@@ -1,7 +1,7 @@
 """The four things a parameter-efficient method can do to a row: the vocabulary every such method compiles to.
 
 =============  ==================================================  =====================================
-``Prefix``     virtual tokens take the place of negative token ids  prompt tuning, p-tuning
+``SoftPrompt`` virtual tokens take the place of negative token ids  prompt tuning, p-tuning
 ``Scale``      an activation is multiplied, feature by feature      IA3
 ``LowRank``    B(A x) is added to a linear map's output             LoRA, DoRA
 ``Bottleneck`` U act(D y) is added to what a block returns          adapters
@@ -62,7 +62,7 @@ class Effect(nn.Module):
         return self
 
 
-class Prefix(Effect):
+class SoftPrompt(Effect):
     """Virtual tokens: rows of a table [virtual_tokens, hidden] take the place of the embeddings of negative ids.
 
     Token id -1 - i stands for row i, so virtual tokens can stand anywhere in a text and travel as ordinary ids.

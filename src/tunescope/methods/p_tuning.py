@@ -25,12 +25,12 @@ from pydantic import Field
 from torch import nn
 
 from tunescope.base import Base
-from tunescope.methods.effects import Effect, Prefix
-from tunescope.methods.prompt_tuning import SoftPrompt, embed, random_rows
+from tunescope.methods.effects import Effect, SoftPrompt
+from tunescope.methods.prompt_tuning import VirtualTokens, embed, random_rows
 from tunescope.settings import MOST
 
 
-class PTuning(SoftPrompt):
+class PTuning(VirtualTokens):
     """P-tuning."""
 
     name: ClassVar[str] = "p-tuning"
@@ -46,7 +46,7 @@ class PTuning(SoftPrompt):
     """Name of the task. The encoder's input begins at its words."""
 
     def effects(self, base: Base, generator: torch.Generator, labels: Sequence[str] | None = None) -> dict[str, Effect]:
-        """One ``EncodedPrefix``.
+        """One ``EncodedSoftPrompt``.
 
         Raises:
             TrainingError: no room for the virtual tokens.
@@ -59,14 +59,14 @@ class PTuning(SoftPrompt):
         hidden = self.encoder_hidden or width
         made = MLPEncoder(width, hidden) if self.encoder == "mlp" else LSTMEncoder(width, hidden, self.encoder_layers)
         _initialize(made, generator)
-        return {"embedding.prefix": EncodedPrefix(rows, made)}
+        return {"embedding.prefix": EncodedSoftPrompt(rows, made)}
 
 
-class EncodedPrefix(Prefix):
+class EncodedSoftPrompt(SoftPrompt):
     """Virtual tokens while they are trained: ``inputs`` [virtual_tokens, hidden] seen through an encoder."""
 
     def __init__(self, inputs: torch.Tensor, encoder: nn.Module) -> None:
-        super(Prefix, self).__init__()  # it has no embeddings of its own yet
+        super(SoftPrompt, self).__init__()  # it has no embeddings of its own yet
         self.inputs = nn.Parameter(inputs.detach().float().clone())
         self.encoder = encoder
 
@@ -77,7 +77,7 @@ class EncodedPrefix(Prefix):
     def finished(self) -> Effect:
         """The predicted virtual tokens alone."""
         with torch.no_grad():
-            return Prefix(self.table())
+            return SoftPrompt(self.table())
 
 
 class MLPEncoder(nn.Module):

@@ -27,15 +27,15 @@ from tunescope.base import Base
 from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import TrainingError
-from tunescope.methods.effects import Effect, Prefix
+from tunescope.methods.effects import Effect, SoftPrompt
 from tunescope.methods.method import Method
 from tunescope.settings import MOST
 
 
-class SoftPrompt(Method):
+class VirtualTokens(Method):
     """What prompt tuning and p-tuning have in common: virtual tokens, and where they stand."""
 
-    effect: ClassVar[type[Effect] | None] = Prefix
+    effect: ClassVar[type[Effect] | None] = SoftPrompt
 
     virtual_tokens: int = Field(20, gt=0, le=MOST)
     """How many virtual tokens. 20 is where the paper's gains level off."""
@@ -44,7 +44,7 @@ class SoftPrompt(Method):
     default."""
 
     @model_validator(mode="after")
-    def _whole_splits(self) -> SoftPrompt:
+    def _whole_splits(self) -> VirtualTokens:
         if self.splits and sum(self.splits) != self.virtual_tokens:
             raise ValueError(f"splits {self.splits} must add up to virtual_tokens, {self.virtual_tokens}")
         return self
@@ -80,7 +80,7 @@ class SoftPrompt(Method):
             )
 
 
-class PromptTuning(SoftPrompt):
+class PromptTuning(VirtualTokens):
     """Prompt tuning."""
 
     name: ClassVar[str] = "prompt-tuning"
@@ -98,7 +98,7 @@ class PromptTuning(SoftPrompt):
         return self
 
     def effects(self, base: Base, generator: torch.Generator, labels: Sequence[str] | None = None) -> dict[str, Effect]:
-        """One ``Prefix``, [virtual_tokens, hidden].
+        """One ``SoftPrompt``, [virtual_tokens, hidden].
 
         Raises:
             TrainingError: no room for the virtual tokens, or labels to begin at where the task has none.
@@ -114,7 +114,7 @@ class PromptTuning(SoftPrompt):
             rows = random_rows(base, self.virtual_tokens, generator)
         else:
             rows = embed(base, draw_words(base, self.virtual_tokens, generator))
-        return {"embedding.prefix": Prefix(rows)}
+        return {"embedding.prefix": SoftPrompt(rows)}
 
     def _from_labels(self, base: Base, labels: Sequence[str] | None, generator: torch.Generator) -> torch.Tensor:
         """A row a label, the mean of its tokens; drawn words where there are more rows than labels (section 3.2)."""

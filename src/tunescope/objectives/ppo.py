@@ -53,7 +53,7 @@ class PPO(PolicyObjective):
     critic_rate: float = Field(10.0, gt=0)
     """The critic's learning rate, as a multiple of --lr: values must be right before advantages are."""
     critic_warmup: int = Field(1, ge=0)
-    """Rounds at the beginning in which the critic alone learns."""
+    """First rounds, in which the critic alone learns."""
 
     _warming: bool = PrivateAttr(False)
 
@@ -115,7 +115,7 @@ class Critic(Objective):
     _rollouts: Callable[[], Sequence[Rollout]] = PrivateAttr(list)
 
     def follow(self, rollouts: Callable[[], Sequence[Rollout]]) -> None:
-        """Learn from these: called at the beginning of each round for the policy's."""
+        """Learn from these: called at the start of each of the policy's rounds."""
         self._rollouts = rollouts
 
     @property

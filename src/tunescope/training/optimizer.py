@@ -90,7 +90,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """Move the parameters at ``factor`` times the highest rate, and forget the gradients."""
+        """Move the parameters at ``factor`` times the highest rate, and clear the gradients."""
         for group in self._adamw.param_groups:
             group["lr"] = self.lr * factor * group["ratio"]
             self._decay(group)

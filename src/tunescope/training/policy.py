@@ -72,7 +72,7 @@ def services_of(
 
 
 def _critic(customized: Customized, objective: PPO, seed: int, judge: Any) -> Customized:
-    """The critic at its beginning: the reward model, or where there is none the policy's start with a head of zeros."""
+    """The critic before its first step: the reward model, or else the policy's start with a head of zeros."""
     base, added = customized.origin, Critic().effects(customized.origin, torch.Generator())
     name = objective.critic or (judge.name if isinstance(judge, RewardModel) else None)
     made = _new(customized, seed, added) if name is None else _from_reward_model(name, base, added)

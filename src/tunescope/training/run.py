@@ -137,7 +137,7 @@ def train(
             template is taken over, and it is the reference of preference objectives.
         continued: an entry, or what ``train`` returned, of the same method: training goes on from its tensors, and the
             entry as it is now is the reference.
-        restart: forget an unfinished run's checkpoints.
+        restart: drop an unfinished run's checkpoints.
         overwrite: replace an entry that is at ``out``.
         on_step: called after each optimizer step. Where it returns True the run ends there, and what it has is kept.
 

@@ -14,7 +14,7 @@ from tunescope.data.template import Template
 from tunescope.errors import BankError
 from tunescope.methods import Customized, PromptTuning, PTuning, at_rest
 from tunescope.methods.customization import some
-from tunescope.methods.effects import Prefix
+from tunescope.methods.effects import SoftPrompt
 
 
 def soft_prompt_to_peft(customized: Customized, method: PromptTuning | PTuning) -> Adapter:
@@ -26,7 +26,7 @@ def soft_prompt_to_peft(customized: Customized, method: PromptTuning | PTuning) 
     if method.splits:
         raise BankError("PEFT's format has virtual tokens before the text only, and these stand at several places.")
     effect = customized.customization.effects["embedding.prefix"]
-    assert isinstance(effect, Prefix)
+    assert isinstance(effect, SoftPrompt)
     table = effect.table().detach()
     text = customized.base.model.config.get_text_config()
     config: dict[str, Any] = {

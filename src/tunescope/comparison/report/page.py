@@ -181,7 +181,7 @@ def _measured(comparison: Comparison) -> list[tuple[str, str]]:
         listed.append((f"{len(data.labels)} labels", ", ".join(data.labels)))
     return [
         *listed,
-        ("machine", f"{machine.processor}, {machine.cores} cores, torch {machine.torch}, {machine.dtype}"),
+        ("machine", f"{machine.device_name}, {machine.cores} cores, torch {machine.torch}, {machine.dtype}"),
         ("budget", f"{budget} for all methods; the comparison took {form.duration(comparison.seconds)}"),
         ("seed", str(comparison.seed)),
         ("tunescope", comparison.tunescope),
