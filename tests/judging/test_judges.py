@@ -213,7 +213,7 @@ def test_a_part_that_fails_is_named() -> None:
         ("regex:(a", r"The judge regex:\(a: its pattern does not compile: missing \)"),
         ("words:0", "'0' is no length"),
         ("words:-3", "'-3' is no length"),
-        ("tokens:few", "Write tokens:40 for 40 tokens"),
+        ("tokens:few", "Write tokens:40 for texts of 40 tokens"),
         ("nan*sentiment", "nan is no weight"),
         ("inf * sentiment", "inf is no weight"),
         ("0*sentiment", "0 is no weight"),
