@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tunescope.errors import SettingError, TunescopeError, UnknownNameError
 
@@ -50,6 +50,20 @@ def duration(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError("no stretch of time to work in: give at least a second, as in 90s or 10m")
     return seconds
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _any(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("names nothing: give at least one")
+    return values
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_several), AfterValidator(_any), Shown("NAME", repeated=True)]
+"""Names that may hold a comma: one, or a list; a flag that may be given several times."""
 
 
 def _seconds(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def test_from_prompts_to_dpo_to_a_judged_evaluation(cli: Cli, place: Place, prom
     [
         ({"--judge": "sentimental"}, "Unknown judge"),
         ({"--judge": "no_module_here:f"}, "cannot be imported"),
+        ({"--judge": "regex:(a"}, "regex:(a: its pattern does not compile"),
+        ({"--judge": "length:40"}, "Unknown judge"),
+        ({"--judge": "0*sentiment"}, "0 is no weight"),
+        ({"--judge": "exact"}, "4 rows have none (lines 1, 2, 3, 4)"),
         ({"--out": "pairs.csv"}, "ends in .jsonl"),
         ({"--out": "prompts.jsonl"}, "exists already"),
         ({"--n": 1}, "at least two completions"),
@@ -82,3 +87,29 @@ def test_a_judge_that_fails_stops_the_work_with_the_samples_named(
 def test_a_base_is_compared_with_nothing(cli: Cli, place: Place, prompts: Path) -> None:
     ended = cli("eval", "--base", place.base, "--data", prompts, "--judge", "sentiment")
     assert ended.code == 2 and "name an entry" in ended.err
+
+
+def test_several_judges_with_weights_and_known_answers(cli: Cli, place: Place, judge: str, tmp_path: Path) -> None:
+    """The flag several times; a comma in a pattern parts nothing."""
+    rows = jsonl(tmp_path / "known.jsonl", [{"prompt": f"say {i}", "completion": "a"} for i in range(3)])
+    judges = ["--judge", f"0.5*{judge}", "--judge", "regex:[a-z]{1,3}", "--judge", "exact"]
+    made = cli("pairs", "--base", place.base, "--prompts", rows, *judges, "--n", 3, "--max-new-tokens", 4,
+               "--dtype", "float32", "--out", "pairs.jsonl", "--json")  # fmt: skip
+    assert made.code == 0, made.err
+    for line in Path("pairs.samples.jsonl").read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        text = sample["completion"]
+        parts = 0.5 * len(text) + bool(re.search("[a-z]", text)) + (text.strip() == "a")
+        assert sample["score"] == pytest.approx(parts)
+    cli(
+        "train", "ia3", "--base", place.base, "--data", rows, "--max-steps", 1, "--out", "bank/it", "--dtype", "float32"
+    )
+    ended = cli("eval", "bank/it", "--base", place.base, "--data", rows, *judges, "--n", 2, "--max-new-tokens", 4,
+                "--json")  # fmt: skip
+    assert ended.json["metric"] == f"judge 0.5*{judge} + regex:[a-z]{{1,3}} + exact"
+
+
+def test_help_says_who_may_judge(cli: Cli) -> None:
+    for command in (["pairs"], ["eval"], ["train", "lora", "--objective", "ppo"]):
+        said = " ".join(cli(*command, "--help").out.split())
+        assert "sentiment, exact, regex:PATTERN, words:N, tokens:N, module:function, or BANK/NAME" in said

@@ -125,6 +125,13 @@ def test_a_default_that_is_written_out_changes_nothing(recipe: Recipe, ran: list
     assert set(states(cli("run", "recipe.yaml", "--json")).values()) == {"finished"} and len(ran) == 4
 
 
+def test_a_weighted_judge_may_be_what_a_stage_made(recipe: Recipe, cli: Cli) -> None:
+    judges = ["0.5*${more}", "regex:a, b"]
+    recipe(samples={"command": "pairs", "prompts": "rows.jsonl", "judge": judges})
+    last = cli("run", "recipe.yaml", "--dry-run", "--json").json["stages"][-1]
+    assert last["settings"]["judge"] == ["0.5*runs/a/more", "regex:a, b"]
+
+
 def test_what_is_gone_is_made_again_and_what_used_it_too(recipe: Recipe, ran: list[str], cli: Cli) -> None:
     import shutil
 

@@ -16,7 +16,7 @@ from tunescope.evaluation import evaluate_judged
 from tunescope.evaluation.judged import win_rate
 from tunescope.inference import Engine, Request
 from tunescope.judging import Samples
-from tunescope.judging.judges import Function
+from tunescope.judging.functions import Function
 from tunescope.methods import Customization, Customized, ZeroShot
 
 ROWS = [Row(({"role": "user", "content": f"tell me of {thing}"},), None, i + 1) for i, thing in enumerate("abcd")]

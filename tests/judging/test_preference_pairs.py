@@ -13,11 +13,11 @@ from tests.tiny import tiny_base
 
 from tunescope.data.pairs import to_pairs
 from tunescope.data.reading import read
-from tunescope.data.rows import Message, Row
+from tunescope.data.rows import Row
 from tunescope.data.template import default_template
 from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.judging import Judged, Samples, make_pairs
-from tunescope.judging.judges import Function
+from tunescope.judging.functions import Function
 from tunescope.judging.preference_pairs import _pairs, _unfinished, samples_path
 from tunescope.methods import Customization, Customized, ZeroShot
 
@@ -28,16 +28,16 @@ SAMPLING = Samples(n=3, max_new_tokens=6, top_k=50)
 class Letters:
     """Counts letters; notes what it was asked, and fails where it is told to."""
 
-    name = "letters"
+    name, needs_answers = "letters", False
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.asked: list[str] = []
         self._stop_after = stop_after
 
-    def __call__(self, messages: Sequence[Message], completions: Sequence[str]) -> list[float | str]:
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float | str]:
         if len(self.asked) == self._stop_after:
             raise KeyboardInterrupt
-        self.asked.append(messages[-1]["content"])
+        self.asked.append(rows[0].prompt)
         return [float(len(text)) for text in completions]
 
 

@@ -17,7 +17,7 @@ from tunescope.data.template import default_template
 from tunescope.errors import TunescopeError
 from tunescope.evaluation.preference_accuracy import plot_reliability
 from tunescope.judging import Samples, make_pairs
-from tunescope.judging.judges import Function
+from tunescope.judging.functions import Function
 from tunescope.judging.preference_pairs import samples_path
 from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA, ZeroShot

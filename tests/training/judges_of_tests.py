@@ -12,3 +12,19 @@ def constant(prompt: object, completion: str) -> float:
 
 def broken(prompt: object, completion: str) -> float:
     return float("nan")
+
+
+CALLS: list[int] = []
+
+
+def together(prompts: list[str], completions: list[str], answers: list[str]) -> list[float]:
+    """How much of a completion's beginning is the known answer's; keeps how many it was asked for."""
+    CALLS.append(len(completions))
+    return [float(text[:1] == answer[:1]) for text, answer in zip(completions, answers, strict=True)]
+
+
+def fails_on_long(prompts: list[str], completions: list[str]) -> list[float]:
+    """Raises where a prompt is a long one."""
+    if any(len(prompt) > 6 for prompt in prompts):
+        raise ValueError("too long")
+    return [float(len(text)) for text in completions]

@@ -16,7 +16,8 @@ from tests.tiny import tiny_base
 
 from tunescope import bank
 from tunescope.base import Base
-from tunescope.errors import DataError, TrainingError, TunescopeError
+from tunescope.data.rows import Row
+from tunescope.errors import BankError, DataError, TrainingError, TunescopeError
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning
 from tunescope.objectives import GRPO, PPO, RLOO, PolicyObjective, Reward, Rollout
 from tunescope.objectives.rollouts import collate_rollouts
@@ -220,12 +221,12 @@ def test_the_critic_starts_as_the_reward_model(entries: Path) -> None:
     wanted = objective("ppo", reward=str(entries / "reward"))
     begin = find_start(base, LoRA(rank=2), str(entries / "sft"), None)
     policy = begin.customize(begin.template(None, "auto"), [], None, 0, {})
-    services, beside = services_of(policy, wanted, settings(), entries)
+    services, beside = services_of(policy, wanted, (), settings(), entries)
     assert beside is not None and services.critic is not None and services.score is not None
     messages = ({"role": "user", "content": "say 1"},)
     model = bank.load(entries / "reward", base)
     expected = reward_scores(model, [messages], ["aaa"])[0]
-    assert services.score(messages, ["aaa"]) == [pytest.approx(expected, abs=1e-6)]
+    assert services.score([Row(messages, None, 1)], ["aaa"]) == {"reward": [pytest.approx(expected, abs=1e-6)]}
     from tunescope.data.encoding import Encoder
 
     prompt, (ids,) = Encoder(base.tokenizer, model.template, base.context_length).candidates(messages, ["aaa"])
@@ -259,6 +260,73 @@ def test_a_round_ends_where_the_policy_moved_too_far() -> None:
     assert [metrics.grad_norm > 0 for metrics in seen] == [True, True, False, False] * 2
 
 
+def test_a_weighted_reward_shows_its_parts() -> None:
+    seen: list[StepMetrics] = []
+    wanted = objective("rloo", reward=(f"0.75*{REWARD}", "-0.5*words:3"))
+    train(tiny_base(), LoRA(rank=2), wanted, ROWS, settings=settings(), on_step=seen.append)
+    for step in seen:
+        found = step.measured
+        parts = 0.75 * found[f"reward/{REWARD}"] - 0.5 * found["reward/words:3"]
+        assert found["reward"] == pytest.approx(parts, abs=1e-6) and found["reward/words:3"] < 0
+
+
+def test_a_round_is_judged_in_one_call_that_has_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.training import judges_of_tests as judges
+
+    monkeypatch.setattr(judges, "CALLS", [])
+    rows = [{**row, "completion": answer} for row, answer in zip(ROWS, "abcd", strict=True)]
+    wanted = objective("rloo", reward="tests.training.judges_of_tests:together", prompts=3)
+    train(tiny_base(), LoRA(rank=2), wanted, rows, settings=settings())
+    assert judges.CALLS == [9, 9]  # three samples of three prompts, in each of two rounds
+
+
+def test_a_reward_model_scores_a_round_as_it_scores_single_samples(
+    entries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in one set of passes: its prompts are not scored one after the other."""
+    from tunescope.inference import reward_scores
+    from tunescope.inference import rewards as module
+
+    asked: list[int] = []
+    scores = module.head_scores
+    monkeypatch.setattr(
+        module, "head_scores", lambda c, items, head: asked.append(len(items)) or scores(c, items, head)
+    )
+    wanted = objective("rloo", reward=str(entries / "reward"), rounds=1, beta=0)
+    train(tiny_base(), LoRA(rank=2), wanted, ROWS, settings=settings(), out=entries / "policy")
+    assert asked == [4]
+    model = bank.load(entries / "reward", tiny_base())
+    for line in (entries / "policy/samples.jsonl").read_text().splitlines():
+        shown = json.loads(line)
+        alone = reward_scores(model, [shown["prompt"]], [shown["completion"]])[0]
+        assert shown["reward"] == pytest.approx(alone, abs=1e-5)
+
+
+def test_samples_that_the_reward_fails_on_are_named_up_to_a_limit() -> None:
+    reward = ("tests.training.judges_of_tests:fails_on_long", "words:2")
+    how = {"reward": reward, "prompts": 4, "n": 3, "rounds": 1}
+    words = r"failed on 3 samples of a round, and 2 may .* The first: line 4, sample 1: .*fails_on_long: the judge rai"
+    with pytest.raises(TrainingError, match=words):
+        train(tiny_base(), LoRA(rank=2), objective("rloo", **how, skip_unjudged=2), ROWS, settings=settings())
+    train(tiny_base(), LoRA(rank=2), objective("rloo", **how, skip_unjudged=3), ROWS, settings=settings())
+
+
+def test_the_critic_of_a_sum_starts_as_its_reward_model(entries: Path) -> None:
+    """Weighted as in the sum, and not at all where two of its parts are reward models."""
+    from tunescope.training.policy import services_of
+    from tunescope.training.start import find_start
+
+    base, found = tiny_base(), []
+    model, other = str(entries / "reward"), str(entries / "moved")
+    for reward in ((model,), (f"0.25*{model}", "words:3"), (model, other)):
+        begin = find_start(base, LoRA(rank=2), str(entries / "sft"), None)
+        policy = begin.customize(begin.template(None, "auto"), [], None, 0, {})
+        services, _ = services_of(policy, objective("ppo", reward=reward), (), settings(), entries)
+        assert services.critic is not None
+        found.append(services.critic.customization.heads["value"].weight)
+    assert found[0].abs().max() > 0 and torch.equal(0.25 * found[0], found[1]) and not found[2].any()
+
+
 def test_what_a_reader_must_know_is_said() -> None:
     wanted = objective("grpo", reward="tests.training.judges_of_tests:constant")
     trained = train(tiny_base(), LoRA(rank=2), wanted, ROWS, settings=settings())
@@ -270,6 +338,10 @@ def test_what_a_reader_must_know_is_said() -> None:
     [
         ("ppo", {"reward": "tests.training.judges_of_tests:broken"}, TrainingError, "line 1, sample 1: the judge ret"),
         ("ppo", {"reward": "sentimental"}, TunescopeError, "sentiment"),
+        ("ppo", {"reward": "regex:(a"}, TunescopeError, "does not compile"),
+        ("ppo", {"reward": "nan*exact"}, TunescopeError, "nan is no weight"),
+        ("ppo", {"reward": "exact"}, DataError, r"known answer, and 4 rows have none \(lines 1, 2, 3, 4\)"),
+        ("ppo", {"reward": "BANK/reward", "base": "qwen2"}, BankError, "reward was made for"),
         ("ppo", {"reward": "tests.training.judges_of_tests:nothing"}, TunescopeError, "cannot be imported"),
         ("ppo", {"reward": "BANK/sft"}, TunescopeError, "gives no rewards"),
         ("ppo", {"critic": "BANK/sft"}, TrainingError, "a critic starts from a reward model"),
@@ -283,8 +355,9 @@ def test_bad_input_stops_before_anything_is_sampled(
 ) -> None:
     changes = {name: str(value).replace("BANK", str(entries)) if name in ("reward", "critic") else value
                for name, value in changes.items()}  # fmt: skip
+    base = tiny_base(changes.pop("base", "llama"))
     with pytest.raises(error, match=words):
-        train(tiny_base(), LoRA(rank=2), objective(kind, **changes), ROWS, settings=settings(), out=entries / "no")
+        train(base, LoRA(rank=2), objective(kind, **changes), ROWS, settings=settings(), out=entries / "no")
     assert not (entries / "no").exists() and not (entries / ".training").exists()
 
 
@@ -296,6 +369,7 @@ def test_bad_input_stops_before_anything_is_sampled(
         ("ppo", {"beta": -1}, "beta"),
         ("ppo", {"target_kl": 0}, "target_kl"),
         ("ppo", {"lam": 2}, "lam"),
+        ("ppo", {"reward": ()}, "reward: names nothing"),
     ],
 )
 def test_bad_settings(kind: str, changes: dict[str, Any], words: str) -> None:

@@ -38,8 +38,7 @@ class EvalRequest(Command):
     skip_bad: fields.SkipBad = 0
     plot: fields.HomePath | None = None
     """HTML file to draw the calibration in, of an entry measured on pairs."""
-    judge: str | None = None
-    """Compare sampled completions: sentiment, module:function, or a reward model."""
+    judge: fields.Judge = ()
     against: fields.HomePath | None = None
     """With --judge: compare with this entry of a bank instead of with the base."""
     n: int = Field(4, ge=1)
@@ -68,7 +67,7 @@ class EvalRequest(Command):
             )
         split = "test" if self.split is None and has_part(self.data, "test") else self.split
         table = read(self.data, split=split, skip_bad=self.skip_bad)
-        if self.judge is not None:
+        if self.judge:
             self.refuse(*_TASK_ONLY, "max_length", "plot", where="completions are judged")
             return eval_judged(self, table, report)
         if record is not None and is_preferences(table):

@@ -30,7 +30,7 @@ def eval_judged(request: EvalRequest, table: Table, report: Report) -> Result:
     )[: request.max_rows]  # fmt: skip
     customized = customized_of(request.entry, request.base, request.device)
     against = bank.load(request.against, customized.origin) if request.against is not None else None
-    judge = load_judge(str(request.judge), customized.origin)
+    judge = load_judge(request.judge, customized.origin)
     sampling = Samples(n=request.n, max_new_tokens=request.max_new_tokens)
     with report.counting("sampling", 2 * len(rows), "prompts") as on_prompt:
         card = evaluate_judged(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from tunescope.errors import UnknownNameError
-from tunescope.settings import Shown
+from tunescope.settings import Names, Shown
 
 
 def _at_home(path: Path) -> Path:
@@ -55,8 +55,11 @@ Device = Annotated[
 ]
 SkipBad = Annotated[int, Field(ge=0, description="How many bad rows may be left out.")]
 Judge = Annotated[
-    str,
-    Field(description="Who scores completions: sentiment, module:function, or BANK/NAME of a reward model."),
+    Names,
+    Field(
+        description="Who scores completions: sentiment, exact, regex:PATTERN, words:N, tokens:N, module:function, or "
+        "BANK/NAME of a reward model. Given several times, as 0.7*NAME, their weighted sum."
+    ),
 ]
 SkipUnjudged = Annotated[int, Field(ge=0, description="How many samples the judge may fail on.")]
 Restart = Annotated[bool, Field(description="Forget an unfinished run and start over.")]

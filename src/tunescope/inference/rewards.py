@@ -30,6 +30,28 @@ def reward_scores(
     Raises:
         DataError: no reward model, or a text of which nothing of the prompt would be left.
     """
+    found = rewards_that_fit(customized, prompts, completions, max_length=max_length)
+    fitting = [reward for reward in found if reward is not None]
+    if len(fitting) < len(found):
+        raise DataError(
+            f"Text {found.index(None) + 1} of those to score does not fit: its completion leaves no room for the "
+            "prompt. Shorten it or raise --max-length."
+        )
+    return fitting
+
+
+def rewards_that_fit(
+    customized: Customized,
+    prompts: Sequence[str | Sequence[Message]],
+    completions: Sequence[str],
+    *,
+    max_length: int | None = None,
+) -> list[float | None]:
+    """``reward_scores``, in which a text that does not fit has None.
+
+    Raises:
+        DataError: no reward model.
+    """
     if HEAD not in customized.customization.heads:
         raise DataError("This customization gives no rewards: train one with --objective reward.")
     base = customized.base
@@ -38,17 +60,12 @@ def reward_scores(
         Row(({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt), completion, number)
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1)
     ]
-    encoded = encoder.encode_all(rows)
-    if encoder.dropped_rows:
-        raise DataError(
-            f"Text {encoder.dropped_rows[0]} of those to score does not fit: its completion leaves no room for the "
-            "prompt. Shorten it or raise --max-length."
-        )
+    encoded = dict(encoder.fitting(rows))
     of_prompt: dict[tuple[int, ...], list[int]] = {}
-    for index, each in enumerate(encoded):
+    for index, each in encoded.items():
         of_prompt.setdefault(tuple(each.prompt), []).append(index)
     items = [Item(list(prompt), [encoded[i].completion for i in own]) for prompt, own in of_prompt.items()]
-    rewards = [0.0] * len(rows)
+    rewards: list[float | None] = [None] * len(rows)
     for own, scores in zip(of_prompt.values(), head_scores(customized, items, HEAD), strict=True):
         for i, (reward,) in zip(own, scores, strict=True):
             rewards[i] = reward

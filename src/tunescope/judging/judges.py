@@ -1,62 +1,105 @@
-"""Judges, which score completions: a built-in measure, a function of the user's, or a reward model of a bank."""
+"""Judges, which score completions: a measure, a rule, a function of the user's, a reward model of a bank, or a weighted
+sum of such.
+"""
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tunescope import bank
 from tunescope.base import Base
-from tunescope.data.rows import Message
-from tunescope.errors import BankError, TunescopeError, UnknownNameError
-from tunescope.inference import reward_scores
+from tunescope.data.rows import Row
+from tunescope.errors import BankError, DataError, TunescopeError, UnknownNameError
+from tunescope.inference.rewards import rewards_that_fit
+from tunescope.judging.functions import load_function
+from tunescope.judging.rules import RULES, load_rule
 from tunescope.methods import Customized
 from tunescope.objectives import Reward
 
 SENTIMENT = "sentiment"
+_NAMED = 10  # lines in one message
 
 
 class Judge(Protocol):
-    """Gives completions of one prompt their scores; higher is better.
+    """Gives completions their scores; higher is better.
 
     Attributes:
         name: what the user called it.
+        needs_answers: whether every row must have a known answer, its completion.
     """
 
     name: str
+    needs_answers: bool
 
-    def __call__(self, messages: Sequence[Message], completions: Sequence[str]) -> list[float | str]:
-        """A finite score for each completion, or in words why it has none."""
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float | str]:
+        """A finite score for each completion, or in words why it has none.
+
+        Args:
+            rows: of each completion the row whose prompt it answers.
+            completions: in any order; scores come in the same one.
+        """
 
 
-def load_judge(name: str, base: Base) -> Judge:
-    """The judge of a name.
+def load_judge(names: str | Sequence[str], base: Base) -> Judge:
+    """The judge of a name, or the weighted sum of several.
 
     Args:
-        name: ``sentiment``; ``module:function`` for ``function(prompt, completion) -> float``, where the prompt is a
-            text, or a list of messages where there are several, and the module may lie in the current folder; or
-            ``BANK/NAME`` for a reward model.
-        base: what a reward model is loaded on.
+        names: each ``sentiment``; a rule (``exact``, ``regex:PATTERN``, ``tokens:N``, ``words:N``);
+            ``module:function`` (see ``Function``); or ``BANK/NAME`` for a reward model. ``0.5*NAME`` weighs it by 0.5.
+        base: what a reward model is loaded on, and whose tokens are counted.
 
     Raises:
         UnknownNameError: none of these.
-        TunescopeError: a function that cannot be imported or called.
+        TunescopeError: a weight that is zero or not finite, a name given twice, none at all, a pattern that is none, or
+            a function that cannot be imported or called.
         BankError: an entry that is damaged, of another base, or no reward model.
     """
-    if name == SENTIMENT:
-        return Sentiment()
-    folder = os.path.expanduser(name)  # noqa: PTH111 (pathlib's raises for an unknown user)
-    if (Path(folder) / bank.RECORD).is_file():
-        return RewardModel(folder, base)
-    module, colon, attribute = name.partition(":")
-    if colon and module and attribute:
-        return Function(name, _function(name, module, attribute))
-    raise UnknownNameError("judge (neither module:function, nor an entry of a bank, nor built in)", name, [SENTIMENT])
+    names = [names] if isinstance(names, str) else names
+    if not names:
+        raise TunescopeError("No judge is named: give at least one.")
+    parts = [(*_weighted(name), name.strip()) for name in names]
+    loaded = [(weight, _load(name, base)) for weight, name, _ in parts]
+    if len(loaded) == 1 and loaded[0][0] == 1:
+        return loaded[0][1]
+    return Sum(" + ".join(written for _, _, written in parts), loaded)
+
+
+def check_answers(judge: Judge, rows: Iterable[Row]) -> None:
+    """Refuse rows that a judge cannot compare anything with.
+
+    Raises:
+        DataError: it needs known answers, and rows have none; by their lines.
+    """
+    missing = [str(row.number) for row in rows if not row.completion] if judge.needs_answers else []
+    if missing:
+        shown = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
+        raise DataError(
+            f"The judge {judge.name} compares completions with each row's known answer, and {len(missing)} rows have "
+            f"none (lines {shown}). Give it in the column completion, in a last turn of the assistant, or in the last "
+            "field of --template."
+        )
+
+
+def scores_by_part(judge: Judge, rows: Sequence[Row], completions: Sequence[str]) -> dict[str, list[float | str]]:
+    """A judge's scores as ``reward``; of a sum also those of each part, before weighting, as ``reward/PART``."""
+    if not isinstance(judge, Sum):
+        return {"reward": judge(rows, completions)}
+    found = judge.each(rows, completions)
+    parts = {f"reward/{part.name}": scores for (_, part), scores in zip(judge.parts, found, strict=True)}
+    return {"reward": judge.total(found), **parts}
+
+
+def reward_model_in(judge: Judge) -> tuple[float, RewardModel] | None:
+    """The one reward model that a judge is or has among its parts, and its weight; None where there is none, or
+    several.
+    """
+    parts = judge.parts if isinstance(judge, Sum) else [(1.0, judge)]
+    models = [(weight, part) for weight, part in parts if isinstance(part, RewardModel)]
+    return models[0] if len(models) == 1 else None
 
 
 class Sentiment:
@@ -64,44 +107,16 @@ class Sentiment:
     rules. Whoever optimizes against it learns to sound positive and nothing else, which makes it a good exercise.
     """
 
-    name = SENTIMENT
+    name, needs_answers = SENTIMENT, False
 
     def __init__(self) -> None:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
         self._analyzer = SentimentIntensityAnalyzer()
 
-    def __call__(self, messages: Sequence[Message], completions: Sequence[str]) -> list[float | str]:
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float | str]:
         """The compound scores."""
         return [float(self._analyzer.polarity_scores(text)["compound"]) for text in completions]
-
-
-class Function:
-    """A function of the user's, asked for one completion at a time, so that its failures can be told apart.
-
-    Args:
-        name: ``module:function``.
-        function: takes prompt and completion, returns a number.
-    """
-
-    def __init__(self, name: str, function: Callable[[Any, str], Any]) -> None:
-        self.name, self._function = name, function
-
-    def __call__(self, messages: Sequence[Message], completions: Sequence[str]) -> list[float | str]:
-        """What the function returns, where that is a finite number."""
-        prompt = prompt_of(messages)
-        return [self._score(prompt, text) for text in completions]
-
-    def _score(self, prompt: Any, completion: str) -> float | str:
-        try:
-            value = self._function(prompt, completion)
-        except (Exception, SystemExit) as error:
-            return f"the judge raised {type(error).__name__}: {error}"
-        try:
-            score = float(value)
-        except Exception:  # also a number that is too large, and whatever the object's own conversion raises
-            return f"the judge returned {type(value).__name__}, expected a number"
-        return score if math.isfinite(score) else f"the judge returned {score}"
 
 
 class RewardModel:
@@ -110,7 +125,12 @@ class RewardModel:
     Args:
         name: folder of the entry.
         base: it must be made for this one.
+
+    Raises:
+        BankError: it is damaged, of another base, or no reward model.
     """
+
+    needs_answers = False
 
     def __init__(self, name: str, base: Base) -> None:
         record = bank.read_record(Path(name))
@@ -123,28 +143,83 @@ class RewardModel:
         self._model: Customized = bank.load(Path(name), base)
         self._max_length = (record.train_settings or {}).get("max_length")
 
-    def __call__(self, messages: Sequence[Message], completions: Sequence[str]) -> list[float | str]:
-        """The rewards."""
-        found = reward_scores(self._model, [messages] * len(completions), completions, max_length=self._max_length)
-        return [reward if math.isfinite(reward) else f"the reward is {reward}" for reward in found]
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float | str]:
+        """The rewards, of all completions in as few passes as they need."""
+        prompts = [row.messages for row in rows]
+        found = rewards_that_fit(self._model, prompts, completions, max_length=self._max_length)
+        return [_reward(each) for each in found]
 
 
-def prompt_of(messages: Sequence[Message]) -> str | list[Message]:
-    """A prompt as people write it: its text, or its messages where there is more than one."""
-    return messages[0]["content"] if len(messages) == 1 else list(messages)
+class Sum:
+    """Several judges, weighted. What one of its parts cannot score has no score.
+
+    Args:
+        name: as the user wrote it.
+        parts: weights, and whose scores they multiply.
+
+    Raises:
+        TunescopeError: a part that is named twice.
+    """
+
+    def __init__(self, name: str, parts: Sequence[tuple[float, Judge]]) -> None:
+        self.name, self.parts = name, list(parts)
+        self.needs_answers = any(part.needs_answers for _, part in parts)
+        seen = [part.name for _, part in parts]
+        if twice := [each for each in seen if seen.count(each) > 1]:
+            raise TunescopeError(f"The judge {twice[0]} is named twice: name it once, with the sum of its weights.")
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float | str]:
+        """The sums."""
+        return self.total(self.each(rows, completions))
+
+    def each(self, rows: Sequence[Row], completions: Sequence[str]) -> list[list[float | str]]:
+        """The scores of each part, before weighting."""
+        return [part(rows, completions) for _, part in self.parts]
+
+    def total(self, scores: Sequence[Sequence[float | str]]) -> list[float | str]:
+        """The sums over the scores of the parts."""
+        return [self._total(of_one) for of_one in zip(*scores, strict=True)]
+
+    def _total(self, scores: Sequence[float | str]) -> float | str:
+        total = 0.0
+        for (weight, part), score in zip(self.parts, scores, strict=True):
+            if isinstance(score, str):
+                return f"{part.name}: {score}"
+            total += weight * score
+        return total if math.isfinite(total) else f"the sum is {total}"
 
 
-def _function(name: str, module: str, attribute: str) -> Callable[[Any, str], Any]:
-    here = str(Path.cwd())
-    if here not in sys.path:  # an installed command does not look there, and that is where the user's file lies
-        sys.path.append(here)  # last, so that no file lying there stands for an installed module
+def _weighted(name: str) -> tuple[float, str]:
+    """The weight in front of a name, and the name."""
+    text, star, rest = name.partition("*")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # also what the module itself raises
-        raise TunescopeError(f"The judge {name} cannot be imported: {type(error).__name__}: {error}.") from error
-    if not callable(found):
-        raise TunescopeError(
-            f"The judge {name} is {type(found).__name__}, expected a function of prompt and completion that returns a "
-            "number."
-        )
-    return found
+        weight = float(text)
+    except ValueError:  # no weight; a star is the name's own
+        return 1.0, name.strip()
+    if not star:
+        return 1.0, name.strip()
+    if not math.isfinite(weight) or weight == 0:
+        raise TunescopeError(f"The judge {name.strip()}: {text.strip()} is no weight. Give a number other than 0.")
+    return weight, rest.strip()
+
+
+def _load(name: str, base: Base) -> Judge:
+    if name == SENTIMENT:
+        return Sentiment()
+    if rule := load_rule(name, base):
+        return rule
+    folder = os.path.expanduser(name)  # noqa: PTH111 (pathlib's raises for an unknown user)
+    if (Path(folder) / bank.RECORD).is_file():
+        return RewardModel(folder, base)
+    module, _, attribute = name.partition(":")
+    if attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return load_function(name, module, attribute)
+    raise UnknownNameError(
+        "judge (neither module:function, nor an entry of a bank, nor built in)", name, [SENTIMENT, *RULES]
+    )
+
+
+def _reward(reward: float | None) -> float | str:
+    if reward is None:
+        return "it leaves no room for its prompt in the reward model's tokens"
+    return reward if math.isfinite(reward) else f"the reward is {reward}"

@@ -19,7 +19,8 @@ from typing import Any
 from tunescope import storage
 from tunescope.data.rows import Row
 from tunescope.errors import DataError, Interrupted, TunescopeError
-from tunescope.judging.judges import Judge, prompt_of
+from tunescope.judging.functions import prompt_of
+from tunescope.judging.judges import Judge, check_answers
 from tunescope.judging.samples import Judged, Samples, Unjudged, judged_samples, with_score
 from tunescope.locks import writing
 from tunescope.methods import Customized
@@ -95,13 +96,14 @@ def make_pairs(
         on_prompt: callback with the number of prompts done.
 
     Raises:
-        DataError: a prompt that cannot be answered, more failures of the judge than allowed, no pair at all, or an
-            unfinished call with other settings.
+        DataError: a prompt that cannot be answered, or without the answer that the judge needs; more failures of the
+            judge than allowed; no pair at all; or an unfinished call with other settings.
         TunescopeError: a file of that name is there, or another run writes it.
         Interrupted: after Ctrl-C; what was sampled is kept.
     """
     if sampling.n < 2:
         raise DataError(f"n is {sampling.n}: a pair needs at least two completions of a prompt.")
+    check_answers(judge, rows)
     with writing(out), writing(samples_path(out)):
         _check_files(out, overwrite)
         return _made(customized, rows, judge, sampling, out, skip_unjudged, restart, on_prompt)
@@ -173,7 +175,7 @@ def _remove(work: Path) -> None:
 
 def _judged_again(judge: Judge, row: Row, judged: Sequence[Judged]) -> list[Judged]:
     """The samples of an unfinished call; a judge that had no score for some may have been mended since."""
-    return [each if each.unjudged is None else with_score(each, judge(row.messages, [each.text])[0]) for each in judged]
+    return [each if each.unjudged is None else with_score(each, judge([row], [each.text])[0]) for each in judged]
 
 
 def samples_path(out: Path) -> Path:
@@ -253,7 +255,8 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 
 def _recipe(customized: Customized, rows: Sequence[Row], judge: Judge, sampling: Samples) -> dict[str, Any]:
     """What decides which samples there are."""
-    prompts = hashlib.sha256(json.dumps([[row.number, row.messages] for row in rows]).encode()).hexdigest()
+    asked = [[row.number, row.messages, *([row.completion] if judge.needs_answers else [])] for row in rows]
+    prompts = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     return {
         "base": customized.origin.fingerprint.weights,
         "customization": hash_customized(customized),

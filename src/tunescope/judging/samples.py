@@ -11,7 +11,7 @@ from tunescope.data.rows import Row
 from tunescope.errors import DataError
 from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.sampling import for_prompt
-from tunescope.judging.judges import Judge
+from tunescope.judging.judges import Judge, check_answers
 from tunescope.methods import Customized
 
 _NAME = "sampled"
@@ -107,14 +107,15 @@ def judged_samples(
         on_prompt: callback with each prompt's index in ``rows`` and its samples, as it ends.
 
     Raises:
-        DataError: a prompt that cannot be answered, by its line.
+        DataError: a prompt that cannot be answered, or without the answer that the judge needs, by its line.
     """
+    check_answers(judge, rows)
 
     def done(index: int, answer: Generated) -> None:
         if answer.error is not None:
             raise DataError(f"The prompt of line {rows[index].number} cannot be answered: {answer.error}")
         samples = [answer, *answer.others]
-        scores = judge(rows[index].messages, [sample.text for sample in samples])
+        scores = judge([rows[index]] * len(samples), [sample.text for sample in samples])
         written = [Judged(sample.text, sample.tokens, sample.finished) for sample in samples]
         on_prompt(index, [with_score(each, score) for each, score in zip(written, scores, strict=True)])
 

@@ -77,8 +77,10 @@ class Sampler(Protocol):
         ...
 
 
-Scorer = Callable[[Sequence[Message], Sequence[str]], "list[float | str]"]
-"""Gives completions of a prompt their scores; higher is better. A text in place of one says why there is none."""
+Scorer = Callable[[Sequence[Row], Sequence[str]], "Mapping[str, list[float | str]]"]
+"""Gives completions of rows their scores, as ``reward``; higher is better. A text in place of one says why there is
+none. Where it is a sum, ``reward/PART`` has the scores of each part.
+"""
 
 
 @dataclass(frozen=True)

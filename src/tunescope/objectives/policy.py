@@ -30,6 +30,7 @@ from tunescope.objectives.advantages import adapted_beta
 from tunescope.objectives.forward import target_logprobs
 from tunescope.objectives.objective import Loss, Objective, Sampled, Services
 from tunescope.objectives.rollouts import (
+    Prompt,
     Rollout,
     RolloutBatch,
     Round,
@@ -38,6 +39,7 @@ from tunescope.objectives.rollouts import (
     under_policy,
     under_reference,
 )
+from tunescope.settings import Names
 
 # Rounds' samples are drawn by seeds this far apart.
 _ROUNDS_APART = 104_729
@@ -54,8 +56,9 @@ class PolicyObjective(Objective):
     needs_several: ClassVar[bool] = False
     """Whether a sample is compared with others of its prompt."""
 
-    reward: str
-    """Who scores samples: sentiment, module:function, or BANK/NAME of a reward model."""
+    reward: Names
+    """Who scores samples: sentiment, exact, regex:PATTERN, words:N, tokens:N, module:function, or BANK/NAME of a reward
+    model. Given several times, as 0.7*NAME, their weighted sum."""
     rounds: int = Field(20, gt=0)
     """How often new samples are made; each round learns from its own."""
     prompts: int = Field(16, gt=0)
@@ -100,17 +103,18 @@ class PolicyObjective(Objective):
     def rows(
         self, table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[str], None] = lambda note: None
     ) -> list[Row]:
-        """Prompts; completions that stand in the table are not read."""
+        """Prompts; completions that stand in the table are the known answers, for a reward that asks for them."""
         return to_rows(table, pattern, skip_bad=skip_bad, need_completion=False, on_note=on_note)
 
-    def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Encoded]:
+    def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Prompt]:
         """The prompts that leave room for a sample.
 
         Raises:
             DataError: a prompt that leaves none, or that ends within a token; by its line.
         """
         bare = [Row(row.messages, None, number=row.number, tools=row.tools) for row in rows]
-        found = encoder.encode_all(bare)
+        fitting = encoder.fitting(bare)
+        found = [Prompt(**vars(example), answer=rows[index].completion) for index, example in fitting]
         for example in found:
             if len(example.prompt) + self.max_new_tokens > encoder.context:
                 raise DataError(
@@ -128,7 +132,7 @@ class PolicyObjective(Objective):
     # A round.
 
     def collect(
-        self, number: int, customized: Customized, examples: Sequence[Encoded], services: Services
+        self, number: int, customized: Customized, examples: Sequence[Prompt], services: Services
     ) -> list[Rollout]:
         """Sample, score, and say what each sample was worth."""
         prompts = self._prompts_of(number, examples)
@@ -164,36 +168,36 @@ class PolicyObjective(Objective):
     def estimate(self, found: Round, rollouts: list[Rollout], services: Services) -> list[Rollout]:
         """The rollouts with their advantages, and with values and returns where there is a critic."""
 
-    def _prompts_of(self, number: int, examples: Sequence[Encoded]) -> list[Encoded]:
+    def _prompts_of(self, number: int, examples: Sequence[Prompt]) -> list[Prompt]:
         """The round's prompts: all in the order of the rows, again from the first after the last."""
         begin = number * self.prompts
         return [examples[i % len(examples)] for i in range(begin, begin + min(self.prompts, len(examples)))]
 
     def _scores(
-        self, prompts: Sequence[Encoded], sampled: Sequence[Sequence[Sampled]], services: Services
+        self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Sampled]], services: Services
     ) -> torch.Tensor:
-        """[samples] what the reward says; the mean of the others where it failed.
+        """[samples] what the reward says, asked once for all; the mean of the others where it failed.
 
         Raises:
             TrainingError: it failed on more than ``skip_unjudged`` samples; the first is named.
         """
         if services.score is None:
             raise TrainingError(f"{self.name} needs who scores its samples: train it with tunescope.train.")
-        found: list[float] = []
-        failed: list[str] = []
-        for prompt, samples in zip(prompts, sampled, strict=True):
-            scores = services.score(prompt.messages, [each.text for each in samples])
-            for index, score in enumerate(scores):
-                if isinstance(score, str):
-                    failed.append(f"line {prompt.number}, sample {index + 1}: {score}")
-                found.append(float("nan") if isinstance(score, str) else score)
-        if len(failed) > self.skip_unjudged or len(failed) == len(found):
+        rows = [prompt.row for prompt, samples in zip(prompts, sampled, strict=True) for _ in samples]
+        scores = services.score(rows, [each.text for samples in sampled for each in samples])
+        found = {name: torch.tensor([_or_nan(score) for score in own]) for name, own in scores.items()}
+        failed = [
+            f"line {row.number}, sample {index % self.n + 1}: {score}"
+            for index, (row, score) in enumerate(zip(rows, scores["reward"], strict=True))
+            if isinstance(score, str)
+        ]
+        if len(failed) > self.skip_unjudged or len(failed) == len(rows):
             raise TrainingError(
-                f"The reward {self.reward} failed on {len(failed)} samples of a round, and {self.skip_unjudged} may be "
-                f"left out (--skip-unjudged). The first: {failed[0]}."
+                f"The reward {' + '.join(self.reward)} failed on {len(failed)} samples of a round, and "
+                f"{self.skip_unjudged} may be left out (--skip-unjudged). The first: {failed[0]}."
             )
-        worth = torch.tensor(found)
-        return worth.nan_to_num(nan=float(worth.nanmean()))
+        self._observed = {name: float(own.nanmean()) for name, own in found.items()}
+        return found["reward"].nan_to_num(nan=self._observed["reward"])
 
     def _round(
         self,
@@ -211,7 +215,7 @@ class PolicyObjective(Objective):
         return Round(worth, own, other, mask, finished, self.beta if self._beta is None else self._beta, self.n)
 
     def _normalized(self, scores: torch.Tensor) -> torch.Tensor:
-        self._observed = {"reward": float(scores.mean()), "reward_std": float(scores.std()) if len(scores) > 1 else 0.0}
+        self._observed["reward_std"] = float(scores.std()) if len(scores) > 1 else 0.0
         if not self.normalize_rewards:
             return scores
         count, total, squares = self._moments
@@ -290,9 +294,9 @@ class PolicyObjective(Objective):
 
     @property
     def observed(self) -> Mapping[str, float]:
-        """Of the round: reward and its spread, kl (nats a sample), entropy (nats a token), beta, length (tokens), the
-        share of samples that ended with a stop token, and how far the engine's log-probabilities are from the training
-        pass's.
+        """Of the round: reward, the parts of a weighted one, and its spread, kl (nats a sample), entropy (nats a
+        token), beta, length (tokens), the share of samples that ended with a stop token, and how far the engine's
+        log-probabilities are from the training pass's.
         """
         return self._observed
 
@@ -346,3 +350,7 @@ class PolicyObjective(Objective):
         self._moved = float(moved)
         weight = self.weight(batch)
         return Loss(total, {"clip_share": clipped[batch.learned].float().mean() * weight, "moved": moved * weight})
+
+
+def _or_nan(score: float | str) -> float:
+    return float("nan") if isinstance(score, str) else score

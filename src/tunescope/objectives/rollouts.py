@@ -9,9 +9,27 @@ import torch
 
 from tunescope.base import Base
 from tunescope.data.batching import Batch
+from tunescope.data.encoding import Encoded
 from tunescope.data.packing import Group, by_length, pack
+from tunescope.data.rows import Row
 from tunescope.methods import Customized
 from tunescope.objectives.forward import packed_hidden, target_logprobs, target_logprobs_and_entropy
+
+
+@dataclass(frozen=True)
+class Prompt(Encoded):
+    """A prompt to sample from.
+
+    Attributes:
+        answer: what is known to be right, for rewards that ask for it; None where the row has none.
+    """
+
+    answer: str | None = None
+
+    @property
+    def row(self) -> Row:
+        """The prompt as it was cut, and its answer."""
+        return Row(self.messages, self.answer, self.number)
 
 
 @dataclass(frozen=True)

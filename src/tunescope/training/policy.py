@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from tunescope import bank
 from tunescope.base import Base
 from tunescope.errors import TrainingError
-from tunescope.judging import load_judge
-from tunescope.judging.judges import RewardModel
+from tunescope.judging import Judge, load_judge
+from tunescope.judging.judges import check_answers, reward_model_in, scores_by_part
 from tunescope.methods import Customized, LoRA, customize
 from tunescope.methods.customization import go_on
 from tunescope.methods.effects import Effect
@@ -45,8 +46,9 @@ def learners_of(
 
     Raises:
         TunescopeError: a reward that cannot be loaded, or that nothing can be a critic of.
+        DataError: prompts without the known answer that the reward needs.
     """
-    services, beside = services_of(customized, objective, settings, folder)
+    services, beside = services_of(customized, objective, examples, settings, folder)
     learner = Learner(
         customized, objective, examples, settings, folder, validation=validation, services=services, beside=beside
     )
@@ -58,24 +60,35 @@ def learners_of(
 
 
 def services_of(
-    customized: Customized, objective: Objective, settings: TrainSettings, folder: Path
+    customized: Customized, objective: Objective, examples: Sequence[Any], settings: TrainSettings, folder: Path
 ) -> tuple[Services, Learner | None]:
     """What training hands to an objective: how to sample, the reward that it names, and for PPO a critic's learner."""
-    judge = load_judge(objective.reward, customized.origin) if isinstance(objective, PolicyObjective) else None
+    if not isinstance(objective, PolicyObjective):
+        return Services(sample, settings.seed), None
+    judge = load_judge(objective.reward, customized.origin)
+    check_answers(judge, [each.row for each in examples])
+    score = functools.partial(scores_by_part, judge)
     if not isinstance(objective, PPO):
-        return Services(sample, settings.seed, judge), None
+        return Services(sample, settings.seed, score), None
     critic = _critic(customized, objective, settings.seed, judge)
     rate = (settings.lr or customized.method.learning_rate) * objective.critic_rate
     wanted = Critic(clip=objective.value_clip, rounds=objective.rounds)
     beside = Learner(critic, wanted, (), settings.model_copy(update={"lr": rate}), folder, owned=True)
-    return Services(sample, settings.seed, judge, critic), beside
+    return Services(sample, settings.seed, score, critic), beside
 
 
-def _critic(customized: Customized, objective: PPO, seed: int, judge: Any) -> Customized:
-    """The critic before its first step: the reward model, or else the policy's start with a head of zeros."""
+def _critic(customized: Customized, objective: PPO, seed: int, judge: Judge) -> Customized:
+    """The critic before its first step: the reward model (of a sum its only one, weighted as there), or where there is none
+    the policy's start with a head of zeros.
+    """
     base, added = customized.origin, Critic().effects(customized.origin, torch.Generator())
-    name = objective.critic or (judge.name if isinstance(judge, RewardModel) else None)
-    made = _new(customized, seed, added) if name is None else _from_reward_model(name, base, added)
+    found = reward_model_in(judge)
+    if objective.critic is not None:
+        made = _from_reward_model(objective.critic, 1.0, base, added)
+    elif found is not None:
+        made = _from_reward_model(found[1].name, found[0], base, added)
+    else:
+        made = _new(customized, seed, added)
     if made.template.virtual_splits:
         raise TrainingError(
             "The critic's virtual tokens would stand at marked places of the prompt, where it cannot read them: start "
@@ -84,7 +97,7 @@ def _critic(customized: Customized, objective: PPO, seed: int, judge: Any) -> Cu
     return made
 
 
-def _from_reward_model(name: str, base: Base, added: Mapping[str, Effect]) -> Customized:
+def _from_reward_model(name: str, weight: float, base: Base, added: Mapping[str, Effect]) -> Customized:
     folder = Path(name).expanduser()
     record = bank.read_record(folder)
     if record.objective != Reward.name:
@@ -99,7 +112,7 @@ def _from_reward_model(name: str, base: Base, added: Mapping[str, Effect]) -> Cu
             "method with effects (lora, ia3, adapter …) with --critic."
         )
     made = go_on(entry, entry.template, record.labels, added)
-    reward = entry.customization.heads[HEAD].state_dict()
+    reward = {name: weight * each for name, each in entry.customization.heads[HEAD].state_dict().items()}
     made.customization.heads[VALUE].load_state_dict({**reward, "bias": torch.zeros(1)})
     return made
 
