@@ -1,4 +1,4 @@
-"""Policy optimization by LoRA: tunescope's PPO against TRL's, every run in a process of its own, the sides taking turns.
+"""PPO by LoRA: tunescope against TRL, every run in a process of its own, the sides taking turns.
 
     python benchmarks/rlhf.py --trl-python PATH [--trl bfloat16 ...] [--prompts 16] [--n 4] [--new-tokens 32]
                               [--minibatches 4] [--epochs 4] [--rounds 3] [--repeats 2] [--json]
@@ -12,7 +12,7 @@ minibatch truly stepped in each epoch. Both get the same prompts as token ids in
 policy as it is (temperature 1). TRL takes a prompt n times. Samples are drawn, so their lengths differ a little
 (``sampled_tokens``). The first round is not timed.
 
-TRL's value model is trained in full, since its ``peft_config`` wraps the policy only; the settings with ``-lora`` give it
+TRL's value model is trained in full, since its ``peft_config`` wraps the policy only; settings with ``-lora`` give it
 a LoRA by hand, which is leaner. Of ``--trl`` the fastest setting counts for speed, the leanest for memory:
 
     steps_per_s_ratio  our steps a second against TRL's
