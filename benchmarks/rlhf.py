@@ -21,8 +21,8 @@ a LoRA by hand, which is leaner. Of ``--trl`` the fastest setting counts for spe
     matmul_ratio       what cpu_ratio would be if our step were the frozen base's matmuls and nothing else
 
 ``step`` splits one of our steps into sampling, scoring (rewards, log-probabilities under policy and reference, values)
-and updating; beside each part stands its floor, ``matmul_seconds``: processor time of the layers' and the head's matmuls
-for the tokens that must be computed, each prompt once, decoding in as many rows as there are samples.
+and updating. Beside each part stands its floor, ``matmul_seconds``: processor time of the layers' and the head's
+matmuls for the tokens that must be computed, each prompt once, decoding in as many rows as there are samples.
 """
 
 from __future__ import annotations

@@ -92,15 +92,16 @@ def round_of(
     """
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(len(PROMPTS), SAMPLES, generator=generator)
-    drawn = [
-        [Sampled(f"{i} {k}", tuple(torch.randint(0, 256, (length,), generator=generator).tolist()), False, (0.0,) * length)
-         for k, length in enumerate(lengths)]
-        for i in range(len(PROMPTS))
-    ]  # fmt: skip
+
+    def drawn(name: str, length: int) -> Sampled:
+        tokens = torch.randint(0, 256, (length,), generator=generator).tolist()
+        return Sampled(name, tuple(tokens), False, (0.0,) * length)
+
+    samples = [[drawn(f"{i} {k}", length) for k, length in enumerate(lengths)] for i in range(len(PROMPTS))]
     worth = {f"{i} {k}": float(scores[i, k]) for i in range(len(PROMPTS)) for k in range(SAMPLES)}
 
     def sample(*_: Any, **__: Any) -> list[list[Sampled]]:
-        return drawn
+        return samples
 
     def score(_: Any, texts: Sequence[str]) -> list[float | str]:
         return [worth[text] for text in texts]
