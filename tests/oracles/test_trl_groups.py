@@ -6,7 +6,6 @@ Of TRL everything runs but the sampling: it computes log-probabilities under pol
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from tests.oracles.twins import COMMON, PROMPTS, SAMPLES, as_peft, mean_loss, move, round_of, same_gradients, start
 
-from tunescope.methods import LoRA
+from tunescope.methods import Customized, LoRA
 from tunescope.objectives import GRPO, RLOO, PolicyObjective, Rollout
 
 trl = pytest.importorskip("trl")
@@ -26,11 +25,16 @@ OURS: dict[str, Any] = {
     "reward": "tests.training.judges_of_tests:early", "n": SAMPLES, "beta": 0.3, "missing_stop": "keep",
     "max_new_tokens": LONGEST,
 }  # fmt: skip
+# TRL's default weighs the KL term by the ratio, which makes its gradient another one than the GRPO paper's.
+GRPO_AS_PUBLISHED: dict[str, Any] = {"use_bias_correction_kl": False}
 # Ours, and TRL's arguments.
 KINDS: dict[str, tuple[PolicyObjective, dict[str, Any]]] = {
     "rloo": (RLOO(**OURS), {}),
-    "grpo": (GRPO(**OURS), {"loss_type": "grpo", "scale_rewards": "group"}),
-    "dr_grpo": (GRPO(**OURS, divide="nothing", normalize="longest"), {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+    "grpo": (GRPO(**OURS), {"loss_type": "grpo", "scale_rewards": "group", **GRPO_AS_PUBLISHED}),
+    "dr_grpo": (
+        GRPO(**OURS, divide="nothing", normalize="longest"),
+        {"loss_type": "dr_grpo", "scale_rewards": "none", **GRPO_AS_PUBLISHED},
+    ),
 }
 
 
@@ -50,19 +54,20 @@ def trainer_of(kind: str, model: Any, config: Any, rollouts: list[Rollout], scor
         **KINDS[kind][1], **COMMON,
     )  # fmt: skip
     trainer = trainer_class(
-        model=model,
+        model=copy.deepcopy(customized.origin.model),
         reward_funcs=reward,
         args=settings,
         train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in PROMPTS]),
-        processing_class=copy.copy(model.tokenizer_of_test),
+        processing_class=copy.copy(customized.base.tokenizer),
         peft_config=config,
     )
     prompts = [list(each.prompt) for each in rollouts for _ in each.completions]
     completions = [list(ids) for each in rollouts for ids in each.completions]
     texts = ["" for _ in completions]
-    few: Callable[[Any], Any] = lambda _: (prompts, completions, texts)  # noqa: E731
-    many: Callable[[Any], Any] = lambda _: (prompts, completions, None, texts, None, {}, None, [])  # noqa: E731
-    trainer._generate = few if kind == "rloo" else many
+    found: Any = (prompts, completions, None, texts, None, {}, None, [])
+    if kind == "rloo":
+        found = (prompts, completions, texts)
+    trainer._generate = lambda _: found
     trainer.current_gradient_accumulation_steps = 1
     return trainer
 
@@ -74,9 +79,7 @@ def test_groups(kind: str, tmp_path: Path) -> None:
     customized = start(LoRA(rank=4, alpha=8, targets=("q", "v")), objective)
     rollouts, scores = round_of(objective, customized, (3, LONGEST, 5))
     config, tensors = as_peft(customized, tmp_path / "adapter")
-    model = copy.deepcopy(customized.origin.model)
-    model.tokenizer_of_test = customized.base.tokenizer
-    trainer = trainer_of(kind, model, config, rollouts, scores, tmp_path)
+    trainer = trainer_of(kind, customized, config, rollouts, scores, tmp_path)
     trainer.model.train()
     peft.set_peft_model_state_dict(trainer.model, tensors)
     batch = trainer._generate_and_score_completions([{"prompt": text} for text in PROMPTS for _ in range(SAMPLES)])
