@@ -38,8 +38,10 @@ KINDS: dict[str, tuple[PolicyObjective, dict[str, Any]]] = {
 }
 
 
-def trainer_of(kind: str, model: Any, config: Any, rollouts: list[Rollout], scores: torch.Tensor, folder: Path) -> Any:
-    """TRL's trainer, that is handed the samples and the scores."""
+def trainer_of(
+    kind: str, customized: Customized, config: Any, rollouts: list[Rollout], scores: torch.Tensor, folder: Path
+) -> Any:
+    """TRL's trainer, which is handed the samples and the scores."""
     count = len(PROMPTS) * SAMPLES
     trainer_class, config_class = (
         (trl.RLOOTrainer, trl.RLOOConfig) if kind == "rloo" else (trl.GRPOTrainer, trl.GRPOConfig)
