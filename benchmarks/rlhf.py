@@ -1,7 +1,7 @@
 """PPO by LoRA: tunescope against TRL, every run in a process of its own, the sides taking turns.
 
-    python benchmarks/rlhf.py --trl-python PATH [--trl bfloat16 ...] [--prompts 16] [--n 4] [--new-tokens 32]
-                              [--minibatches 4] [--epochs 4] [--rounds 3] [--repeats 2] [--json]
+    python benchmarks/rlhf.py --trl-python PATH [--trl float32 ...] [--prompts 8] [--n 4] [--new-tokens 32]
+                              [--minibatches 2] [--epochs 4] [--rounds 3] [--repeats 2] [--json]
 
 TRL had PPO up to 1.12, so it needs an environment of its own (``pip install trl==1.12.0 peft`` beside the torch and
 transformers that this one has), whose interpreter is ``--trl-python``. Without that, only ours is measured.
@@ -350,12 +350,12 @@ def main() -> None:
     """Print one JSON object; the runs as they end go to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", help="interpreter of an environment with TRL 1.12; without it only ours runs")
-    parser.add_argument("--trl", nargs="+", choices=TRL, default=["bfloat16", "bfloat16-lora"], help="TRL's settings")
+    parser.add_argument("--trl", nargs="+", choices=TRL, default=["float32", "float32-lora"], help="TRL's settings")
     parser.add_argument("--dtype", default="auto", help="tunescope's")
-    parser.add_argument("--prompts", type=int, default=16, help="a round")
+    parser.add_argument("--prompts", type=int, default=8, help="a round")
     parser.add_argument("--n", type=int, default=4, help="samples of each prompt")
     parser.add_argument("--new-tokens", type=int, default=32, help="most of a sample")
-    parser.add_argument("--minibatches", type=int, default=4, help="an epoch")
+    parser.add_argument("--minibatches", type=int, default=2, help="an epoch")
     parser.add_argument("--epochs", type=int, default=4, help="a round")
     parser.add_argument("--rounds", type=int, default=3, help="with the first, which is not timed")
     parser.add_argument("--repeats", type=int, default=2)
