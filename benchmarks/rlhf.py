@@ -128,11 +128,11 @@ def ours(args: argparse.Namespace) -> Figures:
 
     base = ts.load_base(BASE, dtype=args.dtype)
     loaded, watch, steps = peak_mb(), Stopwatch(), args.epochs * args.minibatches
-    tokens: list[tuple[int, int]] = []  # of each round its prompts' and its samples'
+    tokens: list[int] = []  # of each round's samples
 
     def counted(customized: Any, prompts: Any, **how: Any) -> Any:
         found = sample(customized, prompts, **how)
-        tokens.append((0, sum(len(each.tokens) for own in found for each in own)))
+        tokens.append(sum(len(each.tokens) for own in found for each in own))
         return found
 
     def after(metrics: Any) -> None:
@@ -151,7 +151,7 @@ def ours(args: argparse.Namespace) -> Figures:
     (seconds, cpu), timed, peak = watch.total(), args.rounds - 1, max(loaded, peak_mb())
     sampling, collecting = watch.spent["sampling"], watch.spent["collecting"]
     prompts = [len(json.loads(line)["ids"]) for line in (args.folder / "prompts.jsonl").open()][args.prompts :]
-    sampled = sum(own for _, own in tokens[1:])
+    sampled = sum(tokens[1:])
     parts = {
         "sampling": sampling,
         "scoring": [a - b for a, b in zip(collecting, sampling, strict=True)],
@@ -212,7 +212,6 @@ def _seconds_a_token(weights: list[Any], tokens: int) -> tuple[float, float]:
 def theirs(args: argparse.Namespace, dtype: str, critic: str) -> Figures:
     """Train by TRL; this process need not have tunescope."""
     import torch
-    from trl.experimental import ppo
     from trl.experimental.ppo import ppo_trainer
 
     trainer = _trainer(args, dtype, critic)
@@ -226,7 +225,6 @@ def theirs(args: argparse.Namespace, dtype: str, critic: str) -> Figures:
     generate = ppo_trainer.batch_generation
     ppo_trainer.batch_generation = watch.around("sampling", sampled)
     trainer.add_callback(_after_first(watch))
-    assert isinstance(trainer, ppo.PPOTrainer)
     trainer.train()
     (seconds, cpu), timed = watch.total(), args.rounds - 1
     stop = trainer.processing_class.eos_token_id
