@@ -12,13 +12,19 @@ from typing import Any
 Figures = dict[str, float]
 
 
-def take_turns(sides: Sequence[str], repeats: int, command: Callable[[str], list[str]]) -> dict[str, list[Figures]]:
+def take_turns(
+    sides: Sequence[str],
+    repeats: int,
+    command: Callable[[str], list[str]],
+    python: Callable[[str], str] = lambda side: sys.executable,
+) -> dict[str, list[Figures]]:
     """Run every side ``repeats`` times, one after the other, so that what else the machine does meets all of them.
 
     Args:
         sides: their names.
         repeats: runs of each.
         command: arguments of this program for a side; it prints one JSON object, last.
+        python: the interpreter of a side; this one by default.
 
     Returns:
         What each run of each side printed. The program ends where a run fails.
@@ -26,7 +32,7 @@ def take_turns(sides: Sequence[str], repeats: int, command: Callable[[str], list
     found: dict[str, list[Figures]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, runs in found.items():
-            done = subprocess.run([sys.executable, sys.argv[0], *command(side)], capture_output=True, text=True)
+            done = subprocess.run([python(side), sys.argv[0], *command(side)], capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{side}: {done.stderr}")
             runs.append(json.loads(done.stdout.splitlines()[-1]))

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.objectives.pairs import encoded_pairs
-from tests.tiny import tiny_base, tiny_config
+from tests.oracles.twins import CLOSE, COMMON, as_peft, same_gradients, start
+from tests.tiny import tiny_config
 
-from tunescope.bank.peft import export_peft
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPair
-from tunescope.data.template import Template
-from tunescope.methods import Customized, Full, LoRA, Method, customize
+from tunescope.methods import Customized, Full, LoRA, Method
 from tunescope.objectives import DPO, PreferenceObjective, Reward, losses
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
@@ -28,7 +26,6 @@ trl = pytest.importorskip("trl")
 peft = pytest.importorskip("peft")
 datasets = pytest.importorskip("datasets")
 
-CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 METHODS: dict[str, Method] = {"full": Full(), "lora": LoRA(rank=4, alpha=8, targets=("q", "v"))}
 EITHER = pytest.mark.parametrize("name", METHODS)
 
@@ -52,18 +49,6 @@ def _own_cache(empty_cache: Path) -> None:
     """References are kept for the test alone."""
 
 
-def start(method: Method, objective: PreferenceObjective) -> Customized:
-    """A customization that is no longer at its start, asking for gradients."""
-    base = tiny_base()
-    generator = torch.Generator().manual_seed(1)
-    made = customize(base, method, Template(style="plain"), seed=1, added=objective.effects(base, generator))
-    module = made.base.model if made.moves_base else made.customization
-    with torch.no_grad():
-        for parameter in [*module.parameters(), *made.customization.parameters()]:
-            parameter.requires_grad_(True).add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return made
-
-
 def loss_of(customized: Customized, objective: PreferenceObjective, examples: list[EncodedPair]) -> float:
     """Ours, with its gradients left in the parameters."""
     with customized.active():
@@ -72,41 +57,8 @@ def loss_of(customized: Customized, objective: PreferenceObjective, examples: li
     return loss.item()
 
 
-def as_peft(customized: Customized, model: Any, folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """PEFT's configuration and tensors of our LoRA, without what the objective added."""
-    plain = copy.copy(customized.customization)
-    plain.effects = {key: e for key, e in plain.effects.items() if e.where != "head"}
-    export_peft(Customized(customized.base, plain, customized.origin), folder)
-    config = peft.LoraConfig.from_pretrained(folder)
-    config.inference_mode = False
-    return config, load_file(folder / "adapter_model.safetensors")
-
-
-def same_gradients(customized: Customized, model: Any) -> None:
-    """Every gradient of ours has its equal in a transformers or PEFT model."""
-    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    compared = 0
-    if customized.moves_base:
-        for name, parameter in customized.base.model.named_parameters():
-            if parameter.grad is not None:
-                torch.testing.assert_close(parameter.grad, theirs[name], **CLOSE)
-                compared += 1
-    for key, effect in customized.customization.effects.items():
-        if effect.where == "head":
-            continue
-        path = customized.base.sites[key.rpartition(".")[0]].path
-        for own, their in ((effect.A, "lora_A"), (effect.B, "lora_B")):
-            grad = next(g for name, g in theirs.items() if f"{path}.{their}." in name)
-            torch.testing.assert_close(own.grad, grad, **CLOSE)
-            compared += 1
-    assert compared >= 8
-
-
 def rows() -> Any:
     return datasets.Dataset.from_list([{"prompt": "a b", "chosen": " c", "rejected": " d"}] * 4)
-
-
-COMMON: dict[str, Any] = {"report_to": "none", "use_cpu": True, "bf16": False}
 
 
 @EITHER
@@ -122,7 +74,7 @@ def test_dpo(name: str, loss: str, tmp_path: Path) -> None:
     if customized.moves_base:
         reference = copy.deepcopy(customized.origin.model)
     else:
-        config, tensors = as_peft(customized, model, tmp_path / "adapter")
+        config, tensors = as_peft(customized, tmp_path / "adapter")
     trainer = trl.DPOTrainer(
         model=model,
         ref_model=reference,
@@ -185,7 +137,7 @@ def test_reward(name: str, loss: str, tmp_path: Path) -> None:
         model.score.weight.copy_(head.weight[None])
     config, tensors = None, {}
     if not customized.moves_base:
-        config, tensors = as_peft(customized, model, tmp_path / "adapter")
+        config, tensors = as_peft(customized, tmp_path / "adapter")
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     trainer = trl.RewardTrainer(
         model=model,
