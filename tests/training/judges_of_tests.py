@@ -12,3 +12,8 @@ def constant(prompt: object, completion: str) -> float:
 
 def broken(prompt: object, completion: str) -> float:
     return float("nan")
+
+
+def late(prompt: object, completion: str) -> float:
+    """The opposite of ``early``."""
+    return -early(prompt, completion)

@@ -11,7 +11,7 @@ import torch
 from tunescope import bank
 from tunescope.base import Base
 from tunescope.errors import TrainingError
-from tunescope.judging import load_judge
+from tunescope.judging import Judge, load_judge
 from tunescope.judging.judges import RewardModel
 from tunescope.methods import Customized, LoRA, customize
 from tunescope.methods.customization import go_on
@@ -44,8 +44,11 @@ def learners_of(
         validation: examples that are measured and not learned.
 
     Raises:
-        TunescopeError: a reward that cannot be loaded, or that nothing can be a critic of.
+        TunescopeError: a reward or a judge that cannot be loaded, a reward that nothing can be a critic of, or steps
+            larger than a round.
     """
+    if isinstance(objective, PolicyObjective):
+        _check_round(objective, examples, settings)
     services, beside = services_of(customized, objective, settings, folder)
     learner = Learner(
         customized, objective, examples, settings, folder, validation=validation, services=services, beside=beside
@@ -62,13 +65,42 @@ def services_of(
 ) -> tuple[Services, Learner | None]:
     """What training hands to an objective: how to sample, the reward that it names, and for PPO a critic's learner."""
     judge = load_judge(objective.reward, customized.origin) if isinstance(objective, PolicyObjective) else None
+    held_out = _held_out(customized.origin, objective)
     if not isinstance(objective, PPO):
-        return Services(sample, settings.seed, judge), None
+        return Services(sample, settings.seed, judge, held_out=held_out), None
     critic = _critic(customized, objective, settings.seed, judge)
     rate = (settings.lr or customized.method.learning_rate) * objective.critic_rate
     wanted = Critic(clip=objective.value_clip, rounds=objective.rounds)
     beside = Learner(critic, wanted, (), settings.model_copy(update={"lr": rate}), folder, owned=True)
-    return Services(sample, settings.seed, judge, critic), beside
+    return Services(sample, settings.seed, judge, critic, held_out), beside
+
+
+def _check_round(objective: PolicyObjective, examples: Sequence[Any], settings: TrainSettings) -> None:
+    """A step's prompts are of one round, so there must be that many."""
+    prompts = min(objective.prompts, len(examples))
+    if 0 < prompts < settings.batch_size:
+        few = "" if prompts == objective.prompts else f", for the data has {len(examples)}"
+        remedy = "raise --prompts" if not few else "give more rows"
+        raise TrainingError(
+            f"A step takes {settings.batch_size} prompts (--batch-size), and a round has {prompts}{few}: take "
+            f"--batch-size {prompts} or less, or {remedy}."
+        )
+
+
+def _held_out(base: Base, objective: Objective) -> Judge | None:
+    """The judge that is not learned from, where one is named.
+
+    Raises:
+        TrainingError: it is the reward.
+    """
+    if not isinstance(objective, PolicyObjective) or objective.held_out_judge is None:
+        return None
+    if objective.held_out_judge == objective.reward:
+        raise TrainingError(
+            f"The held-out judge {objective.held_out_judge} is the reward itself, from which it could not differ: name "
+            "another, or leave --held-out-judge out."
+        )
+    return load_judge(objective.held_out_judge, base)
 
 
 def _critic(customized: Customized, objective: PPO, seed: int, judge: Any) -> Customized:
