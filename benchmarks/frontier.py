@@ -181,7 +181,7 @@ class Frontier:
         judged_samples(self.sft, rows, sampling, self.judge(point.reward), judged.__setitem__)
         best, mean = [], []
         for index, row in enumerate(rows):
-            truth = self.truth(row.messages, [each.text for each in judged[index]])
+            truth = self.truth([row] * n, [each.text for each in judged[index]])
             best.append(truth[int(np.argmax([each.score for each in judged[index]]))])
             mean.append(np.mean(truth))
         gain = paired_difference(np.array(best), np.array(mean))

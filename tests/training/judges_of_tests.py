@@ -28,3 +28,8 @@ def fails_on_long(prompts: list[str], completions: list[str]) -> list[float]:
     if any(len(prompt) > 6 for prompt in prompts):
         raise ValueError("too long")
     return [float(len(text)) for text in completions]
+
+
+def late(prompt: object, completion: str) -> float:
+    """The opposite of ``early``."""
+    return -early(prompt, completion)

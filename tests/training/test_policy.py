@@ -207,6 +207,7 @@ def entries(tmp_path: Path) -> Iterator[Path]:
     train(base, LoRA(rank=2), data=[{"prompt": "say", "completion": "a"}] * 4, settings=few, out=tmp_path / "b/sft")
     train(base, LoRA(rank=2), Reward(), PAIRS, settings=few, out=tmp_path / "b/reward")
     train(base, Full(), Reward(), PAIRS, settings=few, out=tmp_path / "b/moved")
+    train(base, LoRA(rank=2), objective("rloo"), ROWS, settings=settings(max_steps=1), out=tmp_path / "b/policy")
     yield tmp_path / "b"
 
 
@@ -348,6 +349,10 @@ def test_what_a_reader_must_know_is_said() -> None:
         ("ppo", {"critic": "BANK/moved"}, TrainingError, "whose weights a critic cannot share"),
         ("ppo", {"critic": "BANK/none"}, TunescopeError, "Unknown entry of the bank"),
         ("ppo", {"max_new_tokens": 500}, DataError, "leaves no room for 500 more"),
+        ("ppo", {"critic": "BANK/policy"}, TrainingError, "was trained for rloo: a critic starts from a reward model"),
+        ("rloo", {"prompts": 1}, TrainingError, r"takes 2 prompts .* a round has 1: take --batch-size 1 or less, or r"),
+        ("grpo", {"held_out_judge": REWARD}, TrainingError, "is the reward itself"),
+        ("grpo", {"held_out_judge": "nobody"}, TunescopeError, "Unknown judge"),
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_anything_is_sampled(

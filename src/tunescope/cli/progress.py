@@ -17,7 +17,7 @@ _LINE_SECONDS = 10.0
 
 
 class TrainingProgress:
-    """Shows the steps of one training run: loss, tokens/s, time left."""
+    """Shows the steps of one training run: loss, of a round of samples reward and KL, tokens/s, time left."""
 
     def __init__(self, console: Console, name: str = "training") -> None:
         self._console, self._name = console, name
@@ -41,7 +41,7 @@ class TrainingProgress:
             self._said = time.monotonic()
             left = (metrics.steps - metrics.step) * metrics.seconds / metrics.step
             self._console.print(
-                f"{self._name}: step {metrics.step}/{metrics.steps}, loss {metrics.loss:.4f}, "
+                f"{self._name}: step {metrics.step}/{metrics.steps}, loss {metrics.loss:.4f}, {_round(metrics, ', ')}"
                 f"{metrics.tokens_per_s:.0f} tokens/s, {left:.0f} s left"
             )
 
@@ -51,14 +51,22 @@ class TrainingProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} tokens/s"),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[round]}{task.fields[speed]:.0f} tokens/s"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task(self._name, total=metrics.steps, loss=metrics.loss, speed=0.0)
+            self._task = self._bar.add_task(self._name, total=metrics.steps, loss=metrics.loss, speed=0.0, round="")
             self._bar.start()
-        self._bar.update(self._task, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_s)
+        seen: dict[str, Any] = {"loss": metrics.loss, "speed": metrics.tokens_per_s, "round": _round(metrics, "  ")}
+        self._bar.update(self._task, completed=metrics.step, **seen)
+
+
+def _round(metrics: StepMetrics, separator: str) -> str:
+    """What the round's samples were worth and how far they are from the reference; nothing where there are none."""
+    if not {"reward", "kl"} <= metrics.measured.keys():
+        return ""
+    return f"reward {metrics.measured['reward']:.3f}{separator}KL {metrics.measured['kl']:.2f} nats{separator}"
 
 
 class CountProgress:

@@ -11,7 +11,6 @@ import numpy as np
 from tunescope import peak_memory
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
-from tunescope.data.template import Template
 from tunescope.errors import DataError
 from tunescope.evaluation.statistics import (
     Difference,
@@ -23,7 +22,8 @@ from tunescope.evaluation.statistics import (
 )
 from tunescope.inference import Item, score
 from tunescope.judging import Judge, Judged, Samples, Unjudged, judged_samples
-from tunescope.methods import Customization, Customized, ZeroShot
+from tunescope.methods import Customized
+from tunescope.objectives.reference import untouched
 
 Card = dict[str, Any]
 
@@ -67,7 +67,7 @@ def evaluate_judged(
         DataError: a prompt that cannot be answered, more failures of the judge than allowed, or no prompt left.
     """
     peak_memory.reset_peak(customized.base.device)
-    reference = against or _reference(customized)
+    reference = against or untouched(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
         _sampled(whose, name, rows, judge, sampling, failed, on_prompt)
@@ -113,13 +113,6 @@ def win_rate(scores: np.ndarray, others: np.ndarray) -> float:
     """
     above, equal = scores[:, None] > others, scores[:, None] == others
     return float((above + equal / 2).mean())
-
-
-def _reference(customized: Customized) -> Customized:
-    """The base as it answers without the customization."""
-    kept = customized.template
-    template = Template(style=kept.style, stop=kept.stop)
-    return Customized(customized.origin, Customization(ZeroShot(), template, {}), customized.origin)
 
 
 def _sampled(

@@ -91,6 +91,7 @@ class Services:
         sample: samples completions.
         seed: of the run.
         score: the reward that the objective names; None where it names none.
+        held_out: a judge that scores samples and is not learned from; None where the objective names none.
         critic: what is trained beside it to foresee rewards; None without one.
     """
 
@@ -98,6 +99,7 @@ class Services:
     seed: int = 0
     score: Scorer | None = None
     critic: Customized | None = None
+    held_out: Scorer | None = None
 
 
 class Objective(Settings, ABC):
@@ -175,7 +177,12 @@ class Objective(Settings, ABC):
 
     @property
     def samples(self) -> Sequence[Mapping[str, Any]]:
-        """Some of what the round learns from, to be read by people."""
+        """Some of what the round learns from, to be read by people; each has its ``round``, from 0."""
+        return []
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """What was observed in each round so far."""
         return []
 
     @property

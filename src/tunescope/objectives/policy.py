@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 
-from tunescope.data.encoding import Encoded, Encoder
+from tunescope.data.encoding import Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, to_rows
 from tunescope.errors import DataError, TrainingError
@@ -39,11 +39,18 @@ from tunescope.objectives.rollouts import (
     under_policy,
     under_reference,
 )
+from tunescope.objectives.seen import (
+    is_compared,
+    numbers,
+    reference_samples,
+    samples_to_read,
+    warnings,
+    with_error,
+)
 from tunescope.settings import Names
 
 # Rounds' samples are drawn by seeds this far apart.
 _ROUNDS_APART = 104_729
-_SHOWN = 4  # samples of a round that are kept to be read
 
 
 class PolicyObjective(Objective):
@@ -84,11 +91,14 @@ class PolicyObjective(Objective):
     """Divide rewards by their standard deviation over all rounds so far."""
     skip_unjudged: int = Field(0, ge=0)
     """How many samples of a round the reward may fail on; their score is the mean of the others."""
+    held_out_judge: Names = ()
+    """A second judge, named as --reward is: it scores the samples, too, and is not learned from. A warning says when
+    the reward rises while it falls."""
 
     _beta: float | None = PrivateAttr(None)
     _moments: list[float] = PrivateAttr(default_factory=lambda: [0.0, 0.0, 0.0])
     _observed: dict[str, float] = PrivateAttr(default_factory=dict)
-    _warned: list[str] = PrivateAttr(default_factory=list)
+    _history: list[dict[str, float]] = PrivateAttr(default_factory=list)
     _shown: list[dict[str, Any]] = PrivateAttr(default_factory=list)
     _moved: float = PrivateAttr(0.0)
 
@@ -157,8 +167,10 @@ class PolicyObjective(Objective):
             for i, (each, own, other) in enumerate(zip(plain, logprobs, reference, strict=True))
         ]
         rollouts = self.estimate(found, rollouts, services)
-        self._observe(number, found, sampled, entropy, logprobs)
-        self._show(number, prompts, sampled, found)
+        self._show(number, customized, prompts, sampled, scores, found, services)
+        self._observed |= with_error("reward", scores, self.n) | self._held_out(prompts, sampled, services)
+        self._observed |= numbers(number, found, sampled, entropy, logprobs)
+        self._history.append(dict(self._observed))
         if self.target_kl is not None:
             self._beta = adapted_beta(found.beta, max(float(found.kl.mean()), 0.0), self.target_kl)
         self._moved = 0.0
@@ -226,61 +238,44 @@ class PolicyObjective(Objective):
 
     # What is seen.
 
-    def _observe(
-        self,
-        number: int,
-        found: Round,
-        sampled: Sequence[Sequence[Sampled]],
-        entropy: float,
-        logprobs: Sequence[Sequence[Sequence[float]]],
-    ) -> None:
-        tokens = int(found.mask.sum())
-        engine = [list(each.logprobs) for samples in sampled for each in samples]
-        passes = [each for samples in logprobs for each in samples]
-        gaps = [abs(a - b) for x, y in zip(engine, passes, strict=True) for a, b in zip(x, y, strict=False)]
-        self._observed |= {
-            "round": float(number),
-            "kl": float(found.kl.mean()),
-            "entropy": entropy,
-            "beta": found.beta,
-            "length": tokens / len(found.mask),
-            "stop_share": float(found.finished.float().mean()),
-            "engine_gap": max(gaps, default=0.0),
-        }
-        self._warn(number)
+    def _held_out(
+        self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Sampled]], services: Services
+    ) -> dict[str, float]:
+        """What the judge says that nothing is learned from; empty without one.
 
-    def _warn(self, number: int) -> None:
-        """What a reader must know, in words; each kind once, with the round where it was seen first."""
-        seen = self._observed
-        kinds = {
-            "The reward gives all samples of round {} the same score, so nothing can be learned from it.": (
-                seen["reward_std"] < 1e-9
-            ),
-            "The policy is more than 50 nats a sample from its reference in round {}: raise --beta, or set "
-            "--target-kl.": (seen["kl"] > 50),
-            "The policy hardly varies any more in round {} (entropy below 0.05 nats a token): raise --beta or lower "
-            "--lr.": (seen["entropy"] < 0.05),
-        }
-        for words, holds in kinds.items():
-            known = any(each.partition("round")[0] == words.partition("round")[0] for each in self._warned)
-            if holds and not known:
-                self._warned.append(words.format(number + 1))
+        Raises:
+            TrainingError: it failed on a sample, which is named.
+        """
+        if services.held_out is None:
+            return {}
+        rows = [prompt.row for prompt, samples in zip(prompts, sampled, strict=True) for _ in samples]
+        found: list[float] = []
+        scores = services.held_out(rows, [each.text for samples in sampled for each in samples])
+        for index, (row, score) in enumerate(zip(rows, scores["reward"], strict=True)):
+            if isinstance(score, str):
+                raise TrainingError(
+                    f"The held-out judge {' + '.join(self.held_out_judge)} failed on line {row.number}, sample "
+                    f"{index % self.n + 1}: {score}."
+                )
+            found.append(score)
+        return with_error("held_out", torch.tensor(found), self.n)
 
     def _show(
-        self, number: int, prompts: Sequence[Encoded], sampled: Sequence[Sequence[Sampled]], found: Round
+        self,
+        number: int,
+        customized: Customized,
+        prompts: Sequence[Prompt],
+        sampled: Sequence[Sequence[Sampled]],
+        scores: torch.Tensor,
+        found: Round,
+        services: Services,
     ) -> None:
-        self._shown = [
-            {
-                "round": number,
-                "line": prompt.number,
-                "prompt": prompt.messages[-1]["content"],
-                "completion": samples[0].text,
-                "reward": float(found.scores[index * self.n]),
-                "kl": float(found.kl[index * self.n]),
-                "finished": samples[0].finished,
-            }
-            for index, (prompt, samples) in enumerate(zip(prompts[:_SHOWN], sampled, strict=False))
-        ]
+        """Keep some samples of the round to be read, every so often beside the reference's."""
+        self._shown = samples_to_read(number, prompts, sampled, scores, found.kl)
+        if is_compared(number, self.rounds):
+            seed = services.seed + _ROUNDS_APART * number
+            beside = reference_samples(customized, prompts, services, seed, self.max_new_tokens)
+            self._shown = [own | {"reference": other} for own, other in zip(self._shown, beside, strict=True)]
 
     @property
     def number_of_rounds(self) -> int:
@@ -293,10 +288,16 @@ class PolicyObjective(Objective):
         return self._shown
 
     @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """What was observed in each round so far."""
+        return self._history
+
+    @property
     def observed(self) -> Mapping[str, float]:
         """Of the round: reward, the parts of a weighted one, and its spread, kl (nats a sample), entropy (nats a
-        token), beta, length (tokens), the share of samples that ended with a stop token, and how far the engine's
-        log-probabilities are from the training pass's.
+        token), beta, length (tokens), the share of samples that ended with a stop token, what the held-out judge says,
+        standard errors of these means (``reward_error`` …), and how far the engine's log-probabilities are from the
+        training pass's.
         """
         return self._observed
 
@@ -307,22 +308,22 @@ class PolicyObjective(Objective):
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
         """Warnings of the run."""
-        return list(self._warned)
+        return warnings(self._history, self.max_new_tokens)
 
     def state(self) -> dict[str, Any]:
         """What was adapted and seen."""
         return {
             "beta": self._beta,
             "moments": self._moments,
-            "observed": self._observed,
-            "warned": self._warned,
+            "history": self._history,
             "moved": self._moved,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from it."""
         self._beta, self._moments = state["beta"], list(state["moments"])
-        self._observed, self._warned, self._moved = dict(state["observed"]), list(state["warned"]), state["moved"]
+        self._history, self._moved = list(state["history"]), state["moved"]
+        self._observed = dict(self._history[-1]) if self._history else {}
 
     # A step.
 

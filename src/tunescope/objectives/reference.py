@@ -22,7 +22,8 @@ from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPreference
 from tunescope.data.packing import by_length
-from tunescope.methods import Customization
+from tunescope.data.template import Template
+from tunescope.methods import Customization, Customized, ZeroShot
 from tunescope.methods.fingerprint import hash_customization
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.preference import completion_logprobs
@@ -86,3 +87,10 @@ def _computed(base: Base, examples: Sequence[EncodedPreference]) -> torch.Tensor
         for i, own in zip(indices, logprobs.split(batch.sizes), strict=True):
             found[i] = own
     return torch.cat(found)
+
+
+def untouched(customized: Customized) -> Customized:
+    """The base as it answers without the customization, under the same chat style."""
+    kept = customized.template
+    template = Template(style=kept.style, stop=kept.stop)
+    return Customized(customized.origin, Customization(ZeroShot(), template, {}), customized.origin)

@@ -27,13 +27,14 @@ from tunescope.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from tunescope.training.metrics import StepMetrics
 from tunescope.training.optimizer import Optimizer, learning_rate_factor
 from tunescope.training.result import TrainResult
+from tunescope.training.samples_page import render_samples
 from tunescope.training.sampling import sample
 from tunescope.training.settings import TrainSettings
 
 _CHECKPOINT_SECONDS = 60.0
 # What names of tensors of the learner beside another begin with in their checkpoint.
 _BESIDE = "beside."
-SAMPLES = "samples.jsonl"
+SAMPLES, SAMPLES_PAGE = "samples.jsonl", "samples.html"
 # Two rounds' orders of the same rows have seeds this far apart.
 _ROUNDS_APART = 1_000_000_007
 
@@ -268,14 +269,16 @@ class Learner:
             self._take_examples(state["round"], self._examples_type.validate_python(state["examples"]))
 
     def _keep_samples(self) -> None:
-        """Add some of the round's samples to a file for people; a round that is collected again replaces its own."""
+        """Add some of the round's samples to the files for people; a round that is collected again replaces its own."""
         if not (shown := self.objective.samples):
             return
         path = self.folder / SAMPLES
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in kept if json.loads(line)["round"] < shown[0]["round"]]
-        added = [json.dumps(each, ensure_ascii=False) + "\n" for each in shown]
-        storage.atomic_write(path, "".join([*kept, *added]))
+        lines = [*kept, *(json.dumps(each, ensure_ascii=False) + "\n" for each in shown)]
+        storage.atomic_write(path, "".join(lines))
+        page = render_samples(self.objective, self.customized.method.name, self.base.name, [*map(json.loads, lines)])
+        storage.atomic_write(self.folder / SAMPLES_PAGE, page)
 
     def _take_examples(self, number: int, examples: Sequence[Any]) -> None:
         if not examples:

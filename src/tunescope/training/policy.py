@@ -11,6 +11,7 @@ import torch
 
 from tunescope import bank
 from tunescope.base import Base
+from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
 from tunescope.judging import Judge, load_judge
 from tunescope.judging.judges import check_answers, reward_model_in, scores_by_part
@@ -18,6 +19,7 @@ from tunescope.methods import Customized, LoRA, customize
 from tunescope.methods.customization import go_on
 from tunescope.methods.effects import Effect
 from tunescope.objectives import PPO, Critic, Objective, PolicyObjective, Reward, Services
+from tunescope.objectives.objective import Scorer
 from tunescope.objectives.ppo import VALUE
 from tunescope.objectives.reward_model import HEAD
 from tunescope.training.learner import Learner
@@ -45,9 +47,12 @@ def learners_of(
         validation: examples that are measured and not learned.
 
     Raises:
-        TunescopeError: a reward that cannot be loaded, or that nothing can be a critic of.
+        TunescopeError: a reward or a judge that cannot be loaded, a reward that nothing can be a critic of, or steps
+            larger than a round.
         DataError: prompts without the known answer that the reward needs.
     """
+    if isinstance(objective, PolicyObjective):
+        _check_round(objective, examples, settings)
     services, beside = services_of(customized, objective, examples, settings, folder)
     learner = Learner(
         customized, objective, examples, settings, folder, validation=validation, services=services, beside=beside
@@ -65,21 +70,53 @@ def services_of(
     """What training hands to an objective: how to sample, the reward that it names, and for PPO a critic's learner."""
     if not isinstance(objective, PolicyObjective):
         return Services(sample, settings.seed), None
+    rows = [each.row for each in examples]
     judge = load_judge(objective.reward, customized.origin)
-    check_answers(judge, [each.row for each in examples])
-    score = functools.partial(scores_by_part, judge)
+    check_answers(judge, rows)
+    score, held_out = functools.partial(scores_by_part, judge), _held_out(customized.origin, objective, rows)
     if not isinstance(objective, PPO):
-        return Services(sample, settings.seed, score), None
+        return Services(sample, settings.seed, score, held_out=held_out), None
     critic = _critic(customized, objective, settings.seed, judge)
     rate = (settings.lr or customized.method.learning_rate) * objective.critic_rate
     wanted = Critic(clip=objective.value_clip, rounds=objective.rounds)
     beside = Learner(critic, wanted, (), settings.model_copy(update={"lr": rate}), folder, owned=True)
-    return Services(sample, settings.seed, score, critic), beside
+    return Services(sample, settings.seed, score, critic, held_out), beside
+
+
+def _check_round(objective: PolicyObjective, examples: Sequence[Any], settings: TrainSettings) -> None:
+    """A step's prompts are of one round, so there must be that many."""
+    prompts = min(objective.prompts, len(examples))
+    if 0 < prompts < settings.batch_size:
+        few = "" if prompts == objective.prompts else f", for the data has {len(examples)}"
+        remedy = "raise --prompts" if not few else "give more rows"
+        raise TrainingError(
+            f"A step takes {settings.batch_size} prompts (--batch-size), and a round has {prompts}{few}: take "
+            f"--batch-size {prompts} or less, or {remedy}."
+        )
+
+
+def _held_out(base: Base, objective: PolicyObjective, rows: Sequence[Row]) -> Scorer | None:
+    """The judge that is not learned from, where one is named.
+
+    Raises:
+        TrainingError: it is the reward.
+        DataError: rows without the known answer that it needs.
+    """
+    if not objective.held_out_judge:
+        return None
+    if objective.held_out_judge == objective.reward:
+        raise TrainingError(
+            f"The held-out judge {' + '.join(objective.held_out_judge)} is the reward itself, from which it could not "
+            "differ: name another, or leave --held-out-judge out."
+        )
+    judge = load_judge(objective.held_out_judge, base)
+    check_answers(judge, rows)
+    return functools.partial(scores_by_part, judge)
 
 
 def _critic(customized: Customized, objective: PPO, seed: int, judge: Judge) -> Customized:
-    """The critic before its first step: the reward model (of a sum its only one, weighted as there), or where there is none
-    the policy's start with a head of zeros.
+    """The critic before its first step: the reward model (of a sum its only one, weighted as there), or else the
+    policy's start with a head of zeros.
     """
     base, added = customized.origin, Critic().effects(customized.origin, torch.Generator())
     found = reward_model_in(judge)

@@ -27,7 +27,7 @@ from tunescope.methods import Customized, Method
 from tunescope.objectives import SFT, Objective
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
-from tunescope.training.learner import SAMPLES, Learner
+from tunescope.training.learner import SAMPLES, SAMPLES_PAGE, Learner
 from tunescope.training.loop import train_loop
 from tunescope.training.metrics import METRICS, METRICS_BESIDE, StepMetrics
 from tunescope.training.policy import learners_of
@@ -40,9 +40,11 @@ from tunescope.version import __version__
 # Rows that a prompting method looks at to see how completions join their prompts.
 _LOOKED_AT = 256
 RECIPE = "recipe.json"
-UNFINISHED = storage.Kind("unfinished run", unsealed=(RECIPE, METRICS, METRICS_BESIDE, SAMPLES, CHECKPOINT))
+UNFINISHED = storage.Kind(
+    "unfinished run", unsealed=(RECIPE, METRICS, METRICS_BESIDE, SAMPLES, SAMPLES_PAGE, CHECKPOINT)
+)
 # Files of a run that lie in the entry, too.
-_KEPT = (METRICS, SAMPLES)
+_KEPT = (METRICS, SAMPLES, SAMPLES_PAGE)
 # Of these parts of a record it is said that they differ, and not in what.
 _WHOLE = ("start", "continued")
 _P = ParamSpec("_P")
