@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -219,7 +220,10 @@ def _pairs(rows: Sequence[Row], done: dict[int, list[Judged]], seconds: float, n
             made.samples.append(about | ({"unjudged": each.unjudged} if each.unjudged is not None else {}))
         # An empty completion is no answer that could be preferred or avoided.
         usable = [(each.score, each.text) for each in done[index] if each.score is not None and each.text.strip()]
-        (best, chosen), (worst, rejected) = max(usable, default=(0, "")), min(usable, default=(0, ""))
+        # Of equal scores the first sample: an order of texts would be learned as a preference.
+        by_score = operator.itemgetter(0)
+        best, chosen = max(usable, key=by_score, default=(0, ""))
+        worst, rejected = min(usable, key=by_score, default=(0, ""))
         if best == worst or chosen.strip() == rejected.strip():
             made.undecided.append(row.number)
             continue
