@@ -13,6 +13,7 @@ from tests.tiny import tiny_base, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from tunescope import bank, storage
+from tunescope.bank.verify import verify
 from tunescope.base import Base, load_base
 from tunescope.data.rows import Row
 from tunescope.errors import BankError, TunescopeError
@@ -53,6 +54,15 @@ def test_served_equals_trained(method: Method, tmp_path: Path) -> None:
     assert record.labels == ("no", "yes")
     assert record.data is not None
     assert record.data.rows == 12
+
+
+def test_folders_may_be_text(tmp_path: Path) -> None:
+    """As a user types them in Python."""
+    base, entry = tiny_base(), str(tmp_path / "bank" / "a")
+    train(base, LoRA(rank=2), data=ROWS, settings=SETTINGS, out=entry)
+    assert [str(path) for path in bank.list_entries(str(tmp_path / "bank"))] == [entry]
+    assert bank.load(entry, base).method == LoRA(rank=2) and bank.read_record(entry).method == "lora"
+    assert verify(entry, base).folder == Path(entry)
 
 
 def test_full_opens_in_transformers(tmp_path: Path) -> None:

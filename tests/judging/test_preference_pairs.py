@@ -196,3 +196,10 @@ def test_a_pair_is_two_texts_that_differ_in_score(samples: list[tuple[str, float
     else:
         assert made.undecided == [2]
         assert len(set(scores)) < 2 or len({text for _, text in usable}) < 2 or made.undecided
+
+
+def test_of_equal_scores_the_first_sample_is_taken() -> None:
+    """An order of the texts themselves would be learned as a preference."""
+    done = {0: [Judged(text, [1], True, score) for text, score in (("b", 1.0), ("z", 1.0), ("y", 0.0), ("a", 0.0))]}
+    (pair,) = _pairs(ROWS[:1], done, 1.0, 4).pairs
+    assert (pair["chosen"], pair["rejected"]) == ("b", "y")

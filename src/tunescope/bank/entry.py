@@ -119,12 +119,13 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         pass
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: str | Path) -> Record:
     """The certificate of an entry.
 
     Raises:
         BankError: no entry there, or its record is damaged.
     """
+    folder = Path(folder)
     path = folder / RECORD
     if not path.is_file():
         near = [entry.name for entry in list_entries(folder.parent)] if folder.parent.is_dir() else []
@@ -165,12 +166,12 @@ def _writing_card(folder: Path) -> AbstractContextManager[Path]:
     return writing(final.with_name(f"{final.name}.card"), wait=_CARD_SECONDS)
 
 
-def list_entries(bank: Path) -> list[Path]:
+def list_entries(bank: str | Path) -> list[Path]:
     """The entries of a bank folder, by name."""
-    return sorted(path.parent for path in bank.glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
+    return sorted(path.parent for path in Path(bank).glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
 
 
-def load(folder: Path, base: Base | str | None = None) -> Customized:
+def load(folder: str | Path, base: Base | str | None = None) -> Customized:
     """Load an entry onto its base.
 
     Args:
@@ -180,6 +181,7 @@ def load(folder: Path, base: Base | str | None = None) -> Customized:
     Raises:
         BankError: another base, damaged or missing tensors, tensors of another shape.
     """
+    folder = Path(folder)
     record = read_record(folder)
     origin = load_base(base if base is not None else record.base.name)
     if differing := record.base.fingerprint.differences(origin.fingerprint):

@@ -40,13 +40,14 @@ class Verified:
     sealed: bool
 
 
-def verify(folder: Path, base: Base | str | None = None) -> Verified:
+def verify(folder: str | Path, base: Base | str | None = None) -> Verified:
     """Check an entry: every file, fingerprint of the base, names of the tensors, template, and the logits and head
     outputs it gives.
 
     Raises:
         BankError: the first thing that does not hold.
     """
+    folder = Path(folder)
     _check_files(folder, but=(RECORD, CHECK))  # what is wrong with these two is said better below
     customized = load(folder, base)
     record = read_record(folder)

@@ -3,7 +3,8 @@
 
 The mean of a prompt's samples says what was to be expected, and every token of a sample has the sample's advantage. The
 distance to the reference is a term of the loss at each token (``kl_estimate``), not of the reward. On samples of the
-policy its gradient is that of KL(π_ref ‖ π), where PPO and RLOO hold KL(π ‖ π_ref) down: equal β are unlike.
+policy its gradient is that of KL(π_ref ‖ π), where PPO and RLOO hold KL(π ‖ π_ref) down: equal β are unlike. (TRL's
+``use_bias_correction_kl``, its default, multiplies the term by the ratio, which turns its gradient into the latter.)
 
 GRPO divides a group's advantages by their standard deviation and a sample's loss by its length. The first lets prompts
 on which all samples do about equally well count more, the second lets a bad sample off more lightly the longer it is.

@@ -77,7 +77,7 @@ def export_peft(customized: Customized, folder: Path) -> Path:
     return folder
 
 
-def import_peft(folder: Path, base: Base, *, pattern: str | None = None, style: str = "auto") -> Customized:
+def import_peft(folder: str | Path, base: Base, *, pattern: str | None = None, style: str = "auto") -> Customized:
     """Read a folder that PEFT wrote, and say in one line (to the log ``tunescope``) what template it was given.
 
     Args:
@@ -93,6 +93,7 @@ def import_peft(folder: Path, base: Base, *, pattern: str | None = None, style: 
             equivalent here.
         DataError: a pattern that is none, or chat style for a base without a chat template.
     """
+    folder = Path(folder)
     config = read_config(folder)
     tensors = _read_tensors(folder)
     if pattern is not None:
