@@ -114,7 +114,7 @@ def test_a_reward_that_harms_the_held_out_judge_is_said() -> None:
     """The policy learns to begin with early letters, which the held-out judge dislikes; without one nothing is said."""
     how: dict[str, Any] = {"max_new_tokens": 1, "n": 32, "rounds": 12, "beta": 0.0}
     for judge, times in ((LATE, 1), (None, 0)):
-        wanted = objective("rloo", **how, **({"held_out_judge": judge} if judge else {}))
+        wanted = objective("rloo", **how, held_out_judge=judge)
         trained = train(tiny_base(), Full(), wanted, ROWS, settings=settings(lr=8e-3, batch_size=4))
         assert sum("while the held-out judge falls" in note for note in trained.notes) == times
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
@@ -47,7 +47,7 @@ from tunescope.objectives.seen import (
     warnings,
     with_error,
 )
-from tunescope.settings import Names
+from tunescope.settings import Names, Shown
 
 # Rounds' samples are drawn by seeds this far apart.
 _ROUNDS_APART = 104_729
@@ -91,7 +91,7 @@ class PolicyObjective(Objective):
     """Divide rewards by their standard deviation over all rounds so far."""
     skip_unjudged: int = Field(0, ge=0)
     """How many samples of a round the reward may fail on; their score is the mean of the others."""
-    held_out_judge: Names = ()
+    held_out_judge: Annotated[Names | None, Shown("NAME", repeated=True)] = None
     """A second judge, named as --reward is: it scores the samples, too, and is not learned from. A warning says when
     the reward rises while it falls."""
 
@@ -246,7 +246,7 @@ class PolicyObjective(Objective):
         Raises:
             TrainingError: it failed on a sample, which is named.
         """
-        if services.held_out is None:
+        if services.held_out is None or self.held_out_judge is None:
             return {}
         rows = [prompt.row for prompt, samples in zip(prompts, sampled, strict=True) for _ in samples]
         found: list[float] = []

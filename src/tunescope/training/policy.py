@@ -102,7 +102,7 @@ def _held_out(base: Base, objective: PolicyObjective, rows: Sequence[Row]) -> Sc
         TrainingError: it is the reward.
         DataError: rows without the known answer that it needs.
     """
-    if not objective.held_out_judge:
+    if objective.held_out_judge is None:
         return None
     if objective.held_out_judge == objective.reward:
         raise TrainingError(
