@@ -100,11 +100,11 @@ def round_of(
     samples = [[drawn(f"{i} {k}", length) for k, length in enumerate(lengths)] for i in range(len(PROMPTS))]
     worth = {f"{i} {k}": float(scores[i, k]) for i in range(len(PROMPTS)) for k in range(SAMPLES)}
 
-    def sample(*_: Any, **__: Any) -> list[list[Sampled]]:
-        return samples
+    def sample(_: Any, prompts: Sequence[Any], *, n: int, **__: Any) -> list[list[Sampled]]:
+        return [own[:n] for own in samples[: len(prompts)]]
 
-    def score(_: Any, texts: Sequence[str]) -> list[float | str]:
-        return [worth[text] for text in texts]
+    def score(_: Any, texts: Sequence[str]) -> dict[str, list[float | str]]:
+        return {"reward": [worth[text] for text in texts]}
 
     rows = [Row(({"role": "user", "content": text},), None, i + 1) for i, text in enumerate(PROMPTS)]
     encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length)

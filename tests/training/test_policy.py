@@ -278,7 +278,7 @@ def test_a_round_is_judged_in_one_call_that_has_the_answers(monkeypatch: pytest.
     rows = [{**row, "completion": answer} for row, answer in zip(ROWS, "abcd", strict=True)]
     wanted = objective("rloo", reward="tests.training.judges_of_tests:together", prompts=3)
     train(tiny_base(), LoRA(rank=2), wanted, rows, settings=settings())
-    assert judges.CALLS == [9, 9]  # three samples of three prompts, in each of two rounds
+    assert judges.CALLS == [9, 3] * 2  # three samples of three prompts, and those of the reference that are shown
 
 
 def test_a_reward_model_scores_a_round_as_it_scores_single_samples(
@@ -294,10 +294,10 @@ def test_a_reward_model_scores_a_round_as_it_scores_single_samples(
         module, "head_scores", lambda c, items, head: asked.append(len(items)) or scores(c, items, head)
     )
     wanted = objective("rloo", reward=str(entries / "reward"), rounds=1, beta=0)
-    train(tiny_base(), LoRA(rank=2), wanted, ROWS, settings=settings(), out=entries / "policy")
-    assert asked == [4]
+    train(tiny_base(), LoRA(rank=2), wanted, ROWS, settings=settings(), out=entries / "judged")
+    assert asked == [4, 4]  # prompts; the second are those of the reference's samples that are shown
     model = bank.load(entries / "reward", tiny_base())
-    for line in (entries / "policy/samples.jsonl").read_text().splitlines():
+    for line in (entries / "judged/samples.jsonl").read_text().splitlines():
         shown = json.loads(line)
         alone = reward_scores(model, [shown["prompt"]], [shown["completion"]])[0]
         assert shown["reward"] == pytest.approx(alone, abs=1e-5)
