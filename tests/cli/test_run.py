@@ -271,3 +271,29 @@ def test_the_same_settings_from_python(place: Place, tmp_path: Path) -> None:
     assert result.path == tmp_path / "x" and result.values["steps"] == 1
     found = ts.EvalRequest(entry=result.path, data=str(place.data), probe=place.probe, generate_rows=1).run()
     assert found.values["rows"] == len(ROWS)
+
+
+def test_three_stages_end_with_what_they_gained(cli: Cli, place: Place) -> None:
+    """The shape of examples/rlhf.yaml on a tiny base: one object, whose last stage says what a judge gained."""
+    jsonl(Path("prompts.jsonl"), [{"prompt": f"say {i}", "completion": "yes"} for i in range(6)])
+    jsonl(Path("pairs.jsonl"), [{"prompt": f"say {i}", "chosen": "aaa", "rejected": "zzz"} for i in range(6)])
+    train = {"command": "train", "method": "lora", "rank": 2, "data": "prompts.jsonl", "max_steps": 1}
+    policy = {"objective": "ppo", "from": "${sft}", "reward": "${reward}", "rounds": 2, "prompts": 2, "n": 2,
+              "batch_size": 2, "max_steps": None, "epochs": 1}  # fmt: skip
+    stages: dict[str, Any] = {
+        "sft": train,
+        "reward": train | {"objective": "reward", "from": "${sft}", "data": "pairs.jsonl"},
+        "ppo": {k: v for k, v in (train | policy).items() if v is not None},
+        "judge": {
+            "command": "eval", "entry": "${ppo}", "against": "${sft}", "data": "prompts.jsonl", "judge": "sentiment",
+            "n": 2,
+        },
+    }  # fmt: skip
+    whole = {"out": "runs/r", "base": str(place.base), "dtype": "float32", "max_new_tokens": 4, "stages": stages}
+    Path("rlhf.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    said = cli("run", "rlhf.yaml", "--json").json["stages"]
+    assert [stage["name"] for stage in said] == list(stages)
+    assert all(stage["path"] and stage["seconds"] >= 0 for stage in said)
+    last = said[-1]
+    assert last["judge_gain_low"] <= last["judge_after"] - last["judge_before"] <= last["judge_gain_high"]
+    assert abs(last["kl"]) < 1e3 and (Path("runs/r/ppo") / "samples.html").is_file()

@@ -356,13 +356,22 @@ def test_what_a_reader_must_know_is_said() -> None:
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_anything_is_sampled(
-    kind: str, changes: dict[str, Any], error: type[TunescopeError], words: str, entries: Path
+    kind: str,
+    changes: dict[str, Any],
+    error: type[TunescopeError],
+    words: str,
+    entries: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    sampled: list[object] = []
     changes = {name: str(value).replace("BANK", str(entries)) if name in ("reward", "critic") else value
                for name, value in changes.items()}  # fmt: skip
     base = tiny_base(changes.pop("base", "llama"))
+    if changes.get("reward") != "tests.training.judges_of_tests:broken":  # which is seen only once it is asked
+        monkeypatch.setattr("tunescope.training.policy.sample", lambda *_, **__: sampled.append(1))
     with pytest.raises(error, match=words):
         train(base, LoRA(rank=2), objective(kind, **changes), ROWS, settings=settings(), out=entries / "no")
+    assert not sampled
     assert not (entries / "no").exists() and not (entries / ".training").exists()
 
 
