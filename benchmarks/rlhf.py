@@ -322,7 +322,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     kinds = ("seconds", "cpu_seconds", "matmul_seconds")
     step = {part: {kind: round(mine.pop(f"{part}_{kind}"), 3) for kind in kinds} for part in PARTS}
     floor = sum(part["matmul_seconds"] for part in step.values())
-    result: dict[str, Any] = {"what": "ppo", **machine()}
+    shape = {name: getattr(args, name) for name in ("prompts", "n", "new_tokens", "minibatches", "epochs", "rounds")}
+    result: dict[str, Any] = {"what": "ppo", **machine(), **shape}
     if sides:
         fastest = min(sides, key=lambda side: sides[side]["seconds"])
         leanest = min(sides, key=lambda side: sides[side]["peak_mb"])
