@@ -10,6 +10,7 @@ Bases are made once in a process and shared: they are frozen, and a test that mo
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tunescope.base import Base
 from tunescope.base.attention import kind_for
 
+# Where tiny bases lie: another device by TUNESCOPE_TEST_DEVICE=cuda, on which the tests that need none of their own run.
+DEVICE = os.environ.get("TUNESCOPE_TEST_DEVICE", "cpu")
 CONTEXT = 512
 WINDOW = 12
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -164,6 +167,10 @@ def tiny_model(arch: str = "llama", *, attention: str | None = None, seed: int =
 
 
 @functools.cache
-def tiny_base(arch: str = "llama", *, chat: bool = True, dtype: torch.dtype = torch.float32) -> Base:
+def tiny_base(
+    arch: str = "llama", *, chat: bool = True, dtype: torch.dtype = torch.float32, device: str = DEVICE
+) -> Base:
     """A tiny frozen base: hidden 32, 2 layers, 260 tokens, a context of 512; the same object at every call."""
-    return Base(tiny_model(arch), tiny_tokenizer(chat=chat), name=f"tiny-{arch}", dtype=dtype)
+    attention = kind_for(tiny_config(arch), torch.device(device))
+    model = tiny_model(arch, attention=attention).to(device)
+    return Base(model, tiny_tokenizer(chat=chat), name=f"tiny-{arch}", dtype=dtype)

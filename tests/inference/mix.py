@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from tests.tiny import tiny_base
+from tests.tiny import DEVICE, tiny_base
 
 from tunescope.data.rows import Row
 from tunescope.data.template import default_template
@@ -46,15 +46,15 @@ def methods_of(arch: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def customized(name: str, arch: str = "llama") -> Customized:
+def customized(name: str, arch: str = "llama", device: str = DEVICE) -> Customized:
     """Of that method, its tensors moved so far that every effect matters."""
-    base = tiny_base(arch)
+    base = tiny_base(arch, device=device)
     rows = [Row(({"role": "user", "content": f"row {i}"},), f"answer {i}", i) for i in range(4)]
     made = customize(base, METHODS[name], default_template(base.tokenizer), rows, seed=1)
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     with torch.no_grad():
         for parameter in made.customization.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(device))
     made.finish()
     return made
 
@@ -63,5 +63,5 @@ def customized(name: str, arch: str = "llama") -> Customized:
 def reference_logits(made: Customized, prompt: list[int], written: list[int]) -> torch.Tensor:
     """[written, vocabulary]: one text alone, all of it in one pass, without any cache."""
     with made.active() as base:
-        ids = torch.tensor([prompt + written[:-1]])
-        return base.forward(ids, torch.ones_like(ids))[0, len(prompt) - 1 :]
+        ids = torch.tensor([prompt + written[:-1]], device=base.device)
+        return base.forward(ids, torch.ones_like(ids))[0, len(prompt) - 1 :].cpu()
