@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tunescope.base import Base
 from tunescope.base.attention import kind_for
 
-# Where tiny bases lie: another device by TUNESCOPE_TEST_DEVICE=cuda, on which the tests that need none of their own run.
+# Where tiny bases lie: by TUNESCOPE_TEST_DEVICE=cuda the tests run on another device.
 DEVICE = os.environ.get("TUNESCOPE_TEST_DEVICE", "cpu")
 CONTEXT = 512
 WINDOW = 12
