@@ -166,11 +166,15 @@ def tiny_model(arch: str = "llama", *, attention: str | None = None, seed: int =
     return model.eval()
 
 
-@functools.cache
 def tiny_base(
     arch: str = "llama", *, chat: bool = True, dtype: torch.dtype = torch.float32, device: str = DEVICE
 ) -> Base:
     """A tiny frozen base: hidden 32, 2 layers, 260 tokens, a context of 512; the same object at every call."""
+    return _tiny_base(arch, chat, dtype, device)
+
+
+@functools.cache  # by all of its arguments, given or not
+def _tiny_base(arch: str, chat: bool, dtype: torch.dtype, device: str) -> Base:
     attention = kind_for(tiny_config(arch), torch.device(device))
     model = tiny_model(arch, attention=attention).to(device)
     return Base(model, tiny_tokenizer(chat=chat), name=f"tiny-{arch}", dtype=dtype)

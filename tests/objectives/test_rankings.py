@@ -196,7 +196,7 @@ def test_a_list_of_two_is_a_pair(objective: PreferenceObjective) -> None:
         )
         assert listed == pytest.approx(expected, rel=1e-6)
         for name, grad in listed_grads.items():
-            torch.testing.assert_close(grad, expected_grads[name], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(grad, expected_grads[name], atol=3e-6, rtol=1e-5)
 
 
 def test_pairs_and_lists_in_one_batch_add_up() -> None:
