@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from tunescope.base import Base
-from tunescope.methods.effects import Effect
+from tunescope.methods.effects import Effect, LowRank
+from tunescope.methods.low_rank_terms import add_terms
 
 if TYPE_CHECKING:
     from tunescope.methods.customization import Customization
@@ -113,6 +114,11 @@ class Hooks:
 
     def _output(self, effects: _Effects, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """What a module returns, with the effects."""
+        acting = [(self._share(owner), effect) for owner, effect in effects if self._acts(owner)]
+        if acting and all(isinstance(effect, LowRank) and effect.adds_only for _, effect in acting):
+            terms = [effect.term(*share) for share, effect in acting if isinstance(effect, LowRank)]
+            whole = (given, output) if self._alone is not None else (self._unfolded(given), self._unfolded(output))
+            return add_terms(*whole, terms).view_as(output)
         return self._changed(effects, lambda effect, given, own: effect(given, own), given, output)
 
     def _input(self, effects: _Effects, given: torch.Tensor) -> torch.Tensor:
@@ -132,18 +138,28 @@ class Hooks:
             return after(self._alone, given, changed)
         return self._whole([after(*part) for part in self._parts(given, changed)], changed)
 
+    def _acts(self, customization: Customization) -> bool:
+        return customization is self._alone if self._alone is not None else customization in self._shares
+
+    def _share(self, customization: Customization) -> tuple[slice | None, int | None]:
+        """The rows that are its part of the batch, and how many positions of each; None for all."""
+        share = self._shares.get(customization)
+        return (None, None) if share is None else (share.rows, share.length)
+
     def _parts(
         self, given: torch.Tensor, output: torch.Tensor
     ) -> Iterator[tuple[Customization, torch.Tensor, torch.Tensor]]:
         """Each customization with its part of the two tensors, [rows, length, features]."""
-        given, output = self._unfolded(given), self._unfolded(output)
-        for customization, share in self._shares.items():
-            yield customization, given[share.rows, : share.length], output[share.rows, : share.length]
+        # Split, not sliced: the gradient of a slice is padded with zeros to the whole, and added.
+        sizes = [share.rows.stop - share.rows.start for share in self._shares.values()]
+        given_parts, parts = self._unfolded(given).split(sizes), self._unfolded(output).split(sizes)
+        for (customization, share), own_given, own in zip(self._shares.items(), given_parts, parts, strict=True):
+            yield customization, own_given[:, : share.length], own[:, : share.length]
 
     def _unfolded(self, tensor: torch.Tensor) -> torch.Tensor:
         """[rows, length, features]; some models flatten rows and positions (OPT before its feed-forward maps)."""
         rows = max(share.rows.stop for share in self._shares.values())
-        return tensor.view(rows, -1, tensor.shape[-1])
+        return tensor if tensor.dim() == 3 else tensor.view(rows, -1, tensor.shape[-1])
 
     def _whole(self, parts: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
         """The parts as one tensor again."""
