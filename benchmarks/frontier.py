@@ -8,14 +8,16 @@ by a reward, held back more or less by its β. Each point is then measured on op
 from: the mean reward of two samples of each, and KL(π ‖ sft) in nats a sample, both with 95% intervals.
 
     truth    the reward is VADER's sentiment itself
-    proxy    the reward is a model of it, learned from pairs of the sft model's own samples; what counts is VADER's
+    proxy    the reward is a model of it, learned from rankings of the sft model's own samples; what counts is VADER's
              sentiment all the same, and the proxy's own mean stands beside it (Gao et al. 2022, arXiv:2210.10760)
 
 Best-of-n takes the best of n samples of the sft model by the same reward; its KL is log n - (n - 1)/n, an upper bound
 (Beirami et al. 2024, arXiv:2401.01879). Every other point is one run of ``tunescope.train``.
 
-The ledger, ``frontier.json`` in ``--out``, is written after each point. A point in it is not run again, and a run that
-was killed goes on where it was: the same command, given again, completes the table.
+Each point is a file in ``--out``/points, written when it is measured. A point that is there is not run again, and a run
+that was killed goes on where it was: the same command, given again, completes the table. Once ``--only best-of`` has
+made what all points share (the sft model, the pairs, the reward model), several processes may work on one ``--out``,
+each on methods or rewards of its own.
 """
 
 from __future__ import annotations
@@ -34,13 +36,15 @@ from typing import Any
 import numpy as np
 from sides import machine
 
+from tunescope.judging.preference_pairs import samples_path
+
 BASE, DATA = "smollm2-135m", "grimm-stories"
-NEW_TOKENS, SAMPLES, PAIRS = 24, 4, 512
-ROUNDS = {"rounds": 12, "prompts": 16, "n": SAMPLES}
+NEW_TOKENS, RANKED = 24, 8
+ROUNDS = {"rounds": 12, "prompts": 16, "n": 4}
 RATES = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 1e-4}
 BETAS = {"ppo": (0.01, 0.05, 0.2), "rloo": (0.01, 0.05, 0.2), "grpo": (0.01, 0.05, 0.2), "dpo": (0.05, 0.2, 1.0)}
 BEST_OF = (4, 16)
-SIZES = {"base": BASE, "data": DATA, "new_tokens": NEW_TOKENS, "pairs": PAIRS, **ROUNDS, "rates": RATES}
+SIZES = {"base": BASE, "data": DATA, "new_tokens": NEW_TOKENS, "ranked": RANKED, **ROUNDS, "rates": RATES}
 PROXY_METHODS = ("best-of", "dpo", "ppo", "rloo")
 TITLES = {"truth": "the reward is VADER's sentiment", "proxy": "the reward is a model of it"}
 MEASURED = (
@@ -105,7 +109,7 @@ class Frontier:
             if start is not None:
                 self.sft  # noqa: B018 (trained first)
             given = {"settings": self.ts.TrainSettings(**settings), "start": self.out / start if start else None}
-            self.ts.train(self.base, self.lora, objective, data, out=path, **given)
+            self.ts.train(self.base, self.lora, objective, data() if callable(data) else data, out=path, **given)
         return path
 
     @cached_property
@@ -122,7 +126,8 @@ class Frontier:
     @cached_property
     def proxy(self) -> Any:
         """A model of the reward, as a judge."""
-        path = self.entry("reward", self.ts.Reward(), self.pairs("truth"), epochs=1, lr=3e-4)
+        settings = {"epochs": 2, "lr": 1e-3, "batch_size": 8}
+        path = self.entry("reward", self.ts.Reward(), lambda: str(self.rankings()), **settings)
         return self.ts.load_judge(str(path), self.base)
 
     def judge(self, reward: str) -> Any:
@@ -130,12 +135,30 @@ class Frontier:
         return self.truth if reward == "truth" else self.proxy
 
     def pairs(self, reward: str) -> Path:
-        """The best and the worst of samples of the sft model, by this reward."""
+        """The best and the worst of samples of the sft model for each opening, by this reward."""
         out = self.out / f"pairs-{reward}.jsonl"
         if not out.is_file():
-            sampling = self.ts.Samples(n=SAMPLES, max_new_tokens=NEW_TOKENS, seed=0)
-            rows = self.prompts("train")[:PAIRS]
-            self.ts.make_pairs(self.sft, rows, self.judge(reward), sampling, out)
+            sampling = self.ts.Samples(n=RANKED, max_new_tokens=NEW_TOKENS, seed=0)
+            self.ts.make_pairs(self.sft, self.prompts("train"), self.judge(reward), sampling, out)
+        return out
+
+    def rankings(self) -> Path:
+        """The same samples of each opening, all of them, ranked by the truth."""
+        from tunescope.storage import write_output
+
+        samples: dict[str, dict[str, float]] = {}
+        with samples_path(self.pairs("truth")).open(encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                if row["completion"].strip():
+                    samples.setdefault(row["prompt"], {})[row["completion"]] = row["score"]
+        lines = []
+        for prompt, scored in samples.items():
+            order = sorted(set(scored.values()), reverse=True)
+            if len(order) > 1:
+                ranks = [1 + order.index(score) for score in scored.values()]
+                lines.append(json.dumps({"prompt": prompt, "responses": list(scored), "ranks": ranks}) + "\n")
+        out = self.out / "rankings.jsonl"
+        write_output(out, "".join(lines))
         return out
 
     def prompts(self, split: str) -> list[Any]:
@@ -219,6 +242,12 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def ledger(out: Path) -> dict[str, Any]:
+    """All points that were measured, beside what they have in common."""
+    found = [json.loads(path.read_text()) for path in sorted((out / "points").glob("*.json"))]
+    return json.loads((out / "sizes.json").read_text()) | {"points": found}
+
+
 def main() -> None:
     """Print the ledger as one JSON object; the points as they end go to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -229,18 +258,19 @@ def main() -> None:
     args = parser.parse_args()
     from tunescope.storage import write_output
 
-    ledger = args.out / "frontier.json"
-    found = json.loads(ledger.read_text()) if ledger.is_file() else {"sizes": SIZES, **machine(), "points": []}
-    if found["sizes"] != SIZES:
-        sys.exit(f"{ledger} is of other sizes ({found['sizes']}): choose another --out.")
-    wanted = [point for point in points() if point.method in args.only and point.reward in args.rewards]
-    done = {Point(*(own[name] for name in Point.__dataclass_fields__)) for own in found["points"]}
-    frontier = Frontier(args.out)
-    for point in (point for point in wanted if point not in done):
-        print(point.name, file=sys.stderr, flush=True)
-        measured = frontier.best_of(point) if point.method == "best-of" else frontier.measure(point)
-        found["points"].append(asdict(point) | measured)
-        write_output(ledger, json.dumps(found, indent=1))
+    frontier, sizes = Frontier(args.out), args.out / "sizes.json"
+    if not sizes.is_file():
+        write_output(sizes, json.dumps({"sizes": SIZES, **machine(), "dtype": str(frontier.base.dtype)}, indent=1))
+    if (given := json.loads(sizes.read_text())["sizes"]) != json.loads(json.dumps(SIZES)):
+        sys.exit(f"{args.out} has points of other sizes ({given}): choose another --out.")
+    for point in points():
+        kept = args.out / "points" / f"{point.name}.json"
+        if point.method not in args.only or point.reward not in args.rewards or kept.is_file():
+            continue
+        measured = asdict(point) | (frontier.best_of(point) if point.method == "best-of" else frontier.measure(point))
+        write_output(kept, json.dumps(measured, indent=1))
+        print(f"{point.name}: {measured['score']:.3f} at {measured['kl']:.2f} nats", file=sys.stderr, flush=True)
+    found = ledger(args.out)
     if args.plot:
         plot(found["points"], args.plot)
     print(json.dumps(found))
