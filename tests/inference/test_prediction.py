@@ -167,7 +167,7 @@ def test_entries_and_trained_know_their_labels_and_length(tmp_path: Path) -> Non
     assert predict(replace(trained, customized=loaded), long) == found
     texts = predict(trained, ROWS, labels=(), max_new_tokens=3)
     assert all(answer.label is None for answer in texts)
-    with pytest.raises(BankError, match="reward model gives texts a number"):
+    with pytest.raises(BankError, match="reward model gives texts numbers"):
         predict(replace(trained, record=trained.record.model_copy(update={"objective": "reward"})), ROWS)
 
 

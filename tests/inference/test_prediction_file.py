@@ -16,7 +16,8 @@ from tests.inference.test_prediction import LABELS, ROWS, patterned
 from tunescope.data.reading import Table, read, table_of
 from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.inference import Predictor, predict_file, prediction
-from tunescope.inference.prediction_file import check_out, partial_path
+from tunescope.inference.prediction_file import check_out
+from tunescope.storage.unfinished import partial_path
 
 NEW = [{"id": i, **row, "note": 'a, "b"\nc'} for i, row in enumerate(ROWS)]
 FORMATS = [".csv", ".tsv", ".jsonl", ".json", ".parquet"]

@@ -1,4 +1,4 @@
-"""Pairs and rankings for tests of objectives: separable ones as rows, and drawn ones as tokens."""
+"""Pairs, rankings and rated rows for tests of objectives: separable ones as rows, and drawn ones as tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from tunescope.data.encoding import EncodedPair
 from tunescope.data.pairs import Pair
 from tunescope.data.rankings import EncodedRanking, Ranking
+from tunescope.data.rows import Row
 
 PAIRS = [
     Pair(({"role": "user", "content": f"word {i}"},), "yes" + "!" * (i % 3), "no" + "." * (i % 4), i + 1, 0.5 + i % 3)
@@ -18,6 +19,12 @@ RANKINGS = [
         (pair.chosen, "yes?", "well" * (i % 2 + 1), pair.rejected),
         ((1, 2, 2, 3), (1, 2, 3, 4))[i % 2],
         i + 1,
+    )
+    for i, pair in enumerate(PAIRS)
+]
+RATED = [
+    Row(pair.messages, ("yes" if i % 2 else "no") + "!" * (i % 5), i + 1).with_attributes(
+        {"mood": 4 * (i % 2), "length": i % 5} if i % 4 else {"length": i % 5}
     )
     for i, pair in enumerate(PAIRS)
 ]

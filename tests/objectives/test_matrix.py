@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.pairs import PAIRS, RANKINGS
+from tests.objectives.pairs import PAIRS, RANKINGS, RATED
 from tests.tiny import tiny_base
 
 from tunescope import bank
@@ -18,8 +18,9 @@ from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.errors import BankError, DataError, TrainingError
 from tunescope.inference import Item, reward_scores, score
+from tunescope.inference.rewards import outputs_that_fit
 from tunescope.methods import IA3, Adapter, Customized, Full, LoRA, Method, PromptTuning, PTuning, ZeroShot, compose
-from tunescope.objectives import DPO, SFT, Objective, Reward, reference
+from tunescope.objectives import DPO, SFT, Attributes, Objective, Reward, reference
 from tunescope.training import StepMetrics, TrainSettings, train
 from tunescope.training.optimizer import trained_parameters
 from tunescope.training.run import Trained
@@ -35,6 +36,8 @@ METHODS: dict[str, Method] = {
 }
 OBJECTIVES: dict[str, Objective] = {
     "sft": SFT(),
+    "sft steered": SFT(steer_columns=("mood", "length")),
+    "attributes": Attributes(columns=("mood", "length")),
     "dpo": DPO(beta=0.5),
     "dpo on rankings": DPO(beta=0.5),
     "reward": Reward(),
@@ -67,6 +70,7 @@ def run(method: Method, objective: Objective, goal: str = "", **more: Any) -> Tr
     """Ten steps on separable pairs, on rankings where the goal names them, or on the pairs' chosen completions."""
     data: Any = [Row(p.messages, p.chosen, p.number) for p in PAIRS] if isinstance(objective, SFT) else PAIRS
     data = RANKINGS if goal.endswith("rankings") else data
+    data = RATED if goal in ("sft steered", "attributes") else data
     settings = TrainSettings(max_steps=10, batch_size=4, lr=10 * method.learning_rate, checkpoint_every=2)
     return train(tiny_base(), method, objective, data, **{"settings": settings, **more})
 
@@ -75,6 +79,8 @@ def served(customized: Customized, objective: Objective) -> Any:
     """What a customization gives to the first prompts: rewards, or log-probabilities of completions."""
     if isinstance(objective, Reward):
         return reward_scores(customized, [p.messages for p in PAIRS], [p.chosen for p in PAIRS])
+    if isinstance(objective, Attributes):
+        return outputs_that_fit(customized, RATED, "attributes")
     encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length)
     return score(customized, [Item(encoder.prompt(p.messages).ids, [[1, 2, 3], [4]]) for p in PAIRS[:3]])
 
@@ -89,7 +95,7 @@ def test_every_cell(name: str, goal: str, tmp_path: Path) -> None:
     assert sum(losses[-4:]) < 0.97 * sum(losses[:4])
     if goal.endswith("rankings"):
         assert whole.result.measured["rewards/accuracy"][-1] > 0.6
-    elif goal != "sft":
+    elif goal in ("dpo", "reward"):
         assert whole.result.measured["rewards/accuracy"][-1] == 1
         assert losses[0] == pytest.approx(0.6931, abs=1e-3 if goal == "reward" or method.trains == "base" else 9)
 
@@ -133,7 +139,8 @@ def test_what_is_trained_moves(name: str, goal: str) -> None:
     # Positions and tokens that no text has get no gradient; p-tuning's encoder is dropped when training ends.
     assert not kept, kept
     assert ("head_reward.weight" in moved) == isinstance(objective, Reward)
-    assert any("head_reward" not in key for key in moved) or name == "p-tuning"
+    assert ({"head_attributes.weight", "head_attributes.bias"} <= moved) == isinstance(objective, Attributes)
+    assert any("head_" not in key for key in moved) or name == "p-tuning"
 
 
 @pytest.mark.parametrize("name", LOSSES)

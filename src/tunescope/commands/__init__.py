@@ -40,6 +40,10 @@ COMMANDS = {
         "Answer prompts by the base or its customizations, any mix of them.",
         "tunescope.commands.generate:GenerateRequest",
     ),
+    "annotate": Listed(
+        "Label rows with attributes: by an attribute model, or by functions.",
+        "tunescope.commands.annotate:AnnotateRequest",
+    ),
     "pairs": Listed("Make preference pairs of a model's own samples.", "tunescope.commands.pairs:PairsRequest"),
     "compare": Listed(
         "Train and measure the methods on your data, and say which one to take.",

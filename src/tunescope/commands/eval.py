@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from tunescope.commands import fields
 from tunescope.commands.command import Command, Result
 from tunescope.commands.report import Report
 from tunescope.errors import SettingError, TunescopeError
+from tunescope.settings import Shown
 
 
 class EvalRequest(Command):
     """Measure an entry on rows it has not seen: task, forgetting on and off, latency, cost.
 
     An entry trained on pairs (dpo, reward) is measured on pairs or ranked responses: accuracy, margin, calibration. A
-    reward model scores rows of prompt and completion. With --judge an entry's sampled completions of prompts are
-    compared with its base's: score, win rate, and how far they moved (KL).
+    reward model scores rows of prompt and completion. An attribute model is measured on rated rows: absolute error and
+    rank correlation of each attribute, beside a constant. With --judge an entry's sampled completions of prompts are
+    compared with its base's: score, win rate, and how far they moved (KL). With --by or --annotator texts are sampled
+    at every value of every attribute, and asked values compared with realized ones.
     """
 
     entry: fields.OptionalEntry = None
@@ -39,6 +44,11 @@ class EvalRequest(Command):
     plot: fields.HomePath | None = None
     """HTML file to draw the calibration in, of an entry measured on pairs."""
     judge: fields.Judge = ()
+    by: Annotated[tuple[str, ...], Shown("NAME=JUDGE", repeated=True)] = ()
+    """Measure how an entry trained with --steer-columns follows its attributes: an attribute and who measures it in
+    sampled texts, as for annotate. Repeatable."""
+    annotator: fields.HomePath | None = None
+    """The same by an attribute model, an entry of a bank."""
     against: fields.HomePath | None = None
     """With --judge: compare with this entry of a bank instead of with the base."""
     n: int = Field(4, ge=1)
@@ -49,8 +59,10 @@ class EvalRequest(Command):
     def run(self, report: Report | None = None) -> Result:
         """Measure, keep the measurements in the entry's record, and give them."""
         from tunescope import bank
+        from tunescope.commands.eval_attributes import eval_attributes
         from tunescope.commands.eval_judged import eval_judged
         from tunescope.commands.eval_pairs import eval_pairs, score_texts
+        from tunescope.commands.eval_steering import eval_steering
         from tunescope.commands.eval_task import eval_task
         from tunescope.commands.subject import check_subject
         from tunescope.data.inputs import has_part
@@ -70,9 +82,16 @@ class EvalRequest(Command):
         if self.judge:
             self.refuse(*_TASK_ONLY, "max_length", "plot", where="completions are judged")
             return eval_judged(self, table, report)
+        if self.by or self.annotator is not None:
+            self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "max_length", "plot", where="steering is measured")
+            return eval_steering(self, record, table, report)
         if record is not None and is_preferences(table):
             self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", where="pairs are measured")
             return eval_pairs(self, record, table, report)
+        if record is not None and record.objective == "attributes":
+            unused = (*_TASK_ONLY, *_SAMPLED_ONLY, "max_new_tokens", "plot")
+            self.refuse(*unused, where="an attribute model is measured")
+            return eval_attributes(self, record, table, report)
         if record is not None and record.objective == "reward":
             unused = (*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", "plot")
             self.refuse(*unused, where="a reward model scores texts")

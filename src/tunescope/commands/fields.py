@@ -72,4 +72,9 @@ Probe = Annotated[
     Field(description="Your own probe of forgetting: rows with text, or question, choices, answer."),
 ]
 AllProbes = Annotated[bool, Field(description="Every probe question, not a fixed sample.")]
+Steer = Annotated[
+    str | None,
+    Shown("NAME=VALUE,..."),
+    Field(description="What answers are to be like, of an entry trained with --steer-columns: quality=4,verbosity=1."),
+]
 Source = Annotated[Literal["auto", "hub"], _one_of("source (--from)", "auto", "hub")]

@@ -16,6 +16,7 @@ from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.generate_batch import answer_batch
 from tunescope.commands.report import Report
 from tunescope.commands.subject import customized_of
+from tunescope.data.attributes import parse_steer
 from tunescope.errors import TunescopeError
 from tunescope.inference import Engine, Request, Sampling
 from tunescope.settings import Shown
@@ -38,9 +39,11 @@ class GenerateRequest(Command):
     batch: fields.HomePath | None = None
     """A .jsonl file of rows {"prompt", "customization", "max_new_tokens", ...}: any mix, all at once. In place of
     "prompt" stand "messages", or "row": columns that the customization's own template renders,
-    {"row": {"text": "..."}}, answered with its label where it was trained on labels."""
+    {"row": {"text": "..."}}, answered with its label where it was trained on labels. "steer" says what an answer is to
+    be like: {"steer": {"quality": 4}}."""
     bank: fields.HomePath | None = None
     """Folder of the entries that the rows of --batch name."""
+    steer: fields.Steer = None
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
     sampling: Sampling = Field(default_factory=Sampling)
@@ -59,6 +62,8 @@ class GenerateRequest(Command):
         if self.batch is not None:
             if self.prompts:
                 raise TunescopeError("Give prompts, or a file of them with --batch, not both.")
+            if self.steer is not None:
+                raise TunescopeError('--steer is for prompts; a row of --batch says "steer": {"quality": 4}.')
             return answer_batch(self, sampling, report)
         if self.bank is not None:
             raise TunescopeError("--bank goes with --batch. To run one entry, name it before the prompts: BANK/NAME.")
@@ -75,7 +80,8 @@ class GenerateRequest(Command):
         engine = Engine(customized.base)
         if entry is not None:
             engine.load(_NAME, customized)
-        self._answer(engine, entry, [Request(prompt, _NAME if entry else None, sampling) for prompt in prompts], report)
+        name, steer = _NAME if entry else None, parse_steer(self.steer) if self.steer else {}
+        self._answer(engine, entry, [Request(prompt, name, sampling, steer) for prompt in prompts], report)
         return Result(None)
 
     def _whose(self) -> tuple[Path | None, tuple[str, ...]]:

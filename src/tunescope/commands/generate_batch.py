@@ -101,13 +101,15 @@ def _request(
     if isinstance(row, str):
         return _refusal(f"The row {row}.")
     settings = dict(row)
-    name = settings.pop("customization", None)
+    name, steer = settings.pop("customization", None), settings.pop("steer", None) or {}
     asked = {key: value for key in _ASKED if (value := settings.pop(key, None)) is not None}
     if len(asked) != 1:
         return _refusal(
             "The row needs prompt (a text), messages (a list of {role, content}) or row (an object of columns), and "
             "one of them."
         )
+    if not isinstance(steer, dict):
+        return _refusal(f'steer is {describe(steer)}, expected an object such as {{"quality": 4}}.')
     if name is not None and name not in entries:
         if not entries:
             return _refusal(f"The row asks for {name!r}, but no bank was given: name one with --bank.")
@@ -118,7 +120,7 @@ def _request(
         prompt = _prompt(*next(iter(asked.items())), record)
         if record and record.labels and "choices" not in chosen:
             chosen = {"choices": record.labels} | settings  # the command's flags are of texts, not of labels
-        return Request(prompt, name, Sampling.parse(chosen))
+        return Request(prompt, name, Sampling.parse(chosen), steer)
     except TunescopeError as error:
         return _refusal(str(error))
 

@@ -42,6 +42,11 @@ class PredictRequest(Command):
     """Most tokens of a generated text; 128 by default."""
     max_length: int | None = Field(None, ge=2)
     """Most tokens of a row; by default as it was trained."""
+    steer: fields.Steer = None
+    temperature: float = Field(0.0, ge=0)
+    """1 samples texts from the model itself; 0 takes the likeliest."""
+    seed: int = Field(0, ge=0)
+    """Of the sampling."""
     skip_bad: int = Field(0, ge=0)
     """How many rows may stay without an answer; the column error says why."""
     dtype: fields.Dtype = "auto"
@@ -53,6 +58,7 @@ class PredictRequest(Command):
         """Write the rows with their answers, and say how many there are and how sure they are."""
         from tunescope import bank
         from tunescope.commands.subject import customized_of
+        from tunescope.data.attributes import parse_steer
         from tunescope.data.inputs import has_part
         from tunescope.data.reading import read
         from tunescope.data.rows import answer_columns
@@ -68,8 +74,9 @@ class PredictRequest(Command):
         customized = customized_of(self.entry, self.base, self.device, self.dtype)
         try:
             predictor = Predictor.recorded(
-                customized, record, max_new_tokens=self.max_new_tokens, max_length=self.max_length
-            )
+                customized, record, max_new_tokens=self.max_new_tokens, max_length=self.max_length,
+                steer=parse_steer(self.steer) if self.steer else None, temperature=self.temperature, seed=self.seed,
+            )  # fmt: skip
         except DataError as error:
             raise DataError(str(error).replace("max_new_tokens", "--max-new-tokens")) from None
         started = time.perf_counter()

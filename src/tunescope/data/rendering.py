@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tunescope.data.attributes import KEY
 from tunescope.data.chat_template import render_chat
 from tunescope.data.rows import IGNORED_SPACE, Message, Row, spoken
 from tunescope.data.template import Template
 from tunescope.errors import DataError
 
 # Keys of a message that are for training and not for the chat template.
-_OWN_KEYS = ("weight",)
+_OWN_KEYS = ("weight", KEY)
 # Stands for a completion; templates may strip spaces, so it has none.
 _MARKER = "tunescopecompletion"
 
@@ -69,10 +70,12 @@ class Renderer:
         """
         framed = self._framed(messages)
         if self._chat:
-            return Prompt(self._render(framed, tools, generation_prompt=True))
+            return Prompt(self._render(framed, tools, generation_prompt=True) + self._label(messages))
         self._refuse_functions(framed, tools)
         text = self._plain(framed)
         bare = text.rstrip(IGNORED_SPACE)
+        if label := self._label(messages):
+            return Prompt(f"{bare}\n{label}")
         return Prompt(bare, text[len(bare) :] + self._template.tail)
 
     def whole(self, row: Row) -> Whole:
@@ -82,13 +85,15 @@ class Renderer:
             DataError: as ``prompt``.
         """
         completion = spoken(row.completion or "")
-        prompt = self.prompt(row.messages, row.tools)
+        prompt, label = self.prompt(row.messages, row.tools), self._label(row.messages)
         if not self._chat:
             if row.tool_calls:
                 raise DataError("tool_calls can't be rendered in plain style: take --style chat")
+            if label:
+                return Whole(prompt, prompt.text + completion)
             text = prompt.text + prompt.owed.removesuffix(self._template.tail)
             return Whole(prompt, self._joined(text, completion))
-        answer: Message = {"role": "assistant", "content": completion}
+        answer: Message = {"role": "assistant", "content": label + completion}
         if row.tool_calls:
             answer["tool_calls"] = list(row.tool_calls)
         framed = self._framed(row.messages)
@@ -130,8 +135,9 @@ class Renderer:
             self._works = True
 
     def bare(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
-        """The prompt's text without the template's system text and shots."""
-        own = Renderer(self._tokenizer, self._template.model_copy(update={"system": None, "shots": ()}))
+        """The prompt's text without the template's system text and shots, and without the line of attributes."""
+        plain = self._template.model_copy(update={"system": None, "shots": (), "steering": None})
+        own = Renderer(self._tokenizer, plain)
         return own.prompt(messages, tools).text
 
     # Chat style.
@@ -234,10 +240,17 @@ class Renderer:
 
     # Both.
 
+    def _label(self, messages: Sequence[Message], place: str = "answer") -> str:
+        """The line of attributes that stands at a place, its line break included; empty where none stands there."""
+        steering = self._template.steering
+        line = steering.line(messages[-1]) if steering is not None and steering.place == place else ""
+        return line and line + "\n"
+
     def _framed(self, messages: Sequence[Message]) -> list[Message]:
         """The system text and the shots, then the messages. A row's own system message stands beside the template's."""
-        own = [m for m in messages if m["role"] == "system"]
-        system = "\n\n".join(text for text in (self._template.system, *(m["content"] for m in own)) if text)
+        own = [m["content"] for m in messages if m["role"] == "system"]
+        asked = self._label(messages, "system").rstrip()
+        system = "\n\n".join(text for text in (self._template.system, *own, asked) if text)
         framed: list[Message] = [{"role": "system", "content": system}] if system else []
         for shot in self._template.shots:
             framed.append({"role": "user", "content": self._trimmed(shot.prompt)})

@@ -1,7 +1,7 @@
 """The content of a row, once its columns are understood: a prompt, and the completion to learn.
 
-By convention: ``prompt, completion``; ``messages`` (OpenAI's, with ``tools``); ``conversations`` (ShareGPT's);
-``instruction, input, output`` (Alpaca's); ``prompt`` alone. Any other columns with a pattern such as
+By convention: ``prompt, completion`` (or ``response``); ``messages`` (OpenAI's, with ``tools``); ``conversations``
+(ShareGPT's); ``instruction, input, output`` (Alpaca's); ``prompt`` alone. Any other columns with a pattern such as
 ``"{sentence} sentiment: {label}"`` whose last field is the completion.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from tunescope.data.attributes import KEY, Columns
 from tunescope.data.messages import Message, describe, from_json, messages_of, tools_of, unread_keys
 from tunescope.data.patterns import Pattern
 from tunescope.data.reading import BadRow, Table, check_bad
@@ -45,6 +46,16 @@ class Row:
     def prompt(self) -> str:
         """The last message's text: what a person would call the input."""
         return self.messages[-1]["content"]
+
+    @property
+    def attributes(self) -> Mapping[str, float]:
+        """What the completion is like; see ``data.attributes``. Empty where nothing is known."""
+        found: Mapping[str, float] = self.messages[-1].get(KEY, {})
+        return found
+
+    def with_attributes(self, values: Mapping[str, float]) -> Row:
+        """The row with these values."""
+        return replace(self, messages=(*self.messages[:-1], {**self.messages[-1], KEY: dict(values)}))
 
     @property
     def content(self) -> list[Any]:
@@ -84,6 +95,7 @@ def to_rows(
     need_completion: bool = True,
     on_note: Callable[[str], None] = lambda note: None,
     on_bad: Callable[[BadRow], None] | None = None,
+    attributes: Columns | None = None,
 ) -> list[Row]:
     """Understand the columns of a table.
 
@@ -95,15 +107,22 @@ def to_rows(
         need_completion: False accepts rows with a prompt alone: the completion's column is missing, or empty.
         on_note: callback for what is worth knowing of how the rows were read: encoding and delimiter, the convention,
             what was not read, how many rows were left out. Each note names the table.
+        attributes: columns with attributes of the completion, which become ``Row.attributes``.
         on_bad: callback for each row that does not fit. Who asks for them reports them: no note counts them then.
 
     Raises:
         DataError: columns that no convention fits, or rows that do not fit theirs, each with its line and reason.
     """
-    convention = _convention(table, table.default_template if pattern is None else pattern, need_completion)
+    if attributes is not None:
+        attributes.check(table)
+    content = table if attributes is None else attributes.rest(table)
+    convention = _convention(content, table.default_template if pattern is None else pattern, need_completion)
     rows, bad = [], []
     for fields, line in zip(table.rows, table.lines, strict=True):
         made = convention.convert(fields, line)
+        if attributes is not None and isinstance(made, Row):
+            values = attributes.values(fields)
+            made = values if isinstance(values, str) else made.with_attributes(values)
         if isinstance(made, Row):
             rows.append(made)
         else:
@@ -163,10 +182,11 @@ def _convention(table: Table, pattern: str | None, need: bool) -> _Convention:
         return _Convention(lambda fields, line: _from_pattern(fields, line, understood, need))
     if "messages" in columns:
         return _conversation(table, "messages", need)
-    if "prompt" in columns and ("completion" in columns or not need):
+    answer = "completion" if "completion" in columns or "response" not in columns else "response"
+    if "prompt" in columns and (answer in columns or not need):
         return _Convention(
-            lambda fields, line: _from_prompt(fields, line, need),
-            lambda: [*messages_notes(table, _PROMPT), *table.unread(_PROMPT)],
+            lambda fields, line: _from_prompt({**fields, "completion": fields.get(answer)}, line, need),
+            lambda: [*messages_notes(table, ("prompt", answer)), *table.unread(("prompt", answer))],
         )
     if "conversations" in columns:
         return _conversation(table, "conversations", need)
@@ -227,7 +247,6 @@ def _from_prompt(fields: Mapping[str, Any], line: int, need: bool) -> Row | str:
     return Row(turns, None if completion is None else spoken(completion), line, calls)
 
 
-_PROMPT = ("prompt", "completion")
 _ALPACA = ("instruction", "input", "output")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tunescope.data.attributes import Steering
 from tunescope.data.chat_template import render_chat
 from tunescope.data.rows import IGNORED_SPACE
 from tunescope.errors import DataError, UnknownNameError
@@ -41,6 +42,8 @@ class Template(Settings):
     """How many virtual tokens the prompt has; they stand before the text unless places are marked."""
     virtual_splits: tuple[Annotated[int, Field(ge=0, le=MOST)], ...] = ()
     """How many of the virtual tokens stand at each marked place of the pattern, <|VIRTUAL_PROMPT_0|> and so on."""
+    steering: Steering | None = None
+    """The attributes that an answer is asked for; none where the customization was not trained on any."""
     stop: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
     """Token ids that end a completion; the first one is trained."""
     heal: bool = False

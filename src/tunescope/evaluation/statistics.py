@@ -9,6 +9,7 @@ Which one applies:
 - `paired_proportions` for accuracies, `paired_difference` for other scores: two methods on the *same* test rows, which
   `common_rows` finds. Much sharper than looking whether two intervals overlap, because rows that are hard for both
   cancel out. Always use them when the per-row scores are there.
+- `rank_correlation`: how far two numbers of each row order the rows alike.
 - `unpaired_difference`: two scores whose per-row values are not at hand; wider than need be when rows are shared.
 
 `interval_of` and `paired_difference_of` choose by the metric's name.
@@ -23,6 +24,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from tunescope.errors import DataError
 
@@ -234,6 +236,41 @@ def paired_difference(
     mean = sign * float(differences.mean())
     found = Difference(mean, min(low, mean), max(high, mean))
     return found if sign > 0 else -found
+
+
+def rank_correlation(
+    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> tuple[float, Interval] | None:
+    """Spearman's rank correlation of two numbers, ties sharing their mean rank, with its percentile bootstrap interval
+    over rows. None where one of the two is the same everywhere.
+
+    Args:
+        a: shape [n], any unit, or [n, k] for k numbers of each row, which are drawn together.
+        b: the same of the other number.
+        confidence: coverage aimed at, between 0 and 1.
+        resamples: bootstrap samples drawn; one in which a number does not vary counts as no correlation.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: different shapes, none at all, or a value that is not finite.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    _paired(first.ravel(), second.ravel())
+    _check(confidence, resamples)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(0, len(first), size=len(first)) for _ in range(resamples))
+    found = [_spearman(first[rows].ravel(), second[rows].ravel()) for rows in drawn]
+    value = _spearman(first.ravel(), second.ravel())
+    return value, Interval(*_quantiles(np.array(found), confidence))
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Of two arrays [n]; 0 where one does not vary."""
+    x, y = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale else 0.0
 
 
 def unpaired_difference(a: float, a_interval: Interval, b: float, b_interval: Interval) -> Difference:

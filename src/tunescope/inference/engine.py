@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,14 @@ class Request:
         prompt: a text, or chat messages that end in the user's.
         customization: name of a loaded one; None is the base under its plain template.
         sampling: how the answer is chosen.
+        steer: what the answer is to be like, a whole number for some of the attributes that the customization was
+            trained on (``{"quality": 4}``); the others are asked for by their defaults.
     """
 
     prompt: str | Sequence[Message]
     customization: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    steer: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,9 +232,9 @@ class Engine:
                 tokens, completions = loaded.completions(request.prompt, request.completions, request.head)
                 return self._enqueue(PromptTokens(tokens), loaded, Sampling(), completions, request.head)
             if request.sampling.choices:
-                tokens, choices = loaded.candidates(request.prompt, request.sampling.choices)
+                tokens, choices = loaded.candidates(request.prompt, request.sampling.choices, request.steer)
                 return self._enqueue(PromptTokens(tokens), loaded, request.sampling, choices)
-            return self._enqueue(loaded.prompt(request.prompt), loaded, request.sampling, [])
+            return self._enqueue(loaded.prompt(request.prompt, request.steer), loaded, request.sampling, [])
 
     def submit_ids(self, prompt: Sequence[int] | PromptTokens, customization: str | None, sampling: Sampling) -> Ticket:
         """``submit`` for a prompt that is tokens already. Negative ids are virtual tokens.
@@ -269,12 +272,14 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int] | PromptTokens],
         customization: str | None,
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         *,
         on_done: Callable[[int, Generated], None] = lambda index, generated: None,
     ) -> list[Generated]:
-        """``generate`` for prompts that are tokens already."""
-        submits = [(partial(self.submit_ids, prompt, customization, sampling), sampling.n) for prompt in prompts]
+        """``generate`` for prompts that are tokens already; ``sampling`` is for all, or one for each."""
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        asked = zip(prompts, each, strict=True)
+        submits = [(partial(self.submit_ids, prompt, customization, how), how.n) for prompt, how in asked]
         return self._answer_all(submits, on_done)
 
     def stream(self, request: Request) -> Iterator[str]:

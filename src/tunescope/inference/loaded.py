@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from tunescope.inference.compiled import Compiled
 from tunescope.methods import Customized
 
 _Tokens = TypeVar("_Tokens")
+_NOTHING: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,27 @@ class Loaded:
         """How many virtual tokens its effects have."""
         return 0 if self.effects is None or self.effects.table is None else len(self.effects.table)
 
-    def prompt(self, prompt: str | Sequence[Message]) -> PromptTokens:
+    def prompt(self, prompt: str | Sequence[Message], steer: Mapping[str, int] = _NOTHING) -> PromptTokens:
         """Tokens of a request's prompt.
 
-        Raises:
-            EngineError: an empty prompt, or one that its template refuses.
-        """
-        return self._encoded(prompt, self.encoder.prompt)
+        Args:
+            prompt: a text or messages.
+            steer: the attributes that are asked for; see ``Request``.
 
-    def candidates(self, prompt: str | Sequence[Message], texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        Raises:
+            EngineError: an empty prompt, one that its template refuses, or attributes that are not the template's.
+        """
+        return self._encoded(prompt, self.encoder.prompt, steer)
+
+    def candidates(
+        self, prompt: str | Sequence[Message], texts: Sequence[str], steer: Mapping[str, int] = _NOTHING
+    ) -> tuple[list[int], list[list[int]]]:
         """Tokens that all answers to choose from begin with, and the rest of each; see ``Encoder.candidates``.
 
         Raises:
             EngineError: as ``prompt``.
         """
-        return self._encoded(prompt, lambda messages: self.encoder.candidates(messages, texts))
+        return self._encoded(prompt, lambda messages: self.encoder.candidates(messages, texts), steer)
 
     def completions(
         self, prompt: str | Sequence[Message], texts: Sequence[str], head: str
@@ -80,12 +87,22 @@ class Loaded:
             raise EngineError("There is no completion to score: give at least one text.")
         return self.candidates(prompt, texts)
 
-    def _encoded(self, prompt: str | Sequence[Message], encode: Callable[[Sequence[Message]], _Tokens]) -> _Tokens:
+    def _encoded(
+        self,
+        prompt: str | Sequence[Message],
+        encode: Callable[[Sequence[Message]], _Tokens],
+        steer: Mapping[str, int],
+    ) -> _Tokens:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if not messages or messages[-1].get("role") != "user" or not messages[-1].get("content", "").strip():
             raise EngineError("The prompt is empty, or does not end in a user's turn.")
+        steering = self.template.steering
+        if steer and steering is None:
+            raise EngineError(
+                f"{self.name or 'The base'} was not trained on attributes, so nothing steers it: leave steer out."
+            )
         try:
-            return encode(messages)
+            return encode(messages if steering is None or not steer else steering.steered(messages, steer))
         except DataError as error:
             raise EngineError(str(error)) from error
 

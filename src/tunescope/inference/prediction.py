@@ -23,7 +23,7 @@ from tunescope.data.reading import BadRow, Table, check_bad, table_of
 from tunescope.data.rows import Row, answer_columns, to_rows
 from tunescope.errors import BankError, DataError
 from tunescope.inference.engine import Engine, Generated
-from tunescope.inference.sampling import Sampling
+from tunescope.inference.sampling import Sampling, for_prompt
 from tunescope.inference.scoring import Item, Score, score
 from tunescope.methods import Customized
 
@@ -146,9 +146,13 @@ class Predictor:
         labels: to choose from; none for generated texts.
         max_new_tokens: most tokens of a generated text; 128 by default.
         max_length: most tokens of a row, as in training; by default what the base's context has room for.
+        steer: what answers are to be like; see ``Request``.
+        temperature: generated texts are sampled from the model at 1; at 0 they are its likeliest.
+        seed: of the sampling; each row has its own draw.
 
     Raises:
-        DataError: ``max_new_tokens`` where labels are chosen from, or without room for a prompt.
+        DataError: ``max_new_tokens`` or ``temperature`` where labels are chosen from, no room for a prompt, or
+            attributes that are not the customization's.
     """
 
     def __init__(
@@ -158,9 +162,17 @@ class Predictor:
         *,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
+        steer: Mapping[str, int] | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> None:
-        if labels and max_new_tokens is not None:
-            raise DataError("max_new_tokens has no meaning where the answer is one of the labels: leave it out.")
+        for name, given in (("max_new_tokens", max_new_tokens is not None), ("temperature", temperature != 0)):
+            if labels and given:
+                raise DataError(f"{name} has no meaning where the answer is one of the labels: leave it out.")
+        if steer and customized.template.steering is None:
+            raise DataError("The entry was not trained on attributes, so nothing steers it: leave steer out.")
+        self.steer = customized.template.steering.asked(steer) if customized.template.steering and steer else {}
+        self.temperature, self.seed = temperature, seed
         self.customized, self.labels, self.max_length = customized, tuple(labels or ()), max_length
         self.max_new_tokens = max_new_tokens or _MAX_NEW_TOKENS
         context = customized.base.context_length
@@ -170,19 +182,24 @@ class Predictor:
 
     @classmethod
     def recorded(
-        cls, customized: Customized, record: Record, *, max_new_tokens: int | None = None, max_length: int | None = None
+        cls, customized: Customized, record: Record, *, max_length: int | None = None, **settings: Any
     ) -> Predictor:
-        """With the labels and the length that a record says.
+        """With the labels and the length that a record says; ``settings`` are a ``Predictor``'s.
 
         Raises:
-            BankError: a reward model, which gives no answers.
+            BankError: a reward or attribute model, which gives no answers.
             DataError: as for a ``Predictor``.
         """
-        if record.objective == "reward":
-            raise BankError("A reward model gives texts a number and no answer: measure it with tunescope eval.")
+        if record.objective in ("reward", "attributes"):
+            kind, other = (
+                ("A reward", "measure it with tunescope eval")
+                if record.objective == "reward"
+                else ("An attribute", "label rows with tunescope annotate")
+            )
+            raise BankError(f"{kind} model gives texts numbers and no answer: {other}.")
         if max_length is None and record.train_settings is not None:
             max_length = record.train_settings.get("max_length")
-        return cls(customized, record.labels, max_new_tokens=max_new_tokens, max_length=max_length)
+        return cls(customized, record.labels, max_length=max_length, **settings)
 
     @property
     def optional(self) -> tuple[str, ...]:
@@ -211,6 +228,8 @@ class Predictor:
         except DataError:
             found.check(skip_bad)
             raise
+        if self.steer:
+            rows = [row.with_attributes(self.steer) for row in rows]
         found.truth = {row.number: row.completion for row in rows if row.completion is not None}
         self._fit(rows, found)
         found.check(skip_bad)
@@ -273,7 +292,8 @@ class Predictor:
             on_answers({asked[place].index: found})
 
         prompts = [encoder.prompt(question.messages, question.tools) for question in asked]
-        engine.generate_ids(prompts, _NAME, Sampling(max_new_tokens=self.max_new_tokens), on_done=done)
+        sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
+        engine.generate_ids(prompts, _NAME, [for_prompt(sampling, question.index) for question in asked], on_done=done)
 
 
 def predict(

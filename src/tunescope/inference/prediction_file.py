@@ -1,14 +1,10 @@
 """Predictions in a file: the rows as they were, each with its answer.
 
-What is done lies in ``.NAME.partial.jsonl`` beside the file that is made, until all of it is: first a line with what
-decides the answers, then a line for each part of them. A call that was killed goes on where it was when it is made
-again.
+A call that was killed goes on where it was when it is made again; see ``storage.unfinished``.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +18,7 @@ from tunescope.errors import DataError, Interrupted, TunescopeError
 from tunescope.inference.prediction import Answers, Prediction, Predictor, Questions
 from tunescope.locks import writing
 from tunescope.methods.fingerprint import hash_customized
+from tunescope.storage.unfinished import Unfinished, partial_path
 from tunescope.version import __version__
 
 
@@ -86,23 +83,19 @@ def predict_file(
     questions = predictor.questions(table, skip_bad)
     with writing(out) as final:
         _check_out(out, final, overwrite)
-        partial = partial_path(final)
-        answers = _begun(partial, out, _recipe(predictor, table), questions, restart)
+        unfinished = Unfinished(final, _recipe(predictor, table), lambda found: Prediction(**found), restart=restart)
+        asked = {question.index for question in questions.asked}
+        answers = {index: found for index, found in unfinished.answers.items() if index in asked}
         resumed = len(answers)
-        _complete(predictor, questions, answers, partial, on_done)
+        _complete(predictor, questions, answers, unfinished, on_done)
         predictions = questions.predictions(answers, skip_bad)
         rows = [
             {**row, **_added(predictor, found, out), **({"error": _error(found, line)} if skip_bad else {})}
             for row, line, found in zip(questions.rows, questions.lines, predictions, strict=True)
         ]
         storage.write_output(out, written(rows, out))
-        partial.unlink()
+        unfinished.remove()
     return Predicted(questions, predictions, resumed)
-
-
-def partial_path(out: Path) -> Path:
-    """Where the answers of an unfinished call lie."""
-    return out.with_name(f".{out.name}.partial.jsonl")
 
 
 def _check_out(out: Path, final: Path, overwrite: bool) -> None:
@@ -117,19 +110,17 @@ def _complete(
     predictor: Predictor,
     questions: Questions,
     answers: dict[int, Prediction],
-    partial: Path,
+    unfinished: Unfinished[Prediction],
     on_done: Callable[[int], None],
 ) -> None:
     """Add the answers that are missing, each to the file at once."""
     on_done(len(questions.bad) + len(answers))
-    with storage.disk_errors(partial), partial.open("a", encoding="utf-8") as file:
+    with unfinished.writing() as add:
 
         def keep(part: Answers) -> None:
             answers.update(part)
             # A failure is no answer: it is tried again.
-            kept = {index: asdict(answer) for index, answer in part.items() if answer.error is None}
-            file.write(json.dumps(kept) + "\n")
-            file.flush()
+            add({index: asdict(answer) for index, answer in part.items() if answer.error is None})
             on_done(len(questions.bad) + len(answers))
 
         try:
@@ -178,34 +169,9 @@ def _recipe(predictor: Predictor, table: Table) -> dict[str, Any]:
         "rows": len(table),
         "max_new_tokens": predictor.max_new_tokens,
         "max_length": predictor.max_length,
+        "steer": predictor.steer,
+        "temperature": predictor.temperature,
+        "seed": predictor.seed,
         "dtype": dtype_name(base.dtype),
         "device": base.device.type,
     }
-
-
-def _begun(
-    partial: Path, out: Path, recipe: dict[str, Any], questions: Questions, restart: bool
-) -> dict[int, Prediction]:
-    """The answers of an unfinished call; a line that it was killed in is cut off.
-
-    Raises:
-        DataError: it had other settings.
-        TunescopeError: its file is damaged.
-    """
-    if restart or not partial.is_file():
-        storage.atomic_write(partial, json.dumps(recipe) + "\n")
-        return {}
-
-    def parse(text: str) -> tuple[dict[str, Any], dict[int, Prediction]]:
-        first, *lines = map(json.loads, text.split("\n")[:-1])
-        return dict(first), {int(index): Prediction(**found) for line in lines for index, found in line.items()}
-
-    before, answers = storage.read_state(partial, parse, "Start over with --restart.")
-    if differing := [name for name in recipe if before.get(name) != recipe[name]]:
-        raise DataError(
-            f"Unfinished predictions for {out} had other settings ({', '.join(differing)}). Give the same settings to "
-            "go on with them, or --restart to start over."
-        )
-    os.truncate(partial, partial.read_bytes().rfind(b"\n") + 1)
-    asked = {question.index for question in questions.asked}
-    return {index: found for index, found in answers.items() if index in asked}

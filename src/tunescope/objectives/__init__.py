@@ -1,5 +1,6 @@
 """WHAT it is trained for: one file an objective; losses are pure functions, tensors in and out."""
 
+from tunescope.objectives.attributes import Attributes
 from tunescope.objectives.dpo import DPO
 from tunescope.objectives.grpo import GRPO
 from tunescope.objectives.heads import Head
@@ -18,6 +19,7 @@ __all__ = [
     "PPO",
     "RLOO",
     "SFT",
+    "Attributes",
     "Critic",
     "Head",
     "Loss",

@@ -15,6 +15,7 @@ from tunescope.data.batching import Batch
 from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Message, Row
+from tunescope.data.template import Template
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
 from tunescope.objectives.forward import packed_hidden
@@ -146,8 +147,23 @@ class Objective(Settings, ABC):
         """What is worth knowing of the rows, in words."""
         return []
 
-    def effects(self, base: Base, generator: torch.Generator) -> dict[str, Effect]:
-        """Effects that the objective itself brings and trains, whatever the method; keyed as a method's are."""
+    def template(self, template: Template, rows: Sequence[Any]) -> Template:
+        """What stands around the rows: the template that was given, to which the objective may add.
+
+        Raises:
+            DataError: rows of which nothing can be learned.
+            TrainingError: a template that it cannot add to.
+        """
+        return template
+
+    def effects(self, base: Base, generator: torch.Generator, rows: Sequence[Any] = ()) -> dict[str, Effect]:
+        """Effects that the objective itself brings and trains, whatever the method; keyed as a method's are.
+
+        Args:
+            base: that they are for.
+            generator: draws what is random at their start.
+            rows: what is learned from; none where their tensors are to be loaded.
+        """
         return {}
 
     def prepare(self, customized: Customized, examples: Sequence[Any]) -> list[Any]:

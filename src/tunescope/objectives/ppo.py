@@ -123,7 +123,7 @@ class Critic(Objective):
         """As many as the policy's."""
         return self.rounds
 
-    def effects(self, base: Base, generator: torch.Generator) -> dict[str, Effect]:
+    def effects(self, base: Base, generator: torch.Generator, rows: Sequence[Any] = ()) -> dict[str, Effect]:
         """The value head."""
         return {f"head.{VALUE}": Head(base.hidden_size, bias=True)}
 

@@ -9,6 +9,7 @@ OBJECTIVES = Registry(
         "sft": "tunescope.objectives.sft:SFT",
         "dpo": "tunescope.objectives.dpo:DPO",
         "reward": "tunescope.objectives.reward_model:Reward",
+        "attributes": "tunescope.objectives.attributes:Attributes",
         "ppo": "tunescope.objectives.ppo:PPO",
         "rloo": "tunescope.objectives.rloo:RLOO",
         "grpo": "tunescope.objectives.grpo:GRPO",

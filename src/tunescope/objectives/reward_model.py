@@ -9,7 +9,8 @@ a ``Head`` with one output. ``reward_scores`` (``inference.rewards``) scores tex
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,7 +43,7 @@ class Reward(PreferenceObjective):
         """Two variants of Bradley-Terry do."""
         return self.loss in ("margin", "scaled")
 
-    def effects(self, base: Base, generator: torch.Generator) -> dict[str, Effect]:
+    def effects(self, base: Base, generator: torch.Generator, rows: Sequence[Any] = ()) -> dict[str, Effect]:
         """The head."""
         return {f"head.{HEAD}": Head(base.hidden_size)}
 

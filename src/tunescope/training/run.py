@@ -160,8 +160,8 @@ def train(
     given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
     rows, pattern, notes, name = given.rows, given.pattern, given.notes, name or given.name
     labels = tuple(labels) if labels is not None else objective.labels(rows)
-    template = begin.template(pattern, style)
-    added = objective.effects(base, torch.Generator().manual_seed(settings.seed)) if learns else {}
+    template = objective.template(begin.template(pattern, style), rows)
+    added = objective.effects(base, torch.Generator().manual_seed(settings.seed), rows) if learns else {}
     customized = begin.customize(template, rows, labels, settings.seed, added)
     encoder = _encoder(customized, objective, settings, name, given.skip_bad)
     examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)

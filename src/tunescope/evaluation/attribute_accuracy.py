@@ -1,0 +1,94 @@
+"""How near an attribute model comes to the values that people, or functions, gave completions it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tunescope import peak_memory
+from tunescope.data.rows import Row
+from tunescope.errors import DataError
+from tunescope.evaluation.statistics import bootstrap_interval, paired_difference, rank_correlation
+from tunescope.inference.rewards import outputs_that_fit
+from tunescope.methods import Customized
+from tunescope.objectives.attributes import HEAD, Attributes
+
+Card = dict[str, Any]
+
+
+def evaluate_attributes(
+    customized: Customized,
+    objective: Attributes,
+    rows: Sequence[Row],
+    *,
+    max_length: int | None = None,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> Card:
+    """Compare what an attribute model says with the rows' own values.
+
+    Args:
+        customized: what to measure.
+        objective: what it was trained for.
+        rows: unseen ones, with values.
+        max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
+        on_rows: callback with how many prompts each pass finished.
+
+    Returns:
+        ``metric, rows, score, score_low, score_high`` (mean absolute error over all values, in the attributes' own
+        units, with its 95% bootstrap interval over rows; lower is better); ``attributes``, of each by name ``rows``
+        (with a value), ``mae, mae_low, mae_high``, ``constant_mae`` (of the best constant for these very rows, their
+        median: no constant learned from other rows does better), ``better_than_constant, better_low, better_high``
+        (paired difference of the two errors), and ``spearman, spearman_low, spearman_high`` (rank correlation, ties
+        sharing their mean rank; None where all values are the same); ``trainable_parameters, peak_memory_mb, notes``.
+
+    Raises:
+        DataError: no row fits.
+    """
+    peak_memory.reset_peak(customized.base.device)
+    outputs = outputs_that_fit(customized, rows, HEAD, max_length, on_rows)
+    fitting = [(row, own) for row, own in zip(rows, outputs, strict=True) if own is not None]
+    if not fitting:
+        raise DataError("No row fits: every one was dropped. Shorten the completions or raise --max-length.")
+    found: dict[str, Card] = {}
+    errors: list[list[float]] = [[] for _ in fitting]
+    for index, name in enumerate(objective.columns):
+        rated = [
+            (i, row.attributes[name], own[index]) for i, (row, own) in enumerate(fitting) if name in row.attributes
+        ]
+        for i, truth, said in rated:
+            errors[i].append(abs(truth - said))
+        if rated:
+            _, truth, said = zip(*rated, strict=True)
+            found[name] = _agreement(np.array(truth), np.array(said))
+    overall = np.array([np.mean(each) for each in errors if each])
+    interval = bootstrap_interval(overall)
+    dropped = len(rows) - len(fitting)
+    return {
+        "metric": "mean absolute error",
+        "rows": len(overall),
+        "score": float(overall.mean()),
+        "score_low": interval.low,
+        "score_high": interval.high,
+        "attributes": found,
+        "trainable_parameters": customized.trainable_parameters,
+        "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
+        "notes": [f"{dropped} rows were left out: their completions leave no room for the prompt."] if dropped else [],
+    }
+
+
+def _agreement(truth: np.ndarray, said: np.ndarray) -> Card:
+    error, constant = np.abs(truth - said), np.abs(truth - np.median(truth))
+    interval, better = bootstrap_interval(error), paired_difference(constant, error)
+    found = rank_correlation(truth, said)
+    correlation, within = (None, None) if found is None else found
+    return {
+        "rows": len(truth),
+        **{"mae": float(error.mean()), "mae_low": interval.low, "mae_high": interval.high},
+        "constant_mae": float(constant.mean()),
+        **{"better_than_constant": better.mean, "better_low": better.low, "better_high": better.high},
+        "spearman": correlation,
+        "spearman_low": within.low if within else None,
+        "spearman_high": within.high if within else None,
+    }
