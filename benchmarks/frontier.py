@@ -39,13 +39,21 @@ from sides import machine
 from tunescope.judging.preference_pairs import samples_path
 
 BASE, DATA = "smollm2-135m", "grimm-stories"
-NEW_TOKENS, RANKED = 24, 8
+NEW_TOKENS, RANKED, HELD_OUT = 24, 8, 120
 ROUNDS = {"rounds": 12, "prompts": 16, "n": 4}
 RATES = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 1e-4}
 BETAS = {"ppo": (0.01, 0.05, 0.2), "rloo": (0.01, 0.05, 0.2), "grpo": (0.01, 0.05, 0.2), "dpo": (0.05, 0.2, 1.0)}
 BEST_OF = (4, 16)
-SIZES = {"base": BASE, "data": DATA, "new_tokens": NEW_TOKENS, "ranked": RANKED, **ROUNDS, "rates": RATES}
-PROXY_METHODS = ("best-of", "dpo", "ppo", "rloo")
+SIZES = {
+    "base": BASE,
+    "data": DATA,
+    "new_tokens": NEW_TOKENS,
+    "ranked": RANKED,
+    "held_out": HELD_OUT,
+    **ROUNDS,
+    "rates": RATES,
+}
+PROXY_METHODS = ("dpo", "ppo")
 TITLES = {"truth": "the reward is VADER's sentiment", "proxy": "the reward is a model of it"}
 MEASURED = (
     *("score", "score_low", "score_high", "difference", "difference_low", "difference_high", "base_score"),
@@ -77,15 +85,13 @@ class Point:
 
 
 def points() -> Iterator[Point]:
-    """All of them; the end points, with the least β, twice."""
-    for reward in ("truth", "proxy"):
-        for method in ("best-of", *BETAS):
-            if reward == "proxy" and method not in PROXY_METHODS:
-                continue
-            for strength in BEST_OF if method == "best-of" else BETAS[method]:
-                yield Point(reward, method, strength)
-            if method != "best-of":
-                yield Point(reward, method, min(BETAS[method]), seed=1)
+    """All of them; the end points, with the least β, twice. The middle ones come last, so that what is there tells the
+    most at any time.
+    """
+    every = [(reward, method) for reward in TITLES for method in BETAS if reward == "truth" or method in PROXY_METHODS]
+    yield from (Point(reward, "best-of", n) for reward in TITLES for n in BEST_OF)
+    for seed, place in ((0, 0), (0, 2), (1, 0), (0, 1)):
+        yield from (Point(reward, method, BETAS[method][place], seed) for reward, method in every)
 
 
 class Frontier:
@@ -162,10 +168,11 @@ class Frontier:
         return out
 
     def prompts(self, split: str) -> list[Any]:
-        """The openings of the tales to train on, or of the others."""
+        """The openings of the tales to train on, or the first ones of the others."""
         from tunescope.data.rows import to_rows
 
-        return to_rows(self.ts.read(DATA, split=split), need_completion=False)
+        rows = to_rows(self.ts.read(DATA, split=split), need_completion=False)
+        return rows if split == "train" else rows[:HELD_OUT]
 
     def trained(self, point: Point) -> Path:
         """The entry of a point."""

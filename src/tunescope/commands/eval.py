@@ -89,8 +89,7 @@ class EvalRequest(Command):
             self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", where="pairs are measured")
             return eval_pairs(self, record, table, report)
         if record is not None and record.objective == "attributes":
-            unused = (*_TASK_ONLY, *_SAMPLED_ONLY, "max_new_tokens", "plot")
-            self.refuse(*unused, where="an attribute model is measured")
+            self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "max_new_tokens", "plot", where="an attribute model is measured")
             return eval_attributes(self, record, table, report)
         if record is not None and record.objective == "reward":
             unused = (*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", "plot")

@@ -60,8 +60,7 @@ def evaluate_attributes(
         for i, truth, said in rated:
             errors[i].append(abs(truth - said))
         if rated:
-            _, truth, said = zip(*rated, strict=True)
-            found[name] = _agreement(np.array(truth), np.array(said))
+            found[name] = _agreement(*np.array([each[1:] for each in rated]).T)
     overall = np.array([np.mean(each) for each in errors if each])
     interval = bootstrap_interval(overall)
     dropped = len(rows) - len(fitting)

@@ -66,7 +66,7 @@ class _AddTerms(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         given, *saved = ctx.saved_tensors
         lows, matrices = saved[: len(ctx.parts)], saved[len(ctx.parts) :]
         of_given = torch.zeros_like(given) if ctx.needs_input_grad[1] else None
