@@ -40,9 +40,11 @@ _PUBLIC = {
     "SFT": "objectives",
     "DPO": "objectives",
     "Reward": "objectives",
+    "Attributes": "objectives",
     "PPO": "objectives",
     "RLOO": "objectives",
     "GRPO": "objectives",
+    "SteerLM2": "objectives",
     "TrainSettings": "training",
     "Trained": "training",
     "train": "training",
@@ -69,12 +71,17 @@ _PUBLIC = {
     "Samples": "judging",
     "load_judge": "judging",
     "make_pairs": "judging",
+    "AttributeModel": "judging",
+    "Measures": "judging",
+    "annotate_file": "judging",
     "Probes": "evaluation",
     "default_probes": "evaluation",
     "user_probes": "evaluation",
     "evaluate": "evaluation",
     "evaluate_preferences": "evaluation",
     "evaluate_judged": "evaluation",
+    "evaluate_attributes": "evaluation",
+    "evaluate_steering": "evaluation",
     "CompareSettings": "comparison",
     "Comparison": "comparison",
     "compare": "comparison",
@@ -85,6 +92,7 @@ _PUBLIC = {
     "PredictRequest": "commands.predict",
     "GenerateRequest": "commands.generate",
     "PairsRequest": "commands.pairs",
+    "AnnotateRequest": "commands.annotate",
     "CompareRequest": "commands.compare",
     "LookRequest": "commands.look",
     "PullRequest": "commands.pull",
@@ -105,6 +113,7 @@ if TYPE_CHECKING:
     from tunescope.bank.verify import verify as verify
     from tunescope.base import Base as Base
     from tunescope.base import load_base as load_base
+    from tunescope.commands.annotate import AnnotateRequest as AnnotateRequest
     from tunescope.commands.command import Result as Result
     from tunescope.commands.compare import CompareRequest as CompareRequest
     from tunescope.commands.eval import EvalRequest as EvalRequest
@@ -128,8 +137,10 @@ if TYPE_CHECKING:
     from tunescope.evaluation import Probes as Probes
     from tunescope.evaluation import default_probes as default_probes
     from tunescope.evaluation import evaluate as evaluate
+    from tunescope.evaluation import evaluate_attributes as evaluate_attributes
     from tunescope.evaluation import evaluate_judged as evaluate_judged
     from tunescope.evaluation import evaluate_preferences as evaluate_preferences
+    from tunescope.evaluation import evaluate_steering as evaluate_steering
     from tunescope.evaluation import user_probes as user_probes
     from tunescope.inference import Engine as Engine
     from tunescope.inference import Generated as Generated
@@ -143,7 +154,10 @@ if TYPE_CHECKING:
     from tunescope.inference import predict as predict
     from tunescope.inference import reward_scores as reward_scores
     from tunescope.inference import score as score
+    from tunescope.judging import AttributeModel as AttributeModel
+    from tunescope.judging import Measures as Measures
     from tunescope.judging import Samples as Samples
+    from tunescope.judging import annotate_file as annotate_file
     from tunescope.judging import load_judge as load_judge
     from tunescope.judging import make_pairs as make_pairs
     from tunescope.methods import IA3 as IA3
@@ -163,8 +177,10 @@ if TYPE_CHECKING:
     from tunescope.objectives import PPO as PPO
     from tunescope.objectives import RLOO as RLOO
     from tunescope.objectives import SFT as SFT
+    from tunescope.objectives import Attributes as Attributes
     from tunescope.objectives import Objective as Objective
     from tunescope.objectives import Reward as Reward
+    from tunescope.objectives import SteerLM2 as SteerLM2
     from tunescope.training import Trained as Trained
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train

@@ -40,8 +40,10 @@ def evaluate_attributes(
         units, with its 95% bootstrap interval over rows; lower is better); ``attributes``, of each by name ``rows``
         (with a value), ``mae, mae_low, mae_high``, ``constant_mae`` (of the best constant for these very rows, their
         median: no constant learned from other rows does better), ``better_than_constant, better_low, better_high``
-        (paired difference of the two errors), and ``spearman, spearman_low, spearman_high`` (rank correlation, ties
-        sharing their mean rank; None where all values are the same); ``trainable_parameters, peak_memory_mb, notes``.
+        (paired difference of the two errors), ``rmse`` (root mean square error, the σ of the likelihood that SteerLM 2
+        takes) with ``within_1_rmse, within_2_rmse`` (shares of the errors up to one and two of it; 0.68 and 0.95 of a
+        Gaussian's), and ``spearman, spearman_low, spearman_high`` (rank correlation, ties sharing their mean rank; None
+        where all values are the same); ``trainable_parameters, peak_memory_mb, notes``.
 
     Raises:
         DataError: no row fits.
@@ -86,6 +88,8 @@ def _agreement(truth: np.ndarray, said: np.ndarray) -> Card:
         "rows": len(truth),
         **{"mae": float(error.mean()), "mae_low": interval.low, "mae_high": interval.high},
         "constant_mae": float(constant.mean()),
+        "rmse": (rmse := float(np.sqrt(np.square(error).mean()))),
+        **{f"within_{k}_rmse": float((error <= k * rmse).mean()) for k in (1, 2)},
         **{"better_than_constant": better.mean, "better_low": better.low, "better_high": better.high},
         "spearman": correlation,
         "spearman_low": within.low if within else None,

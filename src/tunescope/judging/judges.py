@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,14 +15,17 @@ from tunescope import bank
 from tunescope.base import Base
 from tunescope.data.rows import Row
 from tunescope.errors import BankError, DataError, TunescopeError, UnknownNameError
-from tunescope.inference.rewards import rewards_that_fit
+from tunescope.inference.rewards import outputs_that_fit, rewards_that_fit
 from tunescope.judging.functions import load_function
 from tunescope.judging.rules import RULES, load_rule
 from tunescope.methods import Customized
-from tunescope.objectives import Reward
+from tunescope.objectives import Attributes, Reward
+from tunescope.objectives.attributes import HEAD
 
 SENTIMENT = "sentiment"
 _NAMED = 10  # lines in one message
+# Below this an attribute model's error on held-out rows is taken for luck, in the attribute's own units.
+_LEAST_ERROR = 0.1
 
 
 class Judge(Protocol):
@@ -150,6 +154,57 @@ class RewardModel:
         return [_reward(each) for each in found]
 
 
+class AttributeLikelihood:
+    """How likely an attribute model finds what was asked for: log P(a | x, y), in nats, with a Gaussian about each of
+    its values, as wide as its root mean square error on held-out rows.
+
+        Σ_i  -(â_i(x, y) - a_i)² / 2σ_i²  -  log(σ_i √2π)
+
+    over the attributes i that the row asks for (``Row.attributes``).
+
+    Args:
+        name: folder of the entry.
+        base: it must be made for this one.
+
+    Raises:
+        BankError: it is damaged, of another base, no attribute model, or was never measured on held-out rows.
+    """
+
+    needs_answers = False
+
+    def __init__(self, name: str, base: Base) -> None:
+        record = bank.read_record(Path(name))
+        measured = (record.card or {}).get("attributes")
+        if not measured:
+            raise BankError(
+                f"How far {name} is from held-out labels was never measured, so its likelihood has no width: run "
+                f"tunescope eval {name} --data HELD_OUT once."
+            )
+        self.name, self._names = name, Attributes.parse(record.objective_settings).columns
+        self._sigma = {key: max(float(own["rmse"]), _LEAST_ERROR) for key, own in measured.items()}
+        self._model: Customized = bank.load(Path(name), base)
+        self._max_length = (record.train_settings or {}).get("max_length")
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float | str]:
+        """The log-likelihoods."""
+        written = [replace(row, completion=text) for row, text in zip(rows, completions, strict=True)]
+        found = outputs_that_fit(self._model, written, HEAD, self._max_length)
+        return [self._likelihood(row, outputs) for row, outputs in zip(rows, found, strict=True)]
+
+    def _likelihood(self, row: Row, outputs: list[float] | None) -> float | str:
+        if outputs is None:
+            return "it leaves no room for its prompt in the attribute model's tokens"
+        if unknown := [name for name in row.attributes if name not in self._sigma]:
+            return f"{self.name} does not know {unknown[0]}, which is asked for"
+        if not row.attributes:
+            return "its prompt asks for no attributes"
+        said = dict(zip(self._names, outputs, strict=True))
+        return sum(
+            -0.5 * ((said[name] - asked) / self._sigma[name]) ** 2 - math.log(self._sigma[name] * math.sqrt(math.tau))
+            for name, asked in row.attributes.items()
+        )
+
+
 class Sum:
     """Several judges, weighted. What one of its parts cannot score has no score.
 
@@ -210,7 +265,8 @@ def _load(name: str, base: Base) -> Judge:
         return rule
     folder = os.path.expanduser(name)  # noqa: PTH111 (pathlib's raises for an unknown user)
     if (Path(folder) / bank.RECORD).is_file():
-        return RewardModel(folder, base)
+        attributes = bank.read_record(Path(folder)).objective == Attributes.name
+        return AttributeLikelihood(folder, base) if attributes else RewardModel(folder, base)
     module, _, attribute = name.partition(":")
     if attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return load_function(name, module, attribute)

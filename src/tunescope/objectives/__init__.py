@@ -12,6 +12,7 @@ from tunescope.objectives.reward_model import Reward
 from tunescope.objectives.rloo import RLOO
 from tunescope.objectives.rollouts import Rollout
 from tunescope.objectives.sft import SFT
+from tunescope.objectives.steerlm2 import SteerLM2
 
 __all__ = [
     "DPO",
@@ -31,4 +32,5 @@ __all__ = [
     "Sampled",
     "Sampler",
     "Services",
+    "SteerLM2",
 ]

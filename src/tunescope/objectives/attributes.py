@@ -94,7 +94,7 @@ class Attributes(Objective):
 
     def _values(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         """Of each row its values, nan where there is none."""
-        return [tuple(row.attributes.get(name, math.nan) for name in self.columns) for row in rows]
+        return [tuple(float(row.attributes.get(name, math.nan)) for name in self.columns) for row in rows]
 
     def collate(self, examples: Sequence[EncodedRated]) -> RatedBatch:
         """The rows behind the prefix that they share, where that pays."""

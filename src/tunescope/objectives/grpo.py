@@ -18,13 +18,13 @@ from typing import ClassVar, Literal
 import torch
 
 from tunescope.objectives.advantages import group_relative
+from tunescope.objectives.distance import DistanceObjective
 from tunescope.objectives.objective import Services
-from tunescope.objectives.policy import PolicyObjective
 from tunescope.objectives.policy_losses import clipped_policy_loss, kl_estimate
 from tunescope.objectives.rollouts import Rollout, RolloutBatch, Round, with_sample_advantages
 
 
-class GRPO(PolicyObjective):
+class GRPO(DistanceObjective):
     """Group relative policy optimization: samples against the mean of their prompt's."""
 
     name: ClassVar[str] = "grpo"

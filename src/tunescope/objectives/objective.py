@@ -92,6 +92,7 @@ class Services:
         sample: samples completions.
         seed: of the run.
         score: the reward that the objective names; None where it names none.
+        prior: answers without attributes, for SteerLM 2; None elsewhere.
         held_out: a judge that scores samples and is not learned from; None where the objective names none.
         critic: what is trained beside it to foresee rewards; None without one.
     """
@@ -101,6 +102,7 @@ class Services:
     score: Scorer | None = None
     critic: Customized | None = None
     held_out: Scorer | None = None
+    prior: Customized | None = None
 
 
 class Objective(Settings, ABC):

@@ -7,8 +7,8 @@ A run has rounds. Each begins with a rollout:
 3. the training pass computes their log-probabilities, under the policy and under the reference;
 4. the objective turns scores into advantages.
 
-Then the policy takes its steps on them. PPO, RLOO and GRPO differ in 4 and in the loss. The reference is what the
-policy starts from: the base, or the base with the entry that ``--from`` names.
+Then the policy takes its steps on them. PPO, RLOO, GRPO and SteerLM 2 differ in 4 and in the loss. The reference is
+what the policy starts from: the base, or the base with the entry that ``--from`` names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from tunescope.data.reading import Table
 from tunescope.data.rows import Row, to_rows
 from tunescope.errors import DataError, TrainingError
 from tunescope.methods import Customized
-from tunescope.objectives.advantages import adapted_beta
 from tunescope.objectives.forward import target_logprobs
 from tunescope.objectives.objective import Loss, Objective, Sampled, Services
 from tunescope.objectives.rollouts import (
@@ -74,29 +73,19 @@ class PolicyObjective(Objective):
     """Samples of each prompt; the prompt is computed once."""
     max_new_tokens: int = Field(32, gt=0)
     """Most tokens of a sample."""
-    beta: float = Field(0.05, ge=0)
-    """Weight of the distance to the reference, in reward a nat."""
-    target_kl: float | None = Field(None, gt=0)
-    """Adapt beta from round to round so that a sample is this far from the reference, in nats."""
     missing_stop: Literal["penalty", "mask", "keep"] = "penalty"
     """A sample that was cut off by max-new-tokens: is scored --stop-penalty lower, is not learned from, or counts as
     it is."""
     stop_penalty: float = Field(1.0, ge=0)
     """How much lower a sample without a stop token is scored."""
-    clip: float = Field(0.2, gt=0)
-    """How far the probability of a sampled token may move before it earns nothing more, as a share."""
     stop_kl: float | None = Field(None, gt=0)
     """End a round's steps once the policy is this far from the one that sampled, in nats a token."""
-    normalize_rewards: bool = False
-    """Divide rewards by their standard deviation over all rounds so far."""
     skip_unjudged: int = Field(0, ge=0)
     """How many samples of a round the reward may fail on; their score is the mean of the others."""
     held_out_judge: Annotated[Names | None, Shown("NAME", repeated=True)] = None
     """A second judge, named as --reward is: it scores the samples, too, and is not learned from. A warning says when
     the reward rises while it falls."""
 
-    _beta: float | None = PrivateAttr(None)
-    _moments: list[float] = PrivateAttr(default_factory=lambda: [0.0, 0.0, 0.0])
     _observed: dict[str, float] = PrivateAttr(default_factory=dict)
     _history: list[dict[str, float]] = PrivateAttr(default_factory=list)
     _shown: list[dict[str, Any]] = PrivateAttr(default_factory=list)
@@ -171,14 +160,16 @@ class PolicyObjective(Objective):
         self._observed |= with_error("reward", scores, self.n) | self._held_out(prompts, sampled, services)
         self._observed |= numbers(number, found, sampled, entropy, logprobs)
         self._history.append(dict(self._observed))
-        if self.target_kl is not None:
-            self._beta = adapted_beta(found.beta, max(float(found.kl.mean()), 0.0), self.target_kl)
+        self.adapt(found)
         self._moved = 0.0
         return rollouts
 
     @abstractmethod
     def estimate(self, found: Round, rollouts: list[Rollout], services: Services) -> list[Rollout]:
         """The rollouts with their advantages, and with values and returns where there is a critic."""
+
+    def adapt(self, found: Round) -> None:
+        """What the round says about the next ones."""
 
     def _prompts_of(self, number: int, examples: Sequence[Prompt]) -> list[Prompt]:
         """The round's prompts: all in the order of the rows, again from the first after the last."""
@@ -219,22 +210,22 @@ class PolicyObjective(Objective):
         reference: Sequence[Sequence[Sequence[float]]],
     ) -> Round:
         finished = torch.tensor([each.finished for samples in sampled for each in samples])
-        worth = self._normalized(scores)
+        worth = self.scaled(scores)
         if self.missing_stop == "penalty":
             worth = worth - self.stop_penalty * (~finished).float()
         own, mask = padded([each for samples in logprobs for each in samples])
         other, _ = padded([each for samples in reference for each in samples])
-        return Round(worth, own, other, mask, finished, self.beta if self._beta is None else self._beta, self.n)
+        return Round(worth, own, other, mask, finished, self.weight_of_distance, self.n)
 
-    def _normalized(self, scores: torch.Tensor) -> torch.Tensor:
+    @property
+    def weight_of_distance(self) -> float:
+        """In reward a nat from the reference; 0 where the objective holds the policy otherwise."""
+        return 0.0
+
+    def scaled(self, scores: torch.Tensor) -> torch.Tensor:
+        """[samples] the scores in the unit that the objective learns from."""
         self._observed["reward_std"] = float(scores.std()) if len(scores) > 1 else 0.0
-        if not self.normalize_rewards:
-            return scores
-        count, total, squares = self._moments
-        self._moments = [count + len(scores), total + float(scores.sum()), squares + float(scores.square().sum())]
-        count, total, squares = self._moments
-        spread = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
-        return scores / max(spread, 1e-6)
+        return scores
 
     # What is seen.
 
@@ -311,17 +302,11 @@ class PolicyObjective(Objective):
         return warnings(self._history, self.max_new_tokens)
 
     def state(self) -> dict[str, Any]:
-        """What was adapted and seen."""
-        return {
-            "beta": self._beta,
-            "moments": self._moments,
-            "history": self._history,
-            "moved": self._moved,
-        }
+        """What was seen, and how far the policy moved in this round."""
+        return {"history": self._history, "moved": self._moved}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from it."""
-        self._beta, self._moments = state["beta"], list(state["moments"])
         self._history, self._moved = list(state["history"]), state["moved"]
         self._observed = dict(self._history[-1]) if self._history else {}
 

@@ -47,3 +47,21 @@ def kl_estimate(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
     """
     difference = reference - logprobs
     return torch.exp(difference) - difference - 1
+
+
+def target_weight_loss(weights: torch.Tensor, moved: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """KL(w ‖ b) over the samples of each prompt, with b ∝ exp(moved): SteerLM 2's (Wang et al. 2024, arXiv:2406.08673).
+
+    Its gradient is -Σ (w_i - b_i) ∇ moved_i (equation 6 there).
+
+    Args:
+        weights: [prompts, n] w, each prompt's sum to 1; 0 where nothing is learned.
+        moved: [prompts, n] log-probability of each sample less that under the policy that sampled, in nats.
+        learned: [prompts, n] which samples count; of a prompt without any the loss is 0.
+
+    Returns:
+        [prompts], in nats.
+    """
+    counted = learned | ~learned.any(dim=1, keepdim=True)
+    share = moved.masked_fill(~counted, -torch.inf).log_softmax(dim=1)
+    return torch.where(weights > 0, weights * (weights.clamp(min=1e-30).log() - share), 0.0).sum(dim=1)

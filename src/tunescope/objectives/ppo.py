@@ -25,17 +25,17 @@ from tunescope.errors import TrainingError
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
 from tunescope.objectives.advantages import explained_variance, gae, token_rewards, whiten
+from tunescope.objectives.distance import DistanceObjective
 from tunescope.objectives.forward import packed_hidden
 from tunescope.objectives.heads import Head
 from tunescope.objectives.objective import Loss, Objective, Services
-from tunescope.objectives.policy import PolicyObjective
 from tunescope.objectives.policy_losses import clipped_policy_loss, clipped_value_loss
 from tunescope.objectives.rollouts import Rollout, RolloutBatch, Round, by_sample, collate_rollouts, padded, unpadded
 
 VALUE = "value"
 
 
-class PPO(PolicyObjective):
+class PPO(DistanceObjective):
     """Proximal policy optimization: a clipped step toward what did better than a critic expected."""
 
     name: ClassVar[str] = "ppo"

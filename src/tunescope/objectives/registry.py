@@ -13,5 +13,6 @@ OBJECTIVES = Registry(
         "ppo": "tunescope.objectives.ppo:PPO",
         "rloo": "tunescope.objectives.rloo:RLOO",
         "grpo": "tunescope.objectives.grpo:GRPO",
+        "steerlm2": "tunescope.objectives.steerlm2:SteerLM2",
     },
 )

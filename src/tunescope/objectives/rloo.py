@@ -16,13 +16,13 @@ from typing import ClassVar
 import torch
 
 from tunescope.objectives.advantages import leave_one_out
+from tunescope.objectives.distance import DistanceObjective
 from tunescope.objectives.objective import Services
-from tunescope.objectives.policy import PolicyObjective
 from tunescope.objectives.policy_losses import clipped_policy_loss
 from tunescope.objectives.rollouts import Rollout, RolloutBatch, Round, with_sample_advantages
 
 
-class RLOO(PolicyObjective):
+class RLOO(DistanceObjective):
     """REINFORCE with the mean of a prompt's other samples as the baseline."""
 
     name: ClassVar[str] = "rloo"

@@ -14,13 +14,14 @@ from tunescope.base import Base
 from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
 from tunescope.judging import Judge, load_judge
-from tunescope.judging.judges import check_answers, reward_model_in, scores_by_part
+from tunescope.judging.judges import AttributeLikelihood, check_answers, reward_model_in, scores_by_part
 from tunescope.methods import Customized, LoRA, customize
 from tunescope.methods.customization import go_on
 from tunescope.methods.effects import Effect
-from tunescope.objectives import PPO, Critic, Objective, PolicyObjective, Reward, Services
+from tunescope.objectives import PPO, Critic, Objective, PolicyObjective, Reward, Services, SteerLM2
 from tunescope.objectives.objective import Scorer
 from tunescope.objectives.ppo import VALUE
+from tunescope.objectives.reference import untouched
 from tunescope.objectives.reward_model import HEAD
 from tunescope.training.learner import Learner
 from tunescope.training.sampling import sample
@@ -74,6 +75,16 @@ def services_of(
     judge = load_judge(objective.reward, customized.origin)
     check_answers(judge, rows)
     score, held_out = functools.partial(scores_by_part, judge), _held_out(customized.origin, objective, rows)
+    if isinstance(objective, SteerLM2):
+        if not isinstance(judge, AttributeLikelihood):
+            raise TrainingError(
+                f"The reward {judge.name} says nothing of attributes: name an attribute model, an entry trained with "
+                "--objective attributes."
+            )
+        prior = (
+            untouched(customized) if objective.prior is None else bank.load(Path(objective.prior), customized.origin)
+        )
+        return Services(sample, settings.seed, score, held_out=held_out, prior=prior), None
     if not isinstance(objective, PPO):
         return Services(sample, settings.seed, score, held_out=held_out), None
     critic = _critic(customized, objective, settings.seed, judge)
