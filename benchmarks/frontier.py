@@ -39,7 +39,7 @@ from sides import machine
 from tunescope.judging.preference_pairs import samples_path
 
 BASE, DATA = "smollm2-135m", "grimm-stories"
-NEW_TOKENS, RANKED, HELD_OUT = 24, 8, 120
+NEW_TOKENS, RANKED, LEARNED, HELD_OUT = 24, 4, 480, 120
 ROUNDS = {"rounds": 12, "prompts": 16, "n": 4}
 RATES = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 1e-4}
 BETAS = {"ppo": (0.01, 0.05, 0.2), "rloo": (0.01, 0.05, 0.2), "grpo": (0.01, 0.05, 0.2), "dpo": (0.05, 0.2, 1.0)}
@@ -49,6 +49,7 @@ SIZES = {
     "data": DATA,
     "new_tokens": NEW_TOKENS,
     "ranked": RANKED,
+    "learned": LEARNED,
     "held_out": HELD_OUT,
     **ROUNDS,
     "rates": RATES,
@@ -145,7 +146,7 @@ class Frontier:
         out = self.out / f"pairs-{reward}.jsonl"
         if not out.is_file():
             sampling = self.ts.Samples(n=RANKED, max_new_tokens=NEW_TOKENS, seed=0)
-            self.ts.make_pairs(self.sft, self.prompts("train"), self.judge(reward), sampling, out)
+            self.ts.make_pairs(self.sft, self.prompts("train")[:LEARNED], self.judge(reward), sampling, out)
         return out
 
     def rankings(self) -> Path:
