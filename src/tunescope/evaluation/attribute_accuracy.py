@@ -12,6 +12,7 @@ from tunescope.data.rows import Row
 from tunescope.errors import DataError
 from tunescope.evaluation.statistics import bootstrap_interval, paired_difference, rank_correlation
 from tunescope.inference.rewards import outputs_that_fit
+from tunescope.judging import Measures
 from tunescope.methods import Customized
 from tunescope.objectives.attributes import HEAD, Attributes
 
@@ -24,6 +25,7 @@ def evaluate_attributes(
     rows: Sequence[Row],
     *,
     max_length: int | None = None,
+    beside: Measures | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Card:
     """Compare what an attribute model says with the rows' own values.
@@ -33,6 +35,7 @@ def evaluate_attributes(
         objective: what it was trained for.
         rows: unseen ones, with values.
         max_length: most tokens of prompt and completion, as in training; longer prompts are cut the same way.
+        beside: judges of some of the attributes, to be measured on the same rows.
         on_rows: callback with how many prompts each pass finished.
 
     Returns:
@@ -43,7 +46,9 @@ def evaluate_attributes(
         (paired difference of the two errors), ``rmse`` (root mean square error, the σ of the likelihood that SteerLM 2
         takes) with ``within_1_rmse, within_2_rmse`` (shares of the errors up to one and two of it; 0.68 and 0.95 of a
         Gaussian's), and ``spearman, spearman_low, spearman_high`` (rank correlation, ties sharing their mean rank; None
-        where all values are the same); ``trainable_parameters, peak_memory_mb, notes``.
+        where all values are the same), and where a judge stands beside it ``by`` (its name), ``by_spearman,
+        by_spearman_low, by_spearman_high`` and ``by_mae``, its error after the straight line that fits these rows best,
+        which is more than a judge of another scale could know; ``trainable_parameters, peak_memory_mb, notes``.
 
     Raises:
         DataError: no row fits.
@@ -63,6 +68,9 @@ def evaluate_attributes(
             errors[i].append(abs(truth - said))
         if rated:
             found[name] = _agreement(*np.array([each[1:] for each in rated]).T)
+            if beside is not None and name in beside.names:
+                judged = np.array(beside([fitting[i][0] for i, _, _ in rated]))[:, beside.names.index(name)]
+                found[name] |= {"by": beside.judge_of(name)} | _judged(np.array([each[1] for each in rated]), judged)
     overall = np.array([np.mean(each) for each in errors if each])
     interval = bootstrap_interval(overall)
     dropped = len(rows) - len(fitting)
@@ -77,6 +85,16 @@ def evaluate_attributes(
         "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
         "notes": [f"{dropped} rows were left out: their completions leave no room for the prompt."] if dropped else [],
     }
+
+
+def _judged(truth: np.ndarray, judged: np.ndarray) -> Card:
+    correlation = rank_correlation(truth, judged)
+    if correlation is None:
+        return {}
+    fitted = np.polyval(np.polyfit(judged, truth, 1), judged)
+    low, high = correlation[1].low, correlation[1].high
+    within = {"by_spearman": correlation[0], "by_spearman_low": low, "by_spearman_high": high}
+    return within | {"by_mae": float(np.abs(truth - fitted).mean())}
 
 
 def _agreement(truth: np.ndarray, said: np.ndarray) -> Card:

@@ -132,6 +132,10 @@ class Measures:
                 own.append(score)
         return found
 
+    def judge_of(self, name: str) -> str:
+        """Who measures an attribute, by name."""
+        return self._judges[self.names.index(name)].name
+
     def recipe(self) -> dict[str, Any]:
         """The judges by name."""
         return {"judges": [f"{name}={judge.name}" for name, judge in zip(self.names, self._judges, strict=True)]}
