@@ -40,6 +40,7 @@ COMMANDS = {
         "Answer prompts by the base or its customizations, any mix of them.",
         "tunescope.commands.generate:GenerateRequest",
     ),
+    "mix": Listed("Mix tasks for instruction tuning.", "tunescope.commands.mix:MixRequest"),
     "annotate": Listed(
         "Label rows with attributes: by an attribute model, or by functions.",
         "tunescope.commands.annotate:AnnotateRequest",

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunescope.commands import request
 from tunescope.commands.command import Command
+from tunescope.commands.yaml_file import mapping, read_yaml
 from tunescope.errors import SettingError, TunescopeError, UnknownNameError
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -86,7 +85,7 @@ def read_recipe(file: Path) -> Recipe:
         RecipeError: no YAML, a key twice, no stages, a stage or a setting that is unknown, missing or bad, a reference
             to a stage that is not there or comes later, or two stages that write the same.
     """
-    content = _mapping(_parsed(file), str(file))
+    content = _mapping(read_yaml(file), str(file))
     if "stages" not in content:
         kind = _kind(str(file), content)
         command = _built(str(file), kind, {key: value for key, value in content.items() if key != "command"})
@@ -205,37 +204,4 @@ def _named(where: str) -> Iterator[None]:
 
 
 def _mapping(value: Any, what: str) -> dict[Any, Any]:
-    if not isinstance(value, dict) or not value:
-        raise RecipeError(f"{what}: expected keys with values, as in command: train")
-    return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without objects, in which a key given twice is an error."""
-
-
-def _unique(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key, _ in node.value:
-        if key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
-        seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique)
-
-
-def _parsed(file: Path) -> Any:
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise RecipeError(f"There is no file {file}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8 text'}."
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark else ""
-        raise RecipeError(f"{file},{where} is not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    return mapping(value, what, "command: train")

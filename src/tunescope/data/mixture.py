@@ -1,0 +1,264 @@
+"""Mixtures of tasks, for instruction tuning: how many rows of each, in whose words, in which order.
+
+    tasks:
+      topics:    {data: reuters-r8, templates: ["{text}\nTopic: {label}", "Name the topic of this. {text} {label}"]}
+      questions: {data: trec, most: 2000}
+      reading:   {data: boolq}
+    unseen: [reading]                  # held out as a whole
+    general: {data: alpaca-en-demo}    # against forgetting
+    general_share: 0.1
+    rows: 4000
+    temperature: 2
+
+A task's weight is its size, to the power 1 / temperature (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2): 1 mixes
+in proportion, and the higher it is the more alike they count. Everything is a function of the seed: the rows, their
+order, and which of a task's templates words each.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tunescope.data.patterns import Pattern
+from tunescope.data.reading import Table, read
+from tunescope.data.rows import Row, to_rows
+from tunescope.errors import DataError, UnknownNameError
+from tunescope.settings import Settings
+
+GENERAL = "general"
+# Words in a row that two texts must share to count as the same (Brown et al. 2020, arXiv:2005.14165, appendix C).
+_WORDS = 13
+
+
+class Task(Settings):
+    """One data set of a mixture."""
+
+    data: str
+    """A file, a built-in set or a hub id."""
+    split: str | None = None
+    """Which part of it."""
+    templates: tuple[str, ...] = ()
+    """Ways to word it, as --template is written; each row is worded by one of them, drawn by the seed. Without any, by
+    the columns' own convention."""
+    weight: float | None = Field(None, gt=0)
+    """Its share among the tasks, in place of its size."""
+    most: int | None = Field(None, ge=1)
+    """At most so many of its rows; a larger share repeats them."""
+
+
+class Mixture(Settings):
+    """Tasks that are mixed."""
+
+    tasks: dict[str, Task]
+    """By name."""
+    unseen: tuple[str, ...] = ()
+    """Names of tasks that are held out as a whole, to be measured and never learned."""
+    general: Task | None = None
+    """Rows of another kind, mixed in so that less is forgotten."""
+    general_share: float = Field(0.1, gt=0, lt=1)
+    """Their share of the rows, or of the tokens."""
+    rows: int | None = Field(None, ge=1)
+    """How many rows in all; by default as many as the tasks have."""
+    by: Literal["rows", "tokens"] = "rows"
+    """What shares are of."""
+    temperature: float = Field(1.0, ge=1)
+    """1 takes tasks in proportion to their size; higher, more alike."""
+    seed: int = Field(0, ge=0)
+    """Of the rows, their wording and their order."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Mixture:
+        if unknown := [name for name in self.unseen if name not in self.tasks]:
+            raise ValueError(str(UnknownNameError("task", unknown[0], self.tasks)).rstrip("."))
+        if not set(self.tasks) - set(self.unseen):
+            raise ValueError("no task is left to learn: tasks is empty, or all of them are unseen")
+        if GENERAL in self.tasks:
+            raise ValueError(f"{GENERAL} is the name of the rows against forgetting: call the task otherwise")
+        return self
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a task is of a mixture.
+
+    Attributes:
+        rows: of the mixture.
+        available: different rows that it has, after ``most``.
+        share: of all rows.
+        token_share: of all tokens; None where they were not counted.
+        templates: how many rows each of its templates words.
+    """
+
+    rows: int
+    available: int
+    share: float
+    token_share: float | None
+    templates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mixture, mixed.
+
+    Attributes:
+        rows: columns ``prompt`` (a text, or messages), ``completion``, ``task``, ``source`` (set and line) and
+            ``template`` (its number, from 1; 0 for the convention), in the order in which they are learned.
+        shares: of each task by name.
+        leaks: of each unseen task how many of its rows share words with the mixture (see ``leaked``).
+        notes: how the data was read, in words.
+    """
+
+    rows: list[dict[str, Any]]
+    shares: dict[str, Share]
+    leaks: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def mix(mixture: Mixture, count: Callable[[str], int] | None = None) -> Mixed:
+    """Draw the rows of a mixture.
+
+    Args:
+        mixture: what to mix.
+        count: tokens of a text; needed where shares are of tokens.
+
+    Raises:
+        DataError: data that cannot be read, a template with unknown columns, rows without completion, or shares of
+            tokens without ``count``.
+    """
+    if mixture.by == "tokens" and count is None:
+        raise DataError("Shares of tokens need a base, whose tokens are counted: name one with --base.")
+    notes: list[str] = []
+    learned = {name: task for name, task in mixture.tasks.items() if name not in mixture.unseen}
+    pools = {name: _Pool(name, task, mixture.seed, notes) for name, task in learned.items()}
+    general = _Pool(GENERAL, mixture.general, mixture.seed, notes) if mixture.general is not None else None
+    counts = _counts(mixture, pools, general, count)
+    every = pools if general is None else {**pools, GENERAL: general}
+    rows = [row for name, pool in every.items() for row in pool.drawn(counts[name])]
+    random.Random(f"{mixture.seed} order").shuffle(rows)
+    unseen = {name: _Pool(name, mixture.tasks[name], mixture.seed, notes) for name in mixture.unseen}
+    seen = {gram for row in rows for gram in _grams(_said(row["prompt"]))}
+    leaks = {name: sum(leaked(_said_of(row), seen) for row in pool.rows) for name, pool in unseen.items()}
+    return Mixed(rows, _shares(rows, every, count), leaks, notes)
+
+
+def leaked(text: str, seen: set[str]) -> bool:
+    """Whether a text has 13 words in a row that are in ``seen``; a shorter text, all of its words."""
+    return any(gram in seen for gram in _grams(text))
+
+
+class _Pool:
+    """A task's rows, in every wording, to be drawn from."""
+
+    def __init__(self, name: str, task: Task, seed: int, notes: list[str]) -> None:
+        self.name, self.task, self._seed = name, task, seed
+        table = read(task.data, split=task.split)
+        self.table = table if task.most is None else _first(table, task.most, f"{seed} {name}")
+        patterns: list[str | None] = list(task.templates) or [table.default_template]
+        for pattern in task.templates:
+            try:
+                Pattern.parse(pattern).check(table.columns, target=True)
+            except DataError as error:
+                raise DataError(f"Task {name}, template {pattern!r}: {error}") from None
+        self.worded = [to_rows(self.table, pattern, on_note=notes.append) for pattern in patterns]
+        self.rows = self.worded[0]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def drawn(self, number: int) -> Iterator[dict[str, Any]]:
+        """So many rows: each once before any is there again, in another wording if there is one."""
+        drawn = random.Random(f"{self._seed} {self.name} rows")
+        order: list[int] = []
+        for _ in range(number):
+            if not order:
+                order = list(range(len(self)))
+                drawn.shuffle(order)
+            index, wording = order.pop(), drawn.randrange(len(self.worded))
+            row = self.worded[wording][index]
+            alone = len(row.messages) == 1
+            yield {
+                "prompt": row.messages[0]["content"] if alone else list(row.messages),
+                "completion": row.completion,
+                "task": self.name,
+                "source": f"{self.table.name}:{row.number}",
+                "template": wording + 1 if self.task.templates else 0,
+            }
+
+    def mean_tokens(self, count: Callable[[str], int]) -> float:
+        """Of its rows in their first wording, up to 256 of them."""
+        some = self.rows[:256]
+        return sum(count(_said_of(row) + (row.completion or "")) for row in some) / len(some)
+
+
+def _first(table: Table, most: int, seed: str) -> Table:
+    """A table with so many of its rows, drawn, in their order."""
+    kept = sorted(random.Random(seed).sample(range(len(table)), min(most, len(table))))
+    return replace(table, rows=[table.rows[i] for i in kept], lines=[table.lines[i] for i in kept])
+
+
+def _counts(
+    mixture: Mixture, pools: Mapping[str, _Pool], general: _Pool | None, count: Callable[[str], int] | None
+) -> dict[str, int]:
+    """How many rows of each: exact to the row, what rounding leaves going where it is missed most."""
+    tokens = {
+        name: pool.mean_tokens(count) if mixture.by == "tokens" and count else 1.0 for name, pool in pools.items()
+    }
+    weights = {
+        name: pool.task.weight or (len(pool) * tokens[name]) ** (1 / mixture.temperature)
+        for name, pool in pools.items()
+    }
+    total = sum(weights.values())
+    weights = {name: weight / total for name, weight in weights.items()}
+    if general is not None:
+        weights = {name: weight * (1 - mixture.general_share) for name, weight in weights.items()}
+        weights[GENERAL] = mixture.general_share
+        tokens[GENERAL] = general.mean_tokens(count) if mixture.by == "tokens" and count else 1.0
+    per_row = {name: weight / tokens[name] for name, weight in weights.items()}
+    rows = mixture.rows or sum(map(len, pools.values()))
+    exact = {name: rows * each / sum(per_row.values()) for name, each in per_row.items()}
+    found = {name: int(value) for name, value in exact.items()}
+    left = rows - sum(found.values())
+    for name in sorted(exact, key=lambda name: (found[name] - exact[name], name))[:left]:
+        found[name] += 1
+    return found
+
+
+def _shares(
+    rows: Sequence[Mapping[str, Any]], pools: Mapping[str, _Pool], count: Callable[[str], int] | None
+) -> dict[str, Share]:
+    of_task = Counter(row["task"] for row in rows)
+    tokens: Counter[str] = Counter()
+    for row in rows if count else ():
+        tokens[row["task"]] += count(_said(row["prompt"]) + row["completion"]) if count else 0
+    worded = Counter((row["task"], row["template"]) for row in rows)
+    return {
+        name: Share(
+            of_task[name],
+            len(pool),
+            of_task[name] / len(rows),
+            tokens[name] / tokens.total() if count else None,
+            tuple(worded[name, i + 1] for i in range(len(pool.task.templates))) or (of_task[name],),
+        )
+        for name, pool in pools.items()
+    }
+
+
+def _said(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] or "" for message in prompt)
+
+
+def _said_of(row: Row) -> str:
+    return _said(list(row.messages))
+
+
+def _grams(text: str) -> Iterator[str]:
+    words = re.findall(r"\w+", text.lower())
+    for begin in range(max(len(words) - _WORDS + 1, 1)):
+        yield " ".join(words[begin : begin + _WORDS])
