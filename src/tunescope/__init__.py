@@ -82,6 +82,9 @@ _PUBLIC = {
     "evaluate_judged": "evaluation",
     "evaluate_attributes": "evaluation",
     "evaluate_steering": "evaluation",
+    "evaluate_unseen": "evaluation",
+    "Mixture": "data.mixture",
+    "mix": "data.mixture",
     "CompareSettings": "comparison",
     "Comparison": "comparison",
     "compare": "comparison",
@@ -93,6 +96,7 @@ _PUBLIC = {
     "GenerateRequest": "commands.generate",
     "PairsRequest": "commands.pairs",
     "AnnotateRequest": "commands.annotate",
+    "MixRequest": "commands.mix",
     "CompareRequest": "commands.compare",
     "LookRequest": "commands.look",
     "PullRequest": "commands.pull",
@@ -119,6 +123,7 @@ if TYPE_CHECKING:
     from tunescope.commands.eval import EvalRequest as EvalRequest
     from tunescope.commands.generate import GenerateRequest as GenerateRequest
     from tunescope.commands.look import LookRequest as LookRequest
+    from tunescope.commands.mix import MixRequest as MixRequest
     from tunescope.commands.pairs import PairsRequest as PairsRequest
     from tunescope.commands.predict import PredictRequest as PredictRequest
     from tunescope.commands.pull import PullRequest as PullRequest
@@ -128,6 +133,8 @@ if TYPE_CHECKING:
     from tunescope.comparison import CompareSettings as CompareSettings
     from tunescope.comparison import Comparison as Comparison
     from tunescope.comparison import compare as compare
+    from tunescope.data.mixture import Mixture as Mixture
+    from tunescope.data.mixture import mix as mix
     from tunescope.data.pairs import Pair as Pair
     from tunescope.data.rankings import Ranking as Ranking
     from tunescope.data.reading import Table as Table
@@ -141,6 +148,7 @@ if TYPE_CHECKING:
     from tunescope.evaluation import evaluate_judged as evaluate_judged
     from tunescope.evaluation import evaluate_preferences as evaluate_preferences
     from tunescope.evaluation import evaluate_steering as evaluate_steering
+    from tunescope.evaluation import evaluate_unseen as evaluate_unseen
     from tunescope.evaluation import user_probes as user_probes
     from tunescope.inference import Engine as Engine
     from tunescope.inference import Generated as Generated

@@ -19,11 +19,13 @@ def test_multiple_choice_rows() -> None:
         '{"question": "What", "options": "\\nC. same\\nD. same\\nE. last?", "answer": "D. same"}\n'
         '{"question": "What", "options": "A. first\\nB. last?", "answer": "B. last"}\n'
     )
-    assert catalog.multiple_choice(lines) == [
-        {"question": "Which?", "choices": ["one\nor two", "three"], "answer": 1},
-        {"question": "What", "choices": ["same", "same", "last?"], "answer": 1},
-        {"question": "What", "choices": ["first", "last"], "answer": 1},
+    rows = catalog.multiple_choice(lines)
+    assert [{name: row[name] for name in ("question", "choices", "answer", "letter")} for row in rows] == [
+        {"question": "Which?", "choices": ["one\nor two", "three"], "answer": 1, "letter": "B"},
+        {"question": "What", "choices": ["same", "same", "last?"], "answer": 1, "letter": "D"},
+        {"question": "What", "choices": ["first", "last"], "answer": 1, "letter": "B"},
     ]
+    assert rows[1]["options"] == "C. same\nD. same\nE. last?" and "passage" not in rows[1]
 
 
 @pytest.mark.parametrize("answer", ["C. three", "A. three", "three"])
@@ -37,8 +39,29 @@ def test_orange_tables_with_quoted_fields() -> None:
     assert catalog.orange_columns(text="Text")(text) == [{"text": 'said "no", and\nwent'}]
 
 
+def test_lines_of_other_tasks() -> None:
+    said = '{"passage": " It is. ", "question": "Is it?", "answer": "%s"}\n'
+    rows = catalog.yes_or_no(said % "True" + said % "No")
+    assert [row["answer"] for row in rows] == ["yes", "no"] and rows[0]["passage"] == "It is."
+    assert catalog.messages_of_phones(',spam,text\n0,1,"Win, now"\n1,0,hi\n') == [
+        {"text": "Win, now", "label": "spam"},
+        {"text": "hi", "label": "ham"},
+    ]
+    rated = catalog.rated_snippets('id\tsentiment\ttext\n1_1\t-0.95\t"no  picture:\n')
+    assert rated == [{"prompt": "Write a sentence of a review.", "completion": '"no picture:', "sentiment": -0.95}]
+
+
+def test_passages_are_the_next_one_to_four_sentences() -> None:
+    sentences = [f"This is sentence number {i} of a tale, which has exactly fourteen words in it." for i in range(30)]
+    rows = catalog.passages("Content\nstring\nmeta\n" + " ".join(sentences) + "\n")
+    assert {len(row["completion"].split(". ")) for row in rows} == {1, 2, 3, 4}
+    for row in rows:
+        opening = row["prompt"].removeprefix("Continue this story:\n\n")
+        assert f"{opening} {row['completion']}" in " ".join(sentences) and len(opening.split()) >= 20
+
+
 def test_unknown_names() -> None:
-    with pytest.raises(UnknownNameError, match=r"Did you mean reuters-r8\?"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean reuters-r8 or reuters-r52\?"):
         catalog.find("reuters")
     with pytest.raises(DataError, match="piqa has no split 'train'; it has validation"):
         read("piqa", split="train")
@@ -97,6 +120,15 @@ def test_questions_with_a_class_are_read_once() -> None:
         ("nq-open-pairs", 1126, 244),
         ("trec", 4281, 1100),
         ("alpaca-en-demo", 815, 184),
+        ("grimm-passages", 1336, 407),
+        ("amazon-sentiment", 2959, 749),
+        ("movie-sentiment", 8459, 2146),
+        ("boolq", 2598, 672),
+        ("causal-judgment", 158, 32),
+        ("asdiv", 1796, 509),
+        ("xsum", 802, 198),
+        ("siqa", 1502, 452),
+        ("sms-spam", 3834, 1003),
     ],
 )
 def test_splits_of_one_file_share_no_row(name: str, train: int, test: int) -> None:
@@ -112,8 +144,18 @@ def test_splits_of_one_file_share_no_row(name: str, train: int, test: int) -> No
     elif name.startswith("grimm"):
         assert len(to_rows(tables[0], need_completion=False)) == train
         assert not {row["tale"] for row in tables[0].rows} & {row["tale"] for row in tables[1].rows}
-    else:
+    elif name in ("dpo-en-demo", "nq-open-pairs"):
         assert [len(to_pairs(table)) for table in tables] == [train, test]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "train", "test", "labels"), [("reuters-r52", 6532, 2568, 52), ("newsgroups", 11293, 7528, 20)]
+)
+def test_more_topics(name: str, train: int, test: int, labels: int) -> None:
+    tables = [read(name, split=split) for split in ("train", "test")]
+    assert [len(table) for table in tables] == [train, test]
+    assert [len({row["label"] for row in table.rows}) for table in tables] == [labels, labels]
 
 
 @pytest.mark.data

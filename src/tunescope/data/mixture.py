@@ -26,9 +26,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunescope.data.inputs import has_part
 from tunescope.data.patterns import Pattern
 from tunescope.data.reading import Table, read
-from tunescope.data.rows import Row, to_rows
+from tunescope.data.rows import IGNORED_SPACE, Row, to_rows
 from tunescope.errors import DataError, UnknownNameError
 from tunescope.settings import Settings
 
@@ -142,10 +143,32 @@ def mix(mixture: Mixture, count: Callable[[str], int] | None = None) -> Mixed:
     every = pools if general is None else {**pools, GENERAL: general}
     rows = [row for name, pool in every.items() for row in pool.drawn(counts[name])]
     random.Random(f"{mixture.seed} order").shuffle(rows)
-    unseen = {name: _Pool(name, mixture.tasks[name], mixture.seed, notes) for name in mixture.unseen}
     seen = {gram for row in rows for gram in _grams(_said(row["prompt"]))}
-    leaks = {name: sum(leaked(_said_of(row), seen) for row in pool.rows) for name, pool in unseen.items()}
+    unseen = unseen_rows(mixture, notes.append)
+    leaks = {name: sum(leaked(_said_of(row), seen) for row in own) for name, own in unseen.items()}
     return Mixed(rows, _shares(rows, every, count), leaks, notes)
+
+
+def unseen_rows(mixture: Mixture, on_note: Callable[[str], None] = lambda note: None) -> dict[str, list[Row]]:
+    """The rows of the tasks that are held out, by name, in their first wording; of a built-in set its test part where
+    it has one and the task names none.
+
+    Args:
+        mixture: with their names.
+        on_note: callback for how they were read.
+
+    Raises:
+        DataError: as ``mix``.
+    """
+    found, notes = {}, list[str]()
+    for name in mixture.unseen:
+        task = mixture.tasks[name]
+        if task.split is None and has_part(task.data, "test"):
+            task = task.model_copy(update={"split": "test"})
+        found[name] = _Pool(name, task, mixture.seed, notes).rows
+    for note in notes:
+        on_note(note)
+    return found
 
 
 def leaked(text: str, seen: set[str]) -> bool:
@@ -166,7 +189,9 @@ class _Pool:
                 Pattern.parse(pattern).check(table.columns, target=True)
             except DataError as error:
                 raise DataError(f"Task {name}, template {pattern!r}: {error}") from None
-        self.worded = [to_rows(self.table, pattern, on_note=notes.append) for pattern in patterns]
+        self.worded = [
+            [_trimmed(row) for row in to_rows(self.table, pattern, on_note=notes.append)] for pattern in patterns
+        ]
         self.rows = self.worded[0]
 
     def __len__(self) -> int:
@@ -195,6 +220,12 @@ class _Pool:
         """Of its rows in their first wording, up to 256 of them."""
         some = self.rows[:256]
         return sum(count(_said_of(row) + (row.completion or "")) for row in some) / len(some)
+
+
+def _trimmed(row: Row) -> Row:
+    """Without the white space between a template's text and its completion: rows stand without their template."""
+    last = {**row.messages[-1], "content": row.messages[-1]["content"].rstrip(IGNORED_SPACE)}
+    return replace(row, messages=(*row.messages[:-1], last))
 
 
 def _first(table: Table, most: int, seed: str) -> Table:

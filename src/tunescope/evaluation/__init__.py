@@ -6,6 +6,7 @@ from tunescope.evaluation.forgetting import Probes, default_probes, user_probes
 from tunescope.evaluation.judged import evaluate_judged
 from tunescope.evaluation.preference_accuracy import evaluate_preferences
 from tunescope.evaluation.steering import evaluate_steering
+from tunescope.evaluation.unseen import evaluate_unseen
 
 __all__ = [
     "PER_ROW",
@@ -17,5 +18,6 @@ __all__ = [
     "evaluate_judged",
     "evaluate_preferences",
     "evaluate_steering",
+    "evaluate_unseen",
     "user_probes",
 ]
