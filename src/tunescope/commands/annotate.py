@@ -13,7 +13,7 @@ from tunescope.commands.report import Report
 from tunescope.commands.subject import customized_of
 from tunescope.data.reading import read
 from tunescope.errors import TunescopeError
-from tunescope.judging.annotation import Annotator, AttributeModel, Measures, annotate_file
+from tunescope.judging.annotation import Annotator, AttributeModel, Measures, annotate_file, check_out
 from tunescope.settings import Shown
 
 
@@ -52,6 +52,7 @@ class AnnotateRequest(Command):
             raise TunescopeError("Say who labels: name an attribute model (BANK/NAME), or functions with --by.")
         if self.high <= self.low:
             raise TunescopeError(f"--high is {self.high}, expected more than --low, {self.low}.")
+        check_out(self.out, self.overwrite)
         table = read(self.data, split=self.split)
         annotators: list[Annotator] = []
         if self.entry is not None:

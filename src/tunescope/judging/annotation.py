@@ -194,7 +194,7 @@ def annotate_file(
         raise DataError(f"{table.path} has a column {taken[0]} already: rename or remove it there.")
     rows = to_rows(table, pattern, on_note=on_note)
     with writing(out) as final:
-        check_out(out, final, overwrite)
+        check_out(out, overwrite)
         recipe = {"tunescope": __version__, "data": table.sha256, "rows": len(rows), "pattern": pattern}
         for each in annotators:
             recipe |= {"names": list(names), "low": each.low, "high": each.high, **each.recipe()}
@@ -208,14 +208,14 @@ def annotate_file(
     return Annotated(names, values, resumed)
 
 
-def check_out(out: Path, final: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     """Stop before any work where its result would have no place.
 
     Raises:
         TunescopeError: a name without a format, or a file that is there and not to be replaced.
     """
     check_ending(out)
-    if final.is_file() and not overwrite:
+    if storage.resolved(out).is_file() and not overwrite:
         raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
     storage.check_output(out)
 
