@@ -132,7 +132,7 @@ def test_data(command: str, name: str, place: Place, refused: Callable[..., str]
     [
         (".", ". is a folder. Name one file in it"),
         ("", ". is a folder"),
-        ("rueters-r8", "'rueters-r8'. Did you mean reuters-r8?"),
+        ("rueters-r8", "'rueters-r8'. Did you mean reuters-r8 "),
         ("~nobody-of-that-name/x.jsonl", "There is no file ~nobody-of-that-name/x.jsonl"),
         ("x" * 400, "File name too long"),
         ("a/b/c.jsonl", "There is no file a/b/c.jsonl. Nor is there a folder a/b."),

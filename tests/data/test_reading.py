@@ -177,7 +177,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read(write(tmp_path, "rows.xlsx", ""))
     with pytest.raises(DataError, match="has no splits"):
         read(tmp_path / "train.jsonl", split="test")
-    with pytest.raises(UnknownNameError, match=r"Did you mean reuters-r8\?"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean reuters-r8"):
         read("reuters-r9")
 
 
