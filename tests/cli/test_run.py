@@ -297,3 +297,23 @@ def test_three_stages_end_with_what_they_gained(cli: Cli, place: Place) -> None:
     last = said[-1]
     assert last["judge_gain_low"] <= last["judge_after"] - last["judge_before"] <= last["judge_gain_high"]
     assert abs(last["kl"]) < 1e3 and (Path("runs/r/ppo") / "samples.html").is_file()
+
+
+def test_a_stage_runs_again_where_a_function_or_a_mixture_s_data_changed(cli: Cli, place: Place) -> None:
+    rows = [{"text": f"t{i}", "label": "x"} for i in range(4)]
+    jsonl(Path("a.jsonl"), rows)
+    Path("judged.py").write_text("def one(prompt, completion):\n    return 1\n")
+    Path("mix.yaml").write_text("tasks: {a: {data: a.jsonl, templates: ['{text} {label}']}}\n")
+    Path("r.yaml").write_text(
+        f"out: runs\nstages:\n  mixed: {{command: mix, mixture: mix.yaml}}\n"
+        f"  labelled: {{command: annotate, base: '{place.base}', data: '${{mixed}}', by: ['a=judged:one']}}\n"
+    )
+    assert cli("run", "r.yaml").code == 0
+    assert [stage["state"] for stage in cli("run", "r.yaml", "--dry-run", "--json").json["stages"]] == ["finished"] * 2
+    Path("judged.py").write_text("def one(prompt, completion):\n    return 2\n")
+    again = cli("run", "r.yaml", "--dry-run")
+    assert "other settings (judged.py (its content))" in again.out
+    Path("judged.py").write_text("def one(prompt, completion):\n    return 1\n")
+    jsonl(Path("a.jsonl"), rows[:2])
+    again = cli("run", "r.yaml", "--dry-run")
+    assert "other settings (a.jsonl (its content))" in again.out

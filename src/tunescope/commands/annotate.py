@@ -12,7 +12,7 @@ from tunescope.commands.command import Command, Result
 from tunescope.commands.report import Report
 from tunescope.commands.subject import customized_of
 from tunescope.data.reading import read
-from tunescope.errors import TunescopeError
+from tunescope.errors import SettingError, TunescopeError
 from tunescope.judging.annotation import Annotator, AttributeModel, Measures, annotate_file, check_out
 from tunescope.settings import Shown
 
@@ -50,13 +50,17 @@ class AnnotateRequest(Command):
         report = report or Report()
         if self.entry is None and not self.by:
             raise TunescopeError("Say who labels: name an attribute model (BANK/NAME), or functions with --by.")
+        if not self.by and (given := sorted({"low", "high"} & self.model_fields_set)):
+            raise SettingError("AnnotateRequest", given[0], "is of --by's attributes, and there are none: leave it out")
         if self.high <= self.low:
             raise TunescopeError(f"--high is {self.high}, expected more than --low, {self.low}.")
         check_out(self.out, self.overwrite)
         table = read(self.data, split=self.split)
         annotators: list[Annotator] = []
+        pattern = self.template or table.default_template
         if self.entry is not None:
             record = bank.read_record(self.entry)
+            pattern = self.template or record.template.pattern or table.default_template
             customized = customized_of(self.entry, self.base, self.device, self.dtype)
             annotators.append(AttributeModel(customized, record, str(self.entry)))
             base = customized.base
@@ -69,7 +73,7 @@ class AnnotateRequest(Command):
         started = time.perf_counter()
         with report.counting("labelling", len(table), "rows") as on_done:
             found = annotate_file(
-                annotators, table, self.out, pattern=self.template or table.default_template,
+                annotators, table, self.out, pattern=pattern,
                 overwrite=self.overwrite, restart=self.restart, on_note=report.note, on_done=on_done,
             )  # fmt: skip
         counts = found.counts()

@@ -51,7 +51,7 @@ class EvalRequest(Command):
     annotator: fields.HomePath | None = None
     """The same by an attribute model, an entry of a bank."""
     against: fields.HomePath | None = None
-    """With --judge: compare with this entry of a bank instead of with the base."""
+    """With --judge, and of a mixture: compare with this entry of a bank instead of with the base."""
     n: int = Field(4, ge=1)
     """Completions of each prompt to sample for --judge."""
     skip_unjudged: fields.SkipUnjudged = 10
@@ -60,7 +60,7 @@ class EvalRequest(Command):
     def run(self, report: Report | None = None) -> Result:
         """Measure, keep the measurements in the entry's record, and give them."""
         from tunescope import bank
-        from tunescope.commands.eval_attributes import eval_attributes
+        from tunescope.commands.eval_attributes import attributes_of, eval_attributes
         from tunescope.commands.eval_judged import eval_judged
         from tunescope.commands.eval_pairs import eval_pairs, score_texts
         from tunescope.commands.eval_steering import eval_steering
@@ -80,12 +80,16 @@ class EvalRequest(Command):
                 "measure what it serves. Leave --style out."
             )
         if self.data.lower().endswith((".yaml", ".yml")):
-            self.refuse("template", "generate_rows", "plot", "n", "skip_unjudged", "by", where="a mixture is measured")
+            unused = ("template", "split", "skip_bad", "generate_rows", "plot", "judge", "n", "skip_unjudged", "by")
+            self.refuse(*unused, "annotator", where="a mixture is measured")
             return eval_unseen(self, record, report)
         split = "test" if self.split is None and has_part(self.data, "test") else self.split
-        table = read(self.data, split=split, skip_bad=self.skip_bad)
+        optional: tuple[str, ...] = ()
+        if record is not None and record.objective == "attributes":
+            optional = attributes_of(record).optional
+        table = read(self.data, split=split, skip_bad=self.skip_bad, optional=optional)
         if self.judge:
-            self.refuse(*_TASK_ONLY, "max_length", "plot", where="completions are judged")
+            self.refuse(*_TASK_ONLY, "max_length", "plot", "by", "annotator", where="completions are judged")
             return eval_judged(self, table, report)
         if record is not None and record.objective == "attributes":
             self.refuse(*_TASK_ONLY, *_SAMPLED_ONLY, "max_new_tokens", "plot", where="an attribute model is measured")

@@ -50,7 +50,7 @@ def eval_task(request: EvalRequest, record: Record | None, table: Table, report:
     with report.working("measuring") as on_stage:
         card = evaluate(
             customized,
-            _sample(rows, labels, request.max_rows),
+            sample(rows, labels, request.max_rows),
             labels=labels,
             probes=probes,
             generate_rows=request.generate_rows,
@@ -73,7 +73,8 @@ def _pattern(request: EvalRequest, record: Record | None, table: Table) -> str |
     return pattern
 
 
-def _sample(rows: list[Row], labels: tuple[str, ...] | None, most: int | None) -> list[Row]:
+def sample(rows: list[Row], labels: tuple[str, ...] | None, most: int | None) -> list[Row]:
+    """At most so many rows, stratified where there are labels; the same ones every time."""
     if most is None or most >= len(rows):
         return rows
     names = [row.completion or "" for row in rows] if labels else None

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from tunescope import bank
 from tunescope.bank import Record
 from tunescope.commands.command import Result
-from tunescope.commands.eval_task import keep, trained_length
+from tunescope.commands.eval_task import keep, sample, trained_length
 from tunescope.commands.report import Report
 from tunescope.commands.subject import customized_of
-from tunescope.commands.yaml_file import mapping, read_yaml
-from tunescope.data.mixture import Mixture, unseen_rows
+from tunescope.commands.yaml_file import read_mixture
+from tunescope.data.mixture import unseen_rows
+from tunescope.data.rows import label_set
 from tunescope.errors import TunescopeError
 from tunescope.evaluation import default_probes, evaluate_unseen, user_probes
 
@@ -45,10 +46,14 @@ class UnseenResult(Result):
 def eval_unseen(request: EvalRequest, record: Record | None, report: Report) -> Result:
     """Measure an entry, or a base, on the tasks that a mixture holds out."""
     file = Path(request.data)
-    mixture = Mixture.parse(mapping(read_yaml(file), str(file), "tasks: {topics: {data: rows.csv}}"))
+    mixture = read_mixture(file)
+    if record is not None and record.objective in ("reward", "attributes"):
+        raise TunescopeError(f"{request.entry} gives texts numbers and no answers: measure it on rows of its own.")
     if not mixture.unseen:
         raise TunescopeError(f"{file} holds no task out: name some under unseen, which are then measured here.")
-    tasks = {name: rows[: request.max_rows] for name, rows in unseen_rows(mixture, report.note).items()}
+    every = unseen_rows(mixture, report.note)
+    labels = {name: label_set(rows) for name, rows in every.items()}
+    tasks = {name: sample(rows, labels[name], request.max_rows) for name, rows in every.items()}
     customized = customized_of(request.entry, request.base, request.device, style=request.style)
     against = bank.load(request.against, customized.origin) if request.against is not None else None
     probes = user_probes(request.probe) if request.probe is not None else default_probes(everything=request.all_probes)
@@ -56,6 +61,7 @@ def eval_unseen(request: EvalRequest, record: Record | None, report: Report) -> 
         card = evaluate_unseen(
             customized,
             tasks,
+            labels=labels,
             against=against,
             probes=probes,
             max_new_tokens=request.max_new_tokens,

@@ -40,7 +40,7 @@ class MixRequest(Command):
     """Mix tasks for instruction tuning: how many rows of each, worded by its templates, whole tasks held out.
 
     The mixture is a .yaml file (docs/instruction-tuning.md). Its rows are written as JSON lines with prompt,
-    completion, task and source, in the order in which they are to be learned; look, train and eval read them as any.
+    completion, task and source, in an order drawn by the seed; look, train and eval read them as any rows.
     """
 
     suffix: ClassVar[str] = ".jsonl"
@@ -58,16 +58,14 @@ class MixRequest(Command):
         from dataclasses import asdict
 
         from tunescope import storage
-        from tunescope.commands.yaml_file import mapping, read_yaml
-        from tunescope.data.mixture import Mixture, mix
+        from tunescope.commands.yaml_file import read_mixture
+        from tunescope.data.mixture import mix
         from tunescope.locks import writing
 
         report = report or Report()
         if self.out.suffix != ".jsonl":
             raise TunescopeError(f"{self.out}: a mixture is written as JSON lines. Give --out a name in .jsonl.")
-        mixture = Mixture.parse(
-            mapping(read_yaml(self.mixture), str(self.mixture), "tasks: {topics: {data: rows.csv}}")
-        )
+        mixture = read_mixture(self.mixture)
         with writing(self.out):
             if self.out.exists() and not self.overwrite:
                 raise TunescopeError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ from tunescope.commands.command import Command, Result
 from tunescope.commands.recipe import Recipe, Stage, read_recipe
 from tunescope.commands.report import Report
 from tunescope.commands.show import finite
+from tunescope.commands.yaml_file import read_mixture
 from tunescope.errors import TunescopeError, UnknownNameError
 from tunescope.locks import writing
 from tunescope.settings import Settings, Shown
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 LEDGER = "run.json"
 # Settings that change how a stage runs, and not what comes out.
 _NOT_COMPARED = {"restart", "overwrite", "device"}
+# A function as judges and rewards are named.
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*$")
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,26 @@ def _asked(stage: Stage, recipe: Recipe) -> dict[str, Any]:
             asked[name] = value
             if isinstance(value, str) and Path(value) not in made and (content := _content(Path(value))):
                 asked[f"{name} (its content)"] = content
+        for path in _read_beside(value):
+            if content := _content(path):
+                asked[f"{path} (its content)"] = content
     return asked
+
+
+def _read_beside(value: Any) -> Iterator[Path]:
+    """Files that a setting names without being one: modules of functions in the current folder, data of a mixture."""
+    if isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _read_beside(each)
+    if not isinstance(value, str):
+        return
+    if module := _FUNCTION.search(value):
+        yield Path(*module[1].split(".")).with_suffix(".py")
+    if Path(value).suffix in (".yaml", ".yml"):
+        with suppress(TunescopeError):  # the stage says what is wrong when it runs
+            mixture = read_mixture(Path(value))
+            named = [*mixture.tasks.values(), *([mixture.general] if mixture.general is not None else [])]
+            yield from (Path(task.data) for task in named)
 
 
 def _content(path: Path) -> str | None:

@@ -101,7 +101,7 @@ class TrainRequest(Command):
         """Train, and write the entry."""
         report = report or Report()
         bank.check_free(self.out, overwrite=self.overwrite)
-        table = read(self.data, split=self.split, skip_bad=self.skip_bad)
+        table = read(self.data, split=self.split, skip_bad=self.skip_bad, optional=self.objective.optional)
         pattern = self.template or pattern_of(self.start or self.continued, self.objective) or table.default_template
         left = self.skip_bad - len(table.skipped)
         rows = self.objective.rows(table, pattern, left, report.note)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from tunescope.errors import TunescopeError
+from tunescope.data.mixture import Mixture, Task
+from tunescope.errors import SettingError, TunescopeError
+from tunescope.settings import Settings
+
+_S = TypeVar("_S", bound=Settings)
 
 
 def read_yaml(file: Path) -> Any:
@@ -39,6 +43,31 @@ def mapping(value: Any, what: str, example: str) -> dict[Any, Any]:
     if not isinstance(value, dict) or not value:
         raise TunescopeError(f"{what}: expected keys with values, as in {example}")
     return value
+
+
+def read_mixture(file: Path) -> Mixture:
+    """The mixture that a file says.
+
+    Raises:
+        TunescopeError: naming the file, and the task where it is one's.
+    """
+    content = mapping(read_yaml(file), str(file), "tasks: {topics: {data: rows.csv}}")
+    tasks, general = content.get("tasks"), content.get("general")
+    named = [*(tasks.items() if isinstance(tasks, dict) else ()), *([("general", general)] if general else ())]
+    for name, task in named:
+        _parsed(f"{file}, {name}", Task, task)
+    return _parsed(str(file), Mixture, content)
+
+
+def _parsed(where: str, kind: type[_S], values: Any) -> _S:
+    if not isinstance(values, dict):
+        raise TunescopeError(f"{where}: expected keys with values, as in data: rows.csv")
+    try:
+        return kind.parse(values)
+    except SettingError as error:
+        raise TunescopeError(f"{where}: {error.field}: {error.reason}.") from None
+    except TunescopeError as error:
+        raise TunescopeError(f"{where}: {str(error).removeprefix(f'{kind.__name__}: ')}") from None
 
 
 class _Loader(yaml.SafeLoader):

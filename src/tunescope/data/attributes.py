@@ -161,8 +161,9 @@ class Columns:
         Raises:
             DataError: naming it and the columns there are.
         """
-        held: set[str] = set(table.columns)
+        held: set[str] = set()
         for row in table.rows:
+            held |= set(row)
             if isinstance(own := row.get(KEY), Mapping):
                 held |= set(own)
         if missing := [name for name in self.names if name not in held]:
@@ -183,7 +184,8 @@ class Columns:
         inner: Mapping[str, Any] = own if isinstance(own, Mapping) else {}
         found: dict[str, float] = {}
         for name in self.names:
-            value = _number(fields[name] if name in fields else inner.get(name))
+            value = _number(fields.get(name))
+            value = _number(inner.get(name)) if value is None else value
             if isinstance(value, str):
                 return f"{name} is {value}, expected a number"
             if value is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -48,6 +48,7 @@ def understand(
     split: str | None = None,
     kind: type[Row] | UnionType = Row,
     convert: ToRows | None = None,
+    optional: Collection[str] = (),
 ) -> Understood:
     """The rows of what was given.
 
@@ -59,6 +60,7 @@ def understand(
         split: which part of a built-in set, where ``data`` names one that has it.
         kind: what ``convert`` makes.
         convert: understands the columns; by default into prompts with completions.
+        optional: columns that a row may lack though others have them.
 
     Raises:
         DataError: nothing that can be read, or rows that do not fit; of rows in memory the first of another kind.
@@ -70,7 +72,7 @@ def understand(
             return Understood(items, pattern, "in memory", skip_bad)
         _check_kind(items, Mapping, kind)
     notes: list[str] = []
-    table = _table(data, split, skip_bad)
+    table = _table(data, split, skip_bad, optional)
     pattern = pattern or table.default_template
     left = skip_bad if isinstance(data, Table) else skip_bad - len(table.skipped)
     rows = (convert or _rows)(table, pattern, left, notes.append)
@@ -82,12 +84,13 @@ def has_part(data: object, split: str) -> bool:
     return isinstance(data, str) and data in catalog.CATALOG and split in catalog.CATALOG[data].members
 
 
-def _table(data: Any, split: str | None, skip_bad: int) -> Table:
+def _table(data: Any, split: str | None, skip_bad: int, optional: Collection[str]) -> Table:
     if isinstance(data, Table):
         return data
     if not isinstance(data, str | Path):
-        return table_of(data, skip_bad=skip_bad)
-    return read(data, split=split if split is not None and has_part(data, split) else None, skip_bad=skip_bad)
+        return table_of(data, skip_bad=skip_bad, optional=optional)
+    part = split if split is not None and has_part(data, split) else None
+    return read(data, split=part, skip_bad=skip_bad, optional=optional)
 
 
 def _rows(table: Table, pattern: str | None, skip_bad: int, on_note: Callable[[str], None]) -> list[Row]:

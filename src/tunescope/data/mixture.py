@@ -52,6 +52,8 @@ class Task(Settings):
     """Its share among the tasks, in place of its size."""
     most: int | None = Field(None, ge=1)
     """At most so many of its rows; a larger share repeats them."""
+    skip_bad: int = Field(0, ge=0)
+    """How many of its rows may be bad and left out."""
 
 
 class Mixture(Settings):
@@ -80,6 +82,13 @@ class Mixture(Settings):
             raise ValueError(str(UnknownNameError("task", unknown[0], self.tasks)).rstrip("."))
         if not set(self.tasks) - set(self.unseen):
             raise ValueError("no task is left to learn: tasks is empty, or all of them are unseen")
+        weighed = [name for name, task in self.tasks.items() if task.weight is not None and name not in self.unseen]
+        if weighed and len(weighed) < len(self.tasks) - len(self.unseen):
+            raise ValueError(f"{weighed[0]} has a weight and others have none: give all of them one, or none")
+        if self.general_share != type(self).model_fields["general_share"].default and self.general is None:
+            raise ValueError("general_share is the share of general, and there is none")
+        if self.general is not None and self.general.weight is not None:
+            raise ValueError("general has a share of its own, general_share, and no weight")
         if GENERAL in self.tasks:
             raise ValueError(f"{GENERAL} is the name of the rows against forgetting: call the task otherwise")
         return self
@@ -110,7 +119,7 @@ class Mixed:
 
     Attributes:
         rows: columns ``prompt`` (a text, or messages), ``completion``, ``task``, ``source`` (set and line) and
-            ``template`` (its number, from 1; 0 for the convention), in the order in which they are learned.
+            ``template`` (its number, from 1; 0 for the convention), in an order drawn by the seed.
         shares: of each task by name.
         leaks: of each unseen task how many of its rows share words with the mixture (see ``leaked``).
         notes: how the data was read, in words.
@@ -143,9 +152,9 @@ def mix(mixture: Mixture, count: Callable[[str], int] | None = None) -> Mixed:
     every = pools if general is None else {**pools, GENERAL: general}
     rows = [row for name, pool in every.items() for row in pool.drawn(counts[name])]
     random.Random(f"{mixture.seed} order").shuffle(rows)
-    seen = {gram for row in rows for gram in _grams(_said(row["prompt"]))}
+    seen = {gram for row in rows for gram in _grams(_prompt_text(row["prompt"]))}
     unseen = unseen_rows(mixture, notes.append)
-    leaks = {name: sum(leaked(_said_of(row), seen) for row in own) for name, own in unseen.items()}
+    leaks = {name: sum(leaked(_prompt_text_of(row), seen) for row in own) for name, own in unseen.items()}
     return Mixed(rows, _shares(rows, every, count), leaks, notes)
 
 
@@ -181,7 +190,7 @@ class _Pool:
 
     def __init__(self, name: str, task: Task, seed: int, notes: list[str]) -> None:
         self.name, self.task, self._seed = name, task, seed
-        table = read(task.data, split=task.split)
+        table = read(task.data, split=task.split, skip_bad=task.skip_bad)
         self.table = table if task.most is None else _first(table, task.most, f"{seed} {name}")
         patterns: list[str | None] = list(task.templates) or [table.default_template]
         for pattern in task.templates:
@@ -189,16 +198,23 @@ class _Pool:
                 Pattern.parse(pattern).check(table.columns, target=True)
             except DataError as error:
                 raise DataError(f"Task {name}, template {pattern!r}: {error}") from None
-        self.worded = [
-            [_trimmed(row) for row in to_rows(self.table, pattern, on_note=notes.append)] for pattern in patterns
-        ]
+        self.worded = [[_trimmed(row) for row in self._rows(pattern, notes)] for pattern in patterns]
         self.rows = self.worded[0]
+        if functions := [row.number for row in self.rows if row.tools or row.tool_calls]:
+            raise DataError(f"Task {name}: line {functions[0]} calls functions, and mixtures have texts only.")
+
+    def _rows(self, pattern: str | None, notes: list[str]) -> list[Row]:
+        left = self.task.skip_bad - len(self.table.skipped)
+        try:
+            return to_rows(self.table, pattern, skip_bad=left, on_note=notes.append)
+        except DataError as error:
+            raise DataError(f"Task {self.name}: {str(error).replace('--skip-bad', 'skip_bad')}") from None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def drawn(self, number: int) -> Iterator[dict[str, Any]]:
-        """So many rows: each once before any is there again, in another wording if there is one."""
+        """So many rows: each once before any is there again, its wording drawn anew."""
         drawn = random.Random(f"{self._seed} {self.name} rows")
         order: list[int] = []
         for _ in range(number):
@@ -217,9 +233,9 @@ class _Pool:
             }
 
     def mean_tokens(self, count: Callable[[str], int]) -> float:
-        """Of its rows in their first wording, up to 256 of them."""
-        some = self.rows[:256]
-        return sum(count(_said_of(row) + (row.completion or "")) for row in some) / len(some)
+        """Of its rows in their first wording, up to 1,024 of them, drawn."""
+        some = random.Random(f"{self._seed} {self.name} tokens").sample(self.rows, min(1024, len(self.rows)))
+        return sum(count(_prompt_text_of(row) + (row.completion or "")) for row in some) / len(some)
 
 
 def _trimmed(row: Row) -> Row:
@@ -267,7 +283,7 @@ def _shares(
     of_task = Counter(row["task"] for row in rows)
     tokens: Counter[str] = Counter()
     for row in rows if count else ():
-        tokens[row["task"]] += count(_said(row["prompt"]) + row["completion"]) if count else 0
+        tokens[row["task"]] += count(_prompt_text(row["prompt"]) + row["completion"]) if count else 0
     worded = Counter((row["task"], row["template"]) for row in rows)
     return {
         name: Share(
@@ -281,12 +297,12 @@ def _shares(
     }
 
 
-def _said(prompt: Any) -> str:
+def _prompt_text(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] or "" for message in prompt)
 
 
-def _said_of(row: Row) -> str:
-    return _said(list(row.messages))
+def _prompt_text_of(row: Row) -> str:
+    return _prompt_text(list(row.messages))
 
 
 def _grams(text: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ def evaluate_unseen(
     customized: Customized,
     tasks: Mapping[str, Sequence[Row]],
     *,
+    labels: Mapping[str, Sequence[str] | None] | None = None,
     against: Customized | None = None,
     probes: Probes | None = None,
     max_new_tokens: int = 64,
@@ -30,7 +31,9 @@ def evaluate_unseen(
 
     Args:
         customized: what to measure.
-        tasks: rows with completions, by name; few different ones that recur are labels, and chosen by likelihood.
+        tasks: rows with completions, by name.
+        labels: of each task, to be chosen from by likelihood; None for free texts. By default few different completions
+            that recur are labels.
         against: what to compare with; the base by default.
         probes: what forgetting is measured on; None leaves it out.
         max_new_tokens: limit of a generated text.
@@ -52,12 +55,12 @@ def evaluate_unseen(
     notes: list[str] = []
     for name, rows in tasks.items():
         on_task(name)
-        labels = label_set(rows)
+        choices = label_set(rows) if labels is None else labels[name]
         first, then = (
-            measure_task(whose, rows, labels, max_new_tokens=max_new_tokens, max_length=max_length)
+            measure_task(whose, rows, choices, max_new_tokens=max_new_tokens, max_length=max_length)
             for whose in (before, customized)
         )
-        found[name] = _of_one(first, then, "accuracy" if labels else "chrf")
+        found[name] = _of_one(first, then, "accuracy" if choices else "chrf")
         notes += [f"{name}: {note}" for note in then.notes]
     on_task("forgetting")
     forgetting = measure_forgetting(customized, probes) if probes is not None else None

@@ -1,4 +1,4 @@
-"""What heads make of texts: rewards, and attributes."""
+"""What heads give at the ends of texts: rewards, and attributes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tunescope.locks import writing
 from tunescope.methods import Customized
 from tunescope.methods.fingerprint import hash_customized
 from tunescope.objectives.attributes import HEAD, Attributes
-from tunescope.storage.unfinished import Unfinished
+from tunescope.storage.unfinished import Unfinished, partial_path
 from tunescope.version import __version__
 
 # Rows whose attributes are kept together: enough for full passes.
@@ -119,6 +119,7 @@ class Measures:
         if bad := [each for each, (name, equals, judge) in zip(given, parts, strict=True) if not (name and judge)]:
             raise TunescopeError(f"{bad[0]!r} does not say who measures what: write verbosity=module:function.")
         self.names, self.low, self.high = check_names(tuple(name for name, _, _ in parts)), low, high
+        self._base = base.fingerprint.weights
         self._judges: list[Judge] = [load_judge(judge, base) for _, _, judge in parts]
 
     def __call__(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -137,8 +138,9 @@ class Measures:
         return self._judges[self.names.index(name)].name
 
     def recipe(self) -> dict[str, Any]:
-        """The judges by name."""
-        return {"judges": [f"{name}={judge.name}" for name, judge in zip(self.names, self._judges, strict=True)]}
+        """The judges by name, and the base that they may read."""
+        named = [f"{name}={judge.name}" for name, judge in zip(self.names, self._judges, strict=True)]
+        return {"judges": named, "base": self._base}
 
 
 @dataclass
@@ -190,14 +192,16 @@ def annotate_file(
         Interrupted: after Ctrl-C; what was labelled is kept.
     """
     names = check_names(tuple(name for each in annotators for name in each.names))
-    if taken := [name for name in names if name in table.columns]:
+    held = {column for row in table.rows for column in row}
+    if taken := [name for name in names if name in held]:
         raise DataError(f"{table.path} has a column {taken[0]} already: rename or remove it there.")
     rows = to_rows(table, pattern, on_note=on_note)
     with writing(out) as final:
         check_out(out, overwrite)
         recipe = {"tunescope": __version__, "data": table.sha256, "rows": len(rows), "pattern": pattern}
-        for each in annotators:
-            recipe |= {"names": list(names), "low": each.low, "high": each.high, **each.recipe()}
+        recipe["annotators"] = [
+            {"names": list(each.names), "low": each.low, "high": each.high, **each.recipe()} for each in annotators
+        ]
         unfinished: Unfinished[list[int]] = Unfinished(final, recipe, list, restart=restart)
         resumed = len(unfinished.answers)
         _complete(annotators, rows, unfinished, on_done)
@@ -215,7 +219,8 @@ def check_out(out: Path, overwrite: bool) -> None:
         TunescopeError: a name without a format, or a file that is there and not to be replaced.
     """
     check_ending(out)
-    if storage.resolved(out).is_file() and not overwrite:
+    goes_on = partial_path(storage.resolved(out)).is_file()  # a call that was killed while it wrote its file
+    if storage.resolved(out).is_file() and not overwrite and not goes_on:
         raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
     storage.check_output(out)
 

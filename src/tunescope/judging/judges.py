@@ -53,7 +53,8 @@ def load_judge(names: str | Sequence[str], base: Base) -> Judge:
 
     Args:
         names: each ``sentiment``; a rule (``exact``, ``regex:PATTERN``, ``tokens:N``, ``words:N``);
-            ``module:function`` (see ``Function``); or ``BANK/NAME`` for a reward model. ``0.5*NAME`` weighs it by 0.5.
+            ``module:function`` (see ``Function``); or ``BANK/NAME`` for a reward model, or for an attribute model's
+            log-likelihood of what rows ask for. ``0.5*NAME`` weighs it by 0.5.
         base: what a reward model is loaded on, and whose tokens are counted.
 
     Raises:
@@ -180,7 +181,13 @@ class AttributeLikelihood:
                 f"How far {name} is from held-out labels was never measured, so its likelihood has no width: run "
                 f"tunescope eval {name} --data HELD_OUT once."
             )
-        self.name, self._names = name, Attributes.parse(record.objective_settings).columns
+        if (record.card or {}).get("trained_on"):
+            raise BankError(
+                f"{name} was measured on the rows it was trained on, which says nothing about its width: run tunescope "
+                f"eval {name} --data HELD_OUT."
+            )
+        objective = Attributes.parse(record.objective_settings)
+        self.name, self.names, self.low, self.high = name, objective.columns, objective.low, objective.high
         self._sigma = {key: max(float(own["rmse"]), _LEAST_ERROR) for key, own in measured.items()}
         self._model: Customized = bank.load(Path(name), base)
         self._max_length = (record.train_settings or {}).get("max_length")
@@ -198,7 +205,7 @@ class AttributeLikelihood:
             return f"{self.name} does not know {unknown[0]}, which is asked for"
         if not row.attributes:
             return "its prompt asks for no attributes"
-        said = dict(zip(self._names, outputs, strict=True))
+        said = dict(zip(self.names, outputs, strict=True))
         return sum(
             -0.5 * ((said[name] - asked) / self._sigma[name]) ** 2 - math.log(self._sigma[name] * math.sqrt(math.tau))
             for name, asked in row.attributes.items()

@@ -35,7 +35,7 @@ class Share:
 
     Attributes:
         rows: the batch's rows.
-        length: of each row the first so many positions; behind them is padding, which comes out as zeros.
+        length: of each row the first so many positions; behind them is padding, which nothing reads.
     """
 
     rows: slice

@@ -19,11 +19,12 @@ import torch
 from pydantic import model_validator
 
 from tunescope.base import Base
-from tunescope.data.attributes import HELPSTEER, AttributeNames, Columns, check_vary
+from tunescope.data.attributes import HELPSTEER, KEY, AttributeNames, Columns, check_vary
 from tunescope.data.batching import Batch, collate
 from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, to_rows
+from tunescope.data.template import Template
 from tunescope.methods import Customized
 from tunescope.methods.effects import Effect
 from tunescope.objectives.heads import Head
@@ -78,6 +79,15 @@ class Attributes(Objective):
         """Prompts with completions and their attributes."""
         columns = Columns(self.columns, self.low, self.high, self.scale_from)
         return to_rows(table, pattern, skip_bad=skip_bad, on_note=on_note, attributes=columns)
+
+    def template(self, template: Template, rows: Sequence[Row]) -> Template:
+        """Without a line of attributes: of what it starts from it would show the labels that are to be told."""
+        return template.model_copy(update={"steering": None})
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The columns of the attributes, and the one that holds objects of them."""
+        return (*self.columns, KEY)
 
     def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[EncodedRated]:
         """Every row that fits."""

@@ -137,6 +137,11 @@ class Objective(Settings, ABC):
             DataError: columns or rows that do not fit.
         """
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns that a row may lack though others have them."""
+        return ()
+
     @abstractmethod
     def examples(self, rows: Sequence[Any], encoder: Encoder) -> list[Any]:
         """The rows as this objective's examples, each with a length in tokens."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from tunescope.data.attributes import Attribute, AttributeNames, Columns, Steering, check_vary, parse_steer, usual
+from tunescope.data.attributes import KEY, Attribute, AttributeNames, Columns, Steering, check_vary, parse_steer, usual
 from tunescope.data.batching import Batch, collate
 from tunescope.data.encoding import Encoded, Encoder
 from tunescope.data.reading import Table
@@ -83,14 +83,35 @@ class SFT(Objective):
             high=self.steer_high,
             place=self.steer_place,
         )
+        if template.steering is not None:
+            self._check_same(steering, template.steering)
+            steering = steering.model_copy(update={"place": template.steering.place})
         asked = steering.asked(parse_steer(self.steer_defaults)) if self.steer_defaults else {}
         defaults = {name: asked.get(name, usual(name, values)) for name in self.steer_columns}
         attributes = tuple(Attribute(name=name, default=default) for name, default in defaults.items())
         return template.model_copy(update={"steering": steering.model_copy(update={"attributes": attributes})})
 
+    def _check_same(self, ours: Steering, before: Steering) -> None:
+        """Refuse another range, or another place that was asked for, than those of what this starts from."""
+        if (ours.low, ours.high) != (before.low, before.high):
+            raise TrainingError(
+                f"What this starts from has attributes from {before.low} to {before.high}: give --steer-low "
+                f"{before.low} and --steer-high {before.high}."
+            )
+        if "steer_place" in self.model_fields_set and ours.place != before.place:
+            raise TrainingError(
+                f"--steer-place is {ours.place}, and what this starts from has its line at {before.place}: leave it "
+                "out."
+            )
+
     def labels(self, rows: Sequence[Row]) -> tuple[str, ...] | None:
         """Found in the completions."""
         return label_set(rows)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The columns of the attributes, and the one that holds objects of them."""
+        return (*self.steer_columns, KEY) if self.steer_columns else ()
 
     def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Encoded]:
         """Every row that fits."""

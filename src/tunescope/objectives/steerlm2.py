@@ -26,7 +26,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import PrivateAttr
 
-from tunescope.data.attributes import AttributeNames, Columns
+from tunescope.data.attributes import KEY, AttributeNames, Columns
 from tunescope.data.encoding import Encoder
 from tunescope.data.reading import Table
 from tunescope.data.rows import Row, to_rows
@@ -71,6 +71,11 @@ class SteerLM2(PolicyObjective):
         columns = Columns(self.steer_columns, self.steer_low, self.steer_high) if self.steer_columns else None
         return to_rows(table, pattern, skip_bad=skip_bad, need_completion=False, on_note=on_note, attributes=columns)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The columns of the attributes, and the one that holds objects of them."""
+        return (*self.steer_columns, KEY) if self.steer_columns else ()
+
     def examples(self, rows: Sequence[Row], encoder: Encoder) -> list[Prompt]:
         """The prompts that leave room for a sample.
 
@@ -84,18 +89,23 @@ class SteerLM2(PolicyObjective):
                 "steerlm2 goes on from a policy that was trained on attributes: name an entry of sft --steer-columns "
                 "with --from, or with --continue."
             )
+        if encoder.template.style == "plain":
+            raise TrainingError(
+                "steerlm2 needs a base with a chat template: in plain style an answer joins its prompt otherwise "
+                "behind a line of attributes than without one."
+            )
         asked = [row.with_attributes(steering.asked({n: round(v) for n, v in row.attributes.items()})) for row in rows]
         return super().examples(asked, encoder)
 
     def collect(
         self, number: int, customized: Customized, examples: Sequence[Prompt], services: Services
     ) -> list[Rollout]:
-        """As ever."""
+        """A round, whose prompts the prior answers too."""
         self._prompts = self._prompts_of(number, examples)
         return super().collect(number, customized, examples, services)
 
     def estimate(self, found: Round, rollouts: list[Rollout], services: Services) -> list[Rollout]:
-        """The target weights, in the advantages' place."""
+        """The target weights w, a sample's at each of its tokens, where others have advantages."""
         if services.prior is None:
             raise TrainingError("SteerLM 2 needs a prior beside the policy: train it with tunescope.train.")
         base, template = services.prior.base, services.prior.template
@@ -110,7 +120,8 @@ class SteerLM2(PolicyObjective):
         if self.missing_stop == "mask":
             logits = logits.masked_fill(~found.finished.view(-1, self.n), -torch.inf)
         weights = logits.softmax(dim=1).nan_to_num()  # of a prompt without a finished sample nothing is learned
-        self._observed["effective_samples"] = float((1 / weights.square().sum(dim=1).clamp(min=1e-6)).mean())
+        learned = weights[weights.sum(dim=1) > 0]
+        self._observed["effective_samples"] = float((1 / learned.square().sum(dim=1)).mean()) if len(learned) else 0.0
         return with_sample_advantages(rollouts, weights)
 
     def weight(self, batch: RolloutBatch) -> int:

@@ -75,5 +75,5 @@ class Unfinished(Generic[_T]):
             yield add
 
     def remove(self) -> None:
-        """The file that is made is there."""
+        """Delete it, once the output is written."""
         self.path.unlink()

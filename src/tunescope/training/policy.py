@@ -76,14 +76,7 @@ def services_of(
     check_answers(judge, rows)
     score, held_out = functools.partial(scores_by_part, judge), _held_out(customized.origin, objective, rows)
     if isinstance(objective, SteerLM2):
-        if not isinstance(judge, AttributeLikelihood):
-            raise TrainingError(
-                f"The reward {judge.name} says nothing of attributes: name an attribute model, an entry trained with "
-                "--objective attributes."
-            )
-        prior = (
-            untouched(customized) if objective.prior is None else bank.load(Path(objective.prior), customized.origin)
-        )
+        prior = _prior(customized, objective, judge)
         return Services(sample, settings.seed, score, held_out=held_out, prior=prior), None
     if not isinstance(objective, PPO):
         return Services(sample, settings.seed, score, held_out=held_out), None
@@ -92,6 +85,33 @@ def services_of(
     wanted = Critic(clip=objective.value_clip, rounds=objective.rounds)
     beside = Learner(critic, wanted, (), settings.model_copy(update={"lr": rate}), folder, owned=True)
     return Services(sample, settings.seed, score, critic, held_out), beside
+
+
+def _prior(customized: Customized, objective: SteerLM2, judge: Judge) -> Customized:
+    """Who answers without attributes, once it is clear that the attribute model knows those that are asked for.
+
+    Raises:
+        TrainingError: no attribute model, one of other attributes or another range, or a prior that has attributes.
+    """
+    steering = customized.template.steering
+    if not isinstance(judge, AttributeLikelihood) or steering is None:
+        raise TrainingError(
+            f"The reward {judge.name} says nothing of attributes: name an attribute model, an entry trained with "
+            "--objective attributes."
+        )
+    if unknown := [name for name in steering.names if name not in judge.names]:
+        raise TrainingError(f"{judge.name} does not know {unknown[0]}, which the policy is asked for.")
+    if (judge.low, judge.high) != (steering.low, steering.high):
+        raise TrainingError(
+            f"{judge.name} has attributes from {judge.low} to {judge.high}, and the policy from {steering.low} to "
+            f"{steering.high}."
+        )
+    if objective.prior is None:
+        return untouched(customized)
+    prior = bank.load(Path(objective.prior), customized.origin)
+    if prior.template.steering is not None:
+        raise TrainingError(f"{objective.prior} is steered by attributes itself: a prior answers without them.")
+    return prior
 
 
 def _check_round(objective: PolicyObjective, examples: Sequence[Any], settings: TrainSettings) -> None:

@@ -157,7 +157,9 @@ def train(
     if not learns and not isinstance(objective, SFT):
         raise TrainingError(f"{method.name} trains nothing, so it cannot be trained for {objective.name}.")
     pattern = pattern or pattern_of(start if start is not None else continued, objective)
-    given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
+    given = understand(
+        data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows, optional=objective.optional
+    )
     rows, pattern, notes, name = given.rows, given.pattern, given.notes, name or given.name
     labels = tuple(labels) if labels is not None else objective.labels(rows)
     template = objective.template(begin.template(pattern, style), rows)
@@ -257,7 +259,9 @@ def _validation(
             f"{objective.name} learns from samples and has no loss on rows: leave --validation out, and measure "
             "held-out prompts with tunescope eval --judge."
         )
-    given = understand(data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
+    given = understand(
+        data, pattern, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows, optional=objective.optional
+    )
     encoder = _encoder(customized, objective, settings, given.name, given.skip_bad)
     if examples := objective.examples(given.rows, encoder):
         return examples, [f"Validation: {note}" for note in (*given.notes, *encoder.notes())]
