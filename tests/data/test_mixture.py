@@ -116,6 +116,9 @@ def test_counts_always_add_up(
         ({"tasks": {"general": {"data": "x"}}}, "is the name of the rows"),
         ({"tasks": {"a": {"data": "x", "weight": -1}}}, "greater than 0"),
         ({"heat": 3}, "Unknown setting"),
+        ({"general_share": 0.3}, "general_share is the share of general"),
+        ({"tasks": {"a": {"data": "x", "weight": 1}, "b": {"data": "y"}}}, "a has a weight and others have none"),
+        ({"general": {"data": "x", "weight": 1}}, "and no weight"),
     ],
 )
 def test_bad_mixtures_are_refused(sets: Path, changes: dict[str, Any], message: str) -> None:
@@ -137,6 +140,14 @@ def test_the_command_writes_rows_that_are_read_again(sets: Path, tmp_path: Path)
     assert result.values["rows"] == 12 and len(out.read_text().splitlines()) == 12
     with pytest.raises(TunescopeError, match="--overwrite"):
         MixRequest(mixture=file, out=out).run()
+    for text, message in (
+        ("tasks:\n  a: {data: x, weight: -3}\n", "mix.yaml, a: weight: Input should be greater than 0"),
+        ("tasks:\n  a: {data: x}\nunseen: [b]\n", "mix.yaml: Unknown task 'b'"),
+        ("tasks:\n  a: x\n", "mix.yaml, a: expected keys with values"),
+    ):
+        file.write_text(text)
+        with pytest.raises(TunescopeError, match=message):
+            MixRequest(mixture=file, out=tmp_path / "b.jsonl").run()
     file.write_text("tasks:\n  a: {data: x}\n  a: {data: y}\n")
     with pytest.raises(TunescopeError, match="line 3: is not valid YAML"):
         MixRequest(mixture=file, out=tmp_path / "b.jsonl").run()

@@ -13,9 +13,10 @@ from tests.objectives.pairs import RATED
 from tests.tiny import tiny_base
 
 from tunescope import bank, storage
-from tunescope.data.reading import Table, table_of
+from tunescope.data.encoding import Encoder
+from tunescope.data.reading import Table, read, table_of
 from tunescope.data.rows import Row
-from tunescope.errors import BankError, DataError, Interrupted, TunescopeError
+from tunescope.errors import BankError, DataError, Interrupted, TrainingError, TunescopeError
 from tunescope.evaluation.attribute_accuracy import evaluate_attributes
 from tunescope.evaluation.statistics import rank_correlation
 from tunescope.evaluation.steering import evaluate_steering
@@ -132,6 +133,51 @@ def test_who_cannot_label_is_refused(model: Trained, tmp_path: Path) -> None:
         train(tiny_base(), LoRA(), Attributes(columns=NAMES), same)
     with pytest.raises(DataError, match="mood has no value in any row"):
         train(tiny_base(), LoRA(), SFT(steer_columns=NAMES), [r.with_attributes({"length": 1}) for r in RATED])
+
+
+def test_an_attribute_model_never_reads_its_labels(tmp_path: Path) -> None:
+    """On top of a steered entry, whose template would write them into the prompt."""
+    few = TrainSettings(max_steps=2, batch_size=4)
+    train(tiny_base(), LoRA(), SFT(steer_columns=NAMES), RATED, settings=few, out=tmp_path / "steered")
+    made = train(tiny_base(), LoRA(), Attributes(columns=NAMES), RATED, settings=few, start=tmp_path / "steered")
+    assert made.customized.template.steering is None
+    encoder = Encoder(tiny_base().tokenizer, made.customized.template, 512)
+    texts = [tiny_base().tokenizer.decode(each.prompt) for each in encoder.encode_all(RATED)]
+    assert not any("mood" in text or "length" in text for text in texts)
+
+
+def test_values_may_stand_in_columns_in_objects_and_nowhere() -> None:
+    """As docs/steerlm.md shows them."""
+    rows = [
+        {"prompt": "What is a cat?", "completion": "A small animal.", "quality": 3, "verbosity": 0},
+        {"prompt": "What is a dog?", "completion": "Dogs …", "attributes": {"quality": 4, "verbosity": 2}},
+        {"prompt": "What is a cow?", "completion": "Big.", "quality": None, "attributes": {"quality": 1}},
+    ]
+    made = train(tiny_base(), LoRA(), SFT(steer_columns=("quality", "verbosity")), rows,
+                 settings=TrainSettings(max_steps=1, batch_size=3))  # fmt: skip
+    steering = made.customized.template.steering
+    assert steering is not None and [each.default for each in steering.attributes] == [3, 1]
+
+
+def test_what_goes_on_from_a_steered_entry_keeps_its_line(tmp_path: Path) -> None:
+    few = TrainSettings(max_steps=1, batch_size=4)
+    columns: Any = {"steer_columns": NAMES}
+    train(tiny_base(), LoRA(), SFT(steer_place="system", **columns), RATED, settings=few, out=tmp_path / "a")
+    again = train(tiny_base(), LoRA(), SFT(**columns), RATED, settings=few, continued=tmp_path / "a")
+    assert again.customized.template.steering is not None and again.customized.template.steering.place == "system"
+    for changed, message in (({"steer_place": "answer"}, "line at system"), ({"steer_high": 9}, "--steer-high 4")):
+        with pytest.raises(TrainingError, match=message):
+            train(tiny_base(), LoRA(), SFT(**columns, **changed), RATED, settings=few, continued=tmp_path / "a")
+    with pytest.raises(TrainingError, match="name the same"):
+        train(tiny_base(), LoRA(), SFT(steer_columns=("length",)), RATED, settings=few, continued=tmp_path / "a")
+
+
+def test_labels_that_some_rows_have_are_kept(model: Trained, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "mood": 4}, {"prompt": "a", "completion": "c"}]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    who = AttributeModel(model.customized, model.record, "it")
+    with pytest.raises(DataError, match="has a column mood already"):
+        annotate_file([who], read(tmp_path / "some.jsonl", optional=("mood",)), tmp_path / "out.jsonl")
 
 
 def test_what_is_asked_for_is_written(steered: Trained) -> None:

@@ -173,6 +173,13 @@ def test_what_cannot_be_trained_so_is_refused(entries: Path, tmp_path: Path) -> 
         train(tiny_base(), LoRA(), of(tmp_path, reward=str(tmp_path / "new")), PROMPTS, start=entries / "steered",
               settings=small)  # fmt: skip
     train(tiny_base(), LoRA(), Reward(), PAIRS, out=tmp_path / "liked", settings=TrainSettings(max_steps=1))
+    with pytest.raises(TrainingError, match="a prior answers without them"):
+        train(tiny_base(), LoRA(), of(entries, prior=str(entries / "steered")), PROMPTS, start=entries / "steered",
+              settings=small)  # fmt: skip
+    wide = SFT(steer_columns=("early",), steer_high=9)
+    train(tiny_base(), LoRA(), wide, RATED, settings=TrainSettings(max_steps=1), out=tmp_path / "wide")
+    with pytest.raises(TrainingError, match="from 0 to 4, and the policy from 0 to 9"):
+        train(tiny_base(), LoRA(), of(entries), PROMPTS, start=tmp_path / "wide", settings=small)
     liked = of(entries, reward=str(tmp_path / "liked"))
     with pytest.raises(TrainingError, match="attribute model"):
         train(tiny_base(), LoRA(), liked, PROMPTS, start=entries / "steered", settings=small)
