@@ -200,6 +200,10 @@ class _Pool:
                 raise DataError(f"Task {name}, template {pattern!r}: {error}") from None
         self.worded = [[_trimmed(row) for row in self._rows(pattern, notes)] for pattern in patterns]
         self.rows = self.worded[0]
+        if len({len(rows) for rows in self.worded}) > 1:
+            raise DataError(
+                f"Task {name}: its templates leave out different rows: correct these, and leave skip_bad out."
+            )
         if functions := [row.number for row in self.rows if row.tools or row.tool_calls]:
             raise DataError(f"Task {name}: line {functions[0]} calls functions, and mixtures have texts only.")
 
@@ -253,26 +257,33 @@ def _first(table: Table, most: int, seed: str) -> Table:
 def _counts(
     mixture: Mixture, pools: Mapping[str, _Pool], general: _Pool | None, count: Callable[[str], int] | None
 ) -> dict[str, int]:
-    """How many rows of each: exact to the row, what rounding leaves going where it is missed most."""
-    tokens = {
-        name: pool.mean_tokens(count) if mixture.by == "tokens" and count else 1.0 for name, pool in pools.items()
-    }
-    weights = {
-        name: pool.task.weight or (len(pool) * tokens[name]) ** (1 / mixture.temperature)
-        for name, pool in pools.items()
-    }
-    total = sum(weights.values())
-    weights = {name: weight / total for name, weight in weights.items()}
+    """How many rows of each, that add up exactly; see ``_whole``."""
+
+    def cost(pool: _Pool) -> float:
+        """What a row of it counts: its tokens, or one."""
+        return pool.mean_tokens(count) if mixture.by == "tokens" and count is not None else 1.0
+
+    sizes = {name: len(pool) * cost(pool) for name, pool in pools.items()}
+    weights = {name: pool.task.weight or sizes[name] ** (1 / mixture.temperature) for name, pool in pools.items()}
+    left = 1.0 if general is None else 1 - mixture.general_share
+    shares = {name: left * weight / sum(weights.values()) for name, weight in weights.items()}
+    every = dict(pools)
     if general is not None:
-        weights = {name: weight * (1 - mixture.general_share) for name, weight in weights.items()}
-        weights[GENERAL] = mixture.general_share
-        tokens[GENERAL] = general.mean_tokens(count) if mixture.by == "tokens" and count else 1.0
-    per_row = {name: weight / tokens[name] for name, weight in weights.items()}
-    rows = mixture.rows or sum(map(len, pools.values()))
-    exact = {name: rows * each / sum(per_row.values()) for name, each in per_row.items()}
+        shares[GENERAL], every[GENERAL] = mixture.general_share, general
+    return _whole(
+        {name: share / cost(every[name]) for name, share in shares.items()},
+        mixture.rows or sum(map(len, pools.values())),
+    )
+
+
+def _whole(weights: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers in proportion to weights that add up to ``total``: rounded down, and what is left over goes where
+    most was cut off, by name where that is the same.
+    """
+    exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
     found = {name: int(value) for name, value in exact.items()}
-    left = rows - sum(found.values())
-    for name in sorted(exact, key=lambda name: (found[name] - exact[name], name))[:left]:
+    by_cut = sorted(exact, key=lambda name: (found[name] - exact[name], name))
+    for name in by_cut[: total - sum(found.values())]:
         found[name] += 1
     return found
 
