@@ -12,7 +12,7 @@ from tests.cli.conftest import PATTERN, Ended, Place, jsonl
 from tunescope.commands import names, request
 
 # Of the commands with --base: their tokens are counted without its weights.
-WITHOUT_WEIGHTS = {"look"}
+WITHOUT_WEIGHTS = {"look", "mix"}
 
 
 def test_every_command_that_loads_a_base_has_the_option() -> None:
