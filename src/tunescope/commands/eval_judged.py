@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from tunescope import bank
 from tunescope.commands.command import Result
-from tunescope.commands.eval_task import keep
+from tunescope.commands.eval_task import keep, prompts_of
 from tunescope.commands.report import Report
 from tunescope.commands.subject import customized_of
 from tunescope.data.reading import Table
-from tunescope.data.rows import to_rows
 from tunescope.errors import TunescopeError
 from tunescope.evaluation import evaluate_judged
 from tunescope.judging import Samples, load_judge
@@ -24,10 +23,7 @@ def eval_judged(request: EvalRequest, table: Table, report: Report) -> Result:
     if request.entry is None:
         raise TunescopeError("--judge compares an entry with its base: name an entry of a bank.")
     record = bank.read_record(request.entry)
-    pattern, left = request.template or record.template.pattern, request.skip_bad - len(table.skipped)
-    rows = to_rows(
-        table, pattern or table.default_template, skip_bad=left, need_completion=False, on_note=report.note
-    )[: request.max_rows]  # fmt: skip
+    rows = prompts_of(request, record, table, report)
     customized = customized_of(request.entry, request.base, request.device)
     against = bank.load(request.against, customized.origin) if request.against is not None else None
     judge = load_judge(request.judge, customized.origin)

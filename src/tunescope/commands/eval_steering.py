@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from tunescope import bank
 from tunescope.bank import Record
 from tunescope.commands.command import Result
-from tunescope.commands.eval_task import keep
+from tunescope.commands.eval_task import keep, prompts_of
 from tunescope.commands.report import Report
 from tunescope.commands.subject import customized_of
 from tunescope.data.reading import Table
-from tunescope.data.rows import to_rows
 from tunescope.errors import TunescopeError
 from tunescope.evaluation.steering import evaluate_steering
 from tunescope.inference import Sampling
@@ -27,10 +26,7 @@ def eval_steering(request: EvalRequest, record: Record | None, table: Table, rep
         raise TunescopeError(
             "--by and --annotator measure an entry that was trained with --steer-columns: name one of a bank."
         )
-    pattern, left = request.template or record.template.pattern, request.skip_bad - len(table.skipped)
-    rows = to_rows(
-        table, pattern or table.default_template, skip_bad=left, need_completion=False, on_note=report.note
-    )[: request.max_rows]  # fmt: skip
+    rows = prompts_of(request, record, table, report)
     customized = customized_of(request.entry, request.base, request.device)
     steering, annotators = record.template.steering, list[Annotator]()
     if request.by:

@@ -27,6 +27,14 @@ def trained_length(request: EvalRequest, record: Record | None) -> int | None:
     return request.max_length
 
 
+def prompts_of(request: EvalRequest, record: Record, table: Table, report: Report) -> list[Row]:
+    """The rows as prompts to sample from, by the entry's own template; as many as asked for."""
+    pattern, left = request.template or record.template.pattern, request.skip_bad - len(table.skipped)
+    pattern = pattern or table.default_template
+    rows = to_rows(table, pattern, skip_bad=left, need_completion=False, on_note=report.note)
+    return rows[: request.max_rows]
+
+
 def keep(request: EvalRequest, record: Record | None, card: dict[str, Any], report: Report) -> None:
     """Write what was measured into the entry's record, and report what was noted on the way."""
     if request.entry is not None and record is not None:

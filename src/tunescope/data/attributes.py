@@ -88,12 +88,16 @@ class Steering(Settings):
         """Of the attributes."""
         return tuple(each.name for each in self.attributes)
 
+    @property
+    def defaults(self) -> dict[str, int]:
+        """What is asked for where nothing is said."""
+        return {each.name: each.default for each in self.attributes if each.default is not None}
+
     def line(self, message: Message) -> str:
         """The line for the message that is answered: the values under its ``attributes`` and no others, or the defaults
         where it has none; empty where there is nothing to ask for.
         """
-        defaults = {each.name: each.default for each in self.attributes if each.default is not None}
-        values = message.get(KEY, defaults)
+        values = message.get(KEY, self.defaults)
         return ",".join(f"{name}:{round(values[name])}" for name in self.names if name in values)
 
     def asked(self, values: Mapping[str, Any]) -> dict[str, int]:
@@ -107,8 +111,7 @@ class Steering(Settings):
                 raise DataError(str(UnknownNameError("attribute", str(name), self.names)))
             if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
                 raise DataError(f"{name} is {value!r}, expected a whole number from {self.low} to {self.high}.")
-        defaults = {each.name: each.default for each in self.attributes if each.default is not None}
-        return {**defaults, **values}
+        return {**self.defaults, **values}
 
     def steered(self, messages: Sequence[Message], values: Mapping[str, Any]) -> list[Message]:
         """The messages, their last one with what is asked for.

@@ -14,11 +14,12 @@ from tunescope import storage
 from tunescope.base.device import dtype_name
 from tunescope.data.reading import Table
 from tunescope.data.writing import check_ending, is_flat, written
-from tunescope.errors import DataError, Interrupted, TunescopeError
+from tunescope.errors import DataError, Interrupted
 from tunescope.inference.prediction import Answers, Prediction, Predictor, Questions
 from tunescope.locks import writing
 from tunescope.methods.fingerprint import hash_customized
-from tunescope.storage.unfinished import Unfinished, partial_path
+from tunescope.storage.unfinished import Unfinished
+from tunescope.storage.unfinished import check_out as check_place_of
 from tunescope.version import __version__
 
 
@@ -44,8 +45,8 @@ def check_out(out: Path, overwrite: bool) -> None:
         TunescopeError: a name without a format, a file that is there and not to be replaced or was not written here, or
             another run that writes it.
     """
-    with writing(out) as final:
-        _check_out(out, final, overwrite)
+    with writing(out):
+        _check_out(out, overwrite)
 
 
 def predict_file(
@@ -82,7 +83,7 @@ def predict_file(
     _check_columns(predictor, table, out, skip_bad)
     questions = predictor.questions(table, skip_bad)
     with writing(out) as final:
-        _check_out(out, final, overwrite)
+        _check_out(out, overwrite)
         unfinished = Unfinished(final, _recipe(predictor, table), lambda found: Prediction(**found), restart=restart)
         asked = {question.index for question in questions.asked}
         answers = {index: found for index, found in unfinished.answers.items() if index in asked}
@@ -98,12 +99,9 @@ def predict_file(
     return Predicted(questions, predictions, resumed)
 
 
-def _check_out(out: Path, final: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool) -> None:
     check_ending(out)
-    goes_on = partial_path(final).is_file()  # a call that was killed while it wrote its file
-    if final.is_file() and not overwrite and not goes_on:
-        raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
-    storage.check_output(out)
+    check_place_of(out, overwrite)
 
 
 def _complete(

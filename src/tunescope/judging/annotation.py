@@ -26,7 +26,8 @@ from tunescope.locks import writing
 from tunescope.methods import Customized
 from tunescope.methods.fingerprint import hash_customized
 from tunescope.objectives.attributes import HEAD, Attributes
-from tunescope.storage.unfinished import Unfinished, partial_path
+from tunescope.storage import unfinished
+from tunescope.storage.unfinished import Unfinished
 from tunescope.version import __version__
 
 # Rows whose attributes are kept together: enough for full passes.
@@ -202,13 +203,13 @@ def annotate_file(
         recipe["annotators"] = [
             {"names": list(each.names), "low": each.low, "high": each.high, **each.recipe()} for each in annotators
         ]
-        unfinished: Unfinished[list[int]] = Unfinished(final, recipe, list, restart=restart)
-        resumed = len(unfinished.answers)
-        _complete(annotators, rows, unfinished, on_done)
-        values = [unfinished.answers[index] for index in range(len(rows))]
+        begun: Unfinished[list[int]] = Unfinished(final, recipe, list, restart=restart)
+        resumed = len(begun.answers)
+        _complete(annotators, rows, begun, on_done)
+        values = [begun.answers[index] for index in range(len(rows))]
         labelled = [{**row, **dict(zip(names, own, strict=True))} for row, own in zip(table.rows, values, strict=True)]
         storage.write_output(out, written(labelled, out))
-        unfinished.remove()
+        begun.remove()
     return Annotated(names, values, resumed)
 
 
@@ -219,22 +220,19 @@ def check_out(out: Path, overwrite: bool) -> None:
         TunescopeError: a name without a format, or a file that is there and not to be replaced.
     """
     check_ending(out)
-    goes_on = partial_path(storage.resolved(out)).is_file()  # a call that was killed while it wrote its file
-    if storage.resolved(out).is_file() and not overwrite and not goes_on:
-        raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
-    storage.check_output(out)
+    unfinished.check_out(out, overwrite)
 
 
 def _complete(
     annotators: Sequence[Annotator],
     rows: Sequence[Row],
-    unfinished: Unfinished[list[int]],
+    begun: Unfinished[list[int]],
     on_done: Callable[[int], None],
 ) -> None:
     """Add the labels that are missing, each part to the file at once."""
-    answers = unfinished.answers
+    answers = begun.answers
     on_done(len(answers))
-    with unfinished.writing() as add:
+    with begun.writing() as add:
         try:
             left = [index for index in range(len(rows)) if index not in answers]
             for part in (left[begin : begin + _PART] for begin in range(0, len(left), _PART)):

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tunescope.errors import DataError
-from tunescope.storage.files import atomic_write, disk_errors, read_state
+from tunescope.errors import DataError, TunescopeError
+from tunescope.storage.files import atomic_write, disk_errors, read_state, resolved
+from tunescope.storage.outputs import check_output
 
 _T = TypeVar("_T")
 
@@ -22,6 +23,19 @@ _T = TypeVar("_T")
 def partial_path(out: Path) -> Path:
     """Where the answers of an unfinished call lie."""
     return out.with_name(f".{out.name}.partial.jsonl")
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Stop before any work where its result would have no place.
+
+    Raises:
+        TunescopeError: a file that is there and not to be replaced, or that was not written here.
+    """
+    final = resolved(out)
+    goes_on = partial_path(final).is_file()  # a call that was killed while it wrote its file
+    if final.is_file() and not overwrite and not goes_on:
+        raise TunescopeError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
+    check_output(out)
 
 
 class Unfinished(Generic[_T]):
