@@ -187,7 +187,7 @@ class Frontier:
 
     def measure(self, point: Point) -> dict[str, Any]:
         """What a point is worth on openings of tales that nothing learned from."""
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         path = self.trained(point)
         customized, record = self.ts.load(path, self.base), self.ts.read_record(path)
         sampling = self.ts.Samples(n=2, max_new_tokens=NEW_TOKENS, seed=1)
@@ -196,6 +196,7 @@ class Frontier:
         found = {name: card[name] for name in MEASURED} | {
             "train": record.training,
             "seconds": time.perf_counter() - begin,
+            "cpu_seconds": time.process_time() - cpu,
         }
         if point.reward == "proxy":
             proxy = self.ts.evaluate_judged(customized, rows, self.proxy, sampling, against=self.sft)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,3 +160,19 @@ def test_the_attention_is_one_that_the_device_and_the_architecture_have(
     base = load_base(tmp_path, dtype="float32", device=where)
     assert base.device.type == where
     assert base.model.config._attn_implementation == kind
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no oneDNN products in bfloat16 here")
+def test_shapes_of_products_are_not_kept_for_ever() -> None:
+    program = (
+        "import tunescope.base, torch\n"
+        "weight = torch.ones(64, 64, dtype=torch.bfloat16)\n"
+        "for rows in 2 * list(range(1, 201)): torch.ones(rows, 64, dtype=torch.bfloat16) @ weight"
+    )
+    own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    environment["ONEDNN_VERBOSE"] = "profile_create"
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    made = run.stdout.count("create:cache_miss")
+    assert made > 300, "200 shapes, twice: the second time most have to be made anew"
