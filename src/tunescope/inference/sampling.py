@@ -146,7 +146,9 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
     sampled = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
     if sampled:
         index = torch.tensor(sampled, device=logits.device)
-        below = torch.where(lost[index], 0, adjusted[index].float() - highest[index].float())
+        # One tensor, changed in place from here on: a new one of this size costs more than what is computed in it.
+        below = (adjusted if len(sampled) == len(draws) else adjusted[index]).to(torch.float32, copy=True)
+        below = below.sub_(highest[index].float()).masked_fill_(lost[index], 0)
         tokens[index] = _sample(below, [draws[row] for row in sampled])
     tokens = tokens.masked_fill(lost.squeeze(-1), -1)
     if not wanted:
@@ -196,16 +198,20 @@ def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
 def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Draw by inverting the distribution function: one uniform number a row, whoever else is in the batch.
 
-    The cuts act in the usual order: top-k, then top-p of what is left, then min-p. ``logits`` are at most 0.
+    The cuts act in the usual order: top-k, then top-p of what is left, then min-p. ``logits`` are at most 0, and are
+    changed. Without cuts nothing has to sum to one: the number is drawn below the sum that there is.
     """
     settings = [draw.sampling for draw in draws]
-    probabilities = torch.softmax(logits / _column([s.temperature for s in settings], logits), dim=-1)
+    if any(s.temperature != 1 for s in settings):
+        logits.div_(_column([s.temperature for s in settings], logits))
+    shares = logits.exp_()
     cuts = any(s.top_k is not None or s.top_p < 1 for s in settings)
     if cuts or any(s.min_p for s in settings):
-        least = probabilities.amax(-1, keepdim=True) * _column([s.min_p for s in settings], logits)
-        least = torch.maximum(least, _threshold(probabilities, settings)) if cuts else least
-        probabilities = torch.where(probabilities >= least, probabilities, 0)
-    kept = _blocks(probabilities)
+        shares.div_(shares.sum(-1, keepdim=True))
+        least = shares.amax(-1, keepdim=True) * _column([s.min_p for s in settings], logits)
+        least = torch.maximum(least, _threshold(shares, settings)) if cuts else least
+        shares.masked_fill_(shares < least, 0)
+    kept = _blocks(shares)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     uniform = torch.tensor([[draw.uniform()] for draw in draws], dtype=exact, device=logits.device)
     # A cumulative sum over all of a vocabulary takes milliseconds: first the block is drawn, then the token in it.
@@ -218,7 +224,8 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
 
 def _blocks(values: torch.Tensor) -> torch.Tensor:
     """[rows, vocabulary] as [rows, blocks, tokens of a block], zeros behind the last token."""
-    return functional.pad(values, (0, -values.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    missing = -values.shape[-1] % _BLOCK
+    return (functional.pad(values, (0, missing)) if missing else values).unflatten(-1, (-1, _BLOCK))
 
 
 def _inverted(masses: torch.Tensor, sought: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
