@@ -132,10 +132,10 @@ class LoadedByName:
         """Memory of those in memory."""
         return sum(loaded.effects.nbytes for loaded in self._by_name.values() if loaded.effects is not None)
 
-    def prepare(self, name: str, source: Customized | Path) -> Loaded:
+    def prepare(self, name: str, source: Customized | str | Path) -> Loaded:
         """Read and compile; nothing is served yet."""
-        if isinstance(source, Path):
-            return self._made(name, bank.load(source, self._base), source)
+        if isinstance(source, str | Path):
+            return self._made(name, bank.load(source, self._base), Path(source))
         return self._made(name, source, None)
 
     def put(self, loaded: Loaded) -> None:
