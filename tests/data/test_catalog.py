@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tunescope.data import catalog
+from tunescope.data import catalog, catalog_readers
 from tunescope.data.pairs import to_pairs
 from tunescope.data.reading import read
 from tunescope.data.rows import to_rows
@@ -19,7 +19,7 @@ def test_multiple_choice_rows() -> None:
         '{"question": "What", "options": "\\nC. same\\nD. same\\nE. last?", "answer": "D. same"}\n'
         '{"question": "What", "options": "A. first\\nB. last?", "answer": "B. last"}\n'
     )
-    rows = catalog.multiple_choice(lines)
+    rows = catalog_readers.multiple_choice(lines)
     assert [{name: row[name] for name in ("question", "choices", "answer", "letter")} for row in rows] == [
         {"question": "Which?", "choices": ["one\nor two", "three"], "answer": 1, "letter": "B"},
         {"question": "What", "choices": ["same", "same", "last?"], "answer": 1, "letter": "D"},
@@ -31,29 +31,29 @@ def test_multiple_choice_rows() -> None:
 @pytest.mark.parametrize("answer", ["C. three", "A. three", "three"])
 def test_an_answer_that_is_no_option(answer: str) -> None:
     with pytest.raises(DataError, match=r"Line 1: the answer .* is not among the options"):
-        catalog.multiple_choice(f'{{"question": "?", "options": "A. one\\nB. three", "answer": "{answer}"}}')
+        catalog_readers.multiple_choice(f'{{"question": "?", "options": "A. one\\nB. three", "answer": "{answer}"}}')
 
 
 def test_orange_tables_with_quoted_fields() -> None:
     text = 'Topic\tText\r\nd\tstring\r\nclass\t\r\n\r\nx\t"said ""no"", and\nwent"\r\n'
-    assert catalog.orange_columns(text="Text")(text) == [{"text": 'said "no", and\nwent'}]
+    assert catalog_readers.orange_columns(text="Text")(text) == [{"text": 'said "no", and\nwent'}]
 
 
 def test_lines_of_other_tasks() -> None:
     said = '{"passage": " It is. ", "question": "Is it?", "answer": "%s"}\n'
-    rows = catalog.yes_or_no(said % "True" + said % "No")
+    rows = catalog_readers.yes_or_no(said % "True" + said % "No")
     assert [row["answer"] for row in rows] == ["yes", "no"] and rows[0]["passage"] == "It is."
-    assert catalog.messages_of_phones(',spam,text\n0,1,"Win, now"\n1,0,hi\n') == [
+    assert catalog_readers.messages_of_phones(',spam,text\n0,1,"Win, now"\n1,0,hi\n') == [
         {"text": "Win, now", "label": "spam"},
         {"text": "hi", "label": "ham"},
     ]
-    rated = catalog.rated_snippets('id\tsentiment\ttext\n1_1\t-0.95\t"no  picture:\n')
+    rated = catalog_readers.rated_snippets('id\tsentiment\ttext\n1_1\t-0.95\t"no  picture:\n')
     assert rated == [{"prompt": "Write a sentence of a review.", "completion": '"no picture:', "sentiment": -0.95}]
 
 
 def test_passages_are_the_next_one_to_four_sentences() -> None:
     sentences = [f"This is sentence number {i} of a tale, which has exactly fourteen words in it." for i in range(30)]
-    rows = catalog.passages("Content\nstring\nmeta\n" + " ".join(sentences) + "\n")
+    rows = catalog_readers.passages("Content\nstring\nmeta\n" + " ".join(sentences) + "\n")
     assert {len(row["completion"].split(". ")) for row in rows} == {1, 2, 3, 4}
     for row in rows:
         opening = row["prompt"].removeprefix("Continue this story:\n\n")
@@ -83,7 +83,7 @@ def test_a_download_that_fails_is_told(empty_cache: object, monkeypatch: pytest.
 def test_openings_are_whole_sentences_of_each_passage() -> None:
     sentence = "This sentence has eight words, and not more."
     tale = " ".join([sentence] * 60)
-    rows = catalog.openings(f"Content\nstring\nmeta\n{tale}\nToo short. A tale.\n{tale}\n")
+    rows = catalog_readers.openings(f"Content\nstring\nmeta\n{tale}\nToo short. A tale.\n{tale}\n")
     asked = "Continue this story in one or two sentences:\n\n" + " ".join([sentence] * 3)
     assert rows == [{"prompt": asked, "tale": tale} for tale in (1, 1, 3, 3)]
 
@@ -98,7 +98,7 @@ def test_answers_that_people_judged() -> None:
         line(answer=["May\xa01"], def_incorrect_predictions=["never"]),
         line(def_correct_predictions=["right"]),
     ]
-    assert catalog.answered("\n".join(lines)) == [
+    assert catalog_readers.answered("\n".join(lines)) == [
         {"prompt": "who", "chosen": "right", "rejected": "wrong"},
         {"prompt": "who", "chosen": "May 1", "rejected": "never"},
     ]
@@ -107,7 +107,7 @@ def test_answers_that_people_judged() -> None:
 def test_questions_with_a_class_are_read_once() -> None:
     text = "NUM:date When was it ?\nHUM:ind Who ?\nNUM:date When was it ?\nNUM:count When was it ?\n"
     rows = [{"question": "When was it ?", "label": "NUM"}, {"question": "Who ?", "label": "HUM"}]
-    assert catalog.labelled_questions(text) == rows
+    assert catalog_readers.labelled_questions(text) == rows
 
 
 @pytest.mark.data
