@@ -48,9 +48,11 @@ _PUBLIC = {
     "TrainSettings": "training",
     "Trained": "training",
     "train": "training",
+    "train_tasks": "training",
     "Record": "bank",
     "load": "bank",
     "read_record": "bank",
+    "join": "bank",
     "list_entries": "bank",
     "verify": "bank.verify",
     "merge": "bank.merge",
@@ -91,6 +93,7 @@ _PUBLIC = {
     "Report": "commands.report",
     "Result": "commands.command",
     "TrainRequest": "commands.train",
+    "TrainTasksRequest": "commands.train_tasks",
     "EvalRequest": "commands.eval",
     "PredictRequest": "commands.predict",
     "GenerateRequest": "commands.generate",
@@ -130,6 +133,7 @@ if TYPE_CHECKING:
     from tunescope.commands.report import Report as Report
     from tunescope.commands.run import RunRequest as RunRequest
     from tunescope.commands.train import TrainRequest as TrainRequest
+    from tunescope.commands.train_tasks import TrainTasksRequest as TrainTasksRequest
     from tunescope.comparison import CompareSettings as CompareSettings
     from tunescope.comparison import Comparison as Comparison
     from tunescope.comparison import compare as compare
@@ -192,6 +196,7 @@ if TYPE_CHECKING:
     from tunescope.training import Trained as Trained
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train
+    from tunescope.training import train_tasks as train_tasks
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from tunescope.judging.preference_pairs import samples_path
 from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA, ZeroShot
 from tunescope.training import StepMetrics, TrainSettings, train
-from tunescope.training.run import work_folder
+from tunescope.training.unfinished import work_folder
 
 THING = storage.Kind("thing", unsealed=("notes/*",))
 ROWS = [Row(({"role": "user", "content": f"word {i}"},), ("yes", "no")[i % 2], i + 1) for i in range(12)]

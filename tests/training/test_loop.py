@@ -25,7 +25,7 @@ from tunescope.methods import IA3, Full, LoRA, Method, PromptTuning, ZeroShot
 from tunescope.objectives import DPO, SFT, Objective
 from tunescope.training import StepMetrics, TrainSettings, checkpoint, train
 from tunescope.training.optimizer import learning_rate_factor
-from tunescope.training.run import work_folder
+from tunescope.training.unfinished import work_folder
 
 ROWS = [
     Row(({"role": "user", "content": f"word {i} " + "x" * (i % 7)},), ("yes", "no")[i % 2], i + 1) for i in range(24)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tunescope import storage
 from tunescope.bank.kept_logits import save_check
+from tunescope.bank.names import RECORD, entry_folder, is_table, list_entries
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.base.loading import Dtype
@@ -29,12 +30,7 @@ from tunescope.methods.effects import Effect
 from tunescope.methods.registry import METHODS
 from tunescope.objectives.registry import OBJECTIVES
 
-RECORD, TENSORS, MODEL, CHECK = (
-    "customization.json",
-    "customization.safetensors",
-    "model.safetensors",
-    "check.safetensors",
-)
+TENSORS, MODEL, CHECK = "customization.safetensors", "model.safetensors", "check.safetensors"
 _ONE_FILE = 2**62  # bytes of a weight file, however large the model
 _CARD_SECONDS = 10.0  # to wait for another measurement of the same entry, which writes for milliseconds
 
@@ -90,8 +86,13 @@ def save(
 
 
 @contextmanager
-def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
+def claimed(folder: Path, *, overwrite: bool, kind: storage.Kind = ENTRY) -> Iterator[None]:
     """Be the only writer of an entry while the block lasts; stops before any work where its result has no place.
+
+    Args:
+        folder: to be written.
+        overwrite: replace what is there.
+        kind: of the folder: an entry, or a table of them.
 
     Raises:
         TunescopeError: the folder is taken by an entry that is not to be replaced or by something else, is itself a
@@ -102,14 +103,14 @@ def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
             f"{folder}: names that begin with a dot are kept for unfinished work. Choose another --out."
         )
     with writing(folder) as final:
-        if (final / RECORD).is_file() and not overwrite:
+        if ((final / RECORD).is_file() or is_table(final)) and not overwrite:
             raise TunescopeError(f"{folder} exists already. Choose another --out, or replace it with --overwrite.")
-        if not (final / RECORD).exists() and (inside := list_entries(final)):
+        if not (final / RECORD).exists() and not is_table(final) and (inside := list_entries(final)):
             raise TunescopeError(
                 f"{folder} is a bank with {len(inside)} entries, so it is not touched. Name an entry in it, such as "
                 f"{folder / 'new'}."
             )
-        storage.check_replaceable(folder, ENTRY)
+        storage.check_replaceable(folder, kind)
         yield
 
 
@@ -125,9 +126,13 @@ def read_record(folder: str | Path) -> Record:
     Raises:
         BankError: no entry there, or its record is damaged.
     """
-    folder = Path(folder)
+    folder = entry_folder(folder)
     path = folder / RECORD
     if not path.is_file():
+        if inside := list_entries(folder):
+            raise BankError(
+                f"{folder} holds {len(inside)} entries and is none itself: name one, such as {folder / inside[0].name}."
+            )
         near = [entry.name for entry in list_entries(folder.parent)] if folder.parent.is_dir() else []
         if near:
             raise BankError(str(UnknownNameError(f"entry of the bank {folder.parent}:", folder.name, near)))
@@ -151,6 +156,7 @@ def write_card(folder: Path, card: dict[str, object], measured: Record) -> None:
     Raises:
         BankError: the entry was replaced meanwhile, so that these are another's measurements.
     """
+    folder = entry_folder(folder)
     with _writing_card(folder):
         record = read_record(folder)
         if record.model_copy(update={"card": None}) != measured.model_copy(update={"card": None}):
@@ -166,11 +172,6 @@ def _writing_card(folder: Path) -> AbstractContextManager[Path]:
     return writing(final.with_name(f"{final.name}.card"), wait=_CARD_SECONDS)
 
 
-def list_entries(bank: str | Path) -> list[Path]:
-    """The entries of a bank folder, by name."""
-    return sorted(path.parent for path in Path(bank).glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
-
-
 def load(folder: str | Path, base: Base | str | None = None) -> Customized:
     """Load an entry onto its base.
 
@@ -181,7 +182,7 @@ def load(folder: str | Path, base: Base | str | None = None) -> Customized:
     Raises:
         BankError: another base, damaged or missing tensors, tensors of another shape.
     """
-    folder = Path(folder)
+    folder = entry_folder(folder)
     record = read_record(folder)
     origin = load_base(base if base is not None else record.base.name)
     if differing := record.base.fingerprint.differences(origin.fingerprint):
@@ -272,4 +273,5 @@ def _check_finite(base: Base, path: Path) -> None:
 
 def size_mb(folder: Path) -> float:
     """Bytes of the entry's weights in 1e6: what a user would have to store and move."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.name != CHECK) / 1e6
+    files = entry_folder(folder).glob("*.safetensors")
+    return sum(path.stat().st_size for path in files if path.name != CHECK) / 1e6

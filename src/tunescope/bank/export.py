@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from tunescope import storage
 from tunescope.bank.entry import export_model, load, read_record
 from tunescope.bank.merge import Merged, merge_into_base, refuse_heads
+from tunescope.bank.names import entry_folder
 from tunescope.bank.peft import export_peft
 from tunescope.base import Base, load_base
 from tunescope.errors import UnknownNameError
@@ -44,7 +45,7 @@ def export(
     """
     if to not in get_args(Format):
         raise UnknownNameError("format (--to)", to, get_args(Format))
-    entry, folder = Path(entry), Path(folder)
+    entry, folder = entry_folder(entry), Path(folder)
     with writing(folder):
         storage.check_replaceable(folder, None)
         base = base if base is not None else read_record(entry).base.name

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tunescope import storage
-from tunescope.bank.entry import CHECK, RECORD, load, read_record
+from tunescope.bank.entry import CHECK, load, read_record
 from tunescope.bank.kept_logits import check_outputs
+from tunescope.bank.names import RECORD, entry_folder
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.errors import BankError
@@ -47,7 +48,7 @@ def verify(folder: str | Path, base: Base | str | None = None) -> Verified:
     Raises:
         BankError: the first thing that does not hold.
     """
-    folder = Path(folder)
+    folder = entry_folder(folder)
     _check_files(folder, but=(RECORD, CHECK))  # what is wrong with these two is said better below
     customized = load(folder, base)
     record = read_record(folder)

@@ -58,7 +58,14 @@ class Commands(click.Group):
 
 
 class Methods(click.Group):
-    """``train``: a command for each method, and for each composition of them."""
+    """``train`` and ``train-tasks``: a command for each method, and for each composition of them.
+
+    Args:
+        name: of the group, which is that of the command whose method they fix.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=COMMANDS[name].summary, no_args_is_help=True)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The methods, in the order of the spectrum."""
@@ -73,15 +80,15 @@ class Methods(click.Group):
             UnknownNameError: with the nearest names.
         """
         from tunescope.cli.flags import SettingsCommand
-        from tunescope.commands.train import TrainRequest
+        from tunescope.commands import request
         from tunescope.methods.registry import METHODS
 
         method = METHODS.load(cmd_name)
-        return SettingsCommand(cmd_name, TrainRequest, {"method": cmd_name}, text=(method.__doc__ or "").strip())
+        settings = request(str(self.name))
+        return SettingsCommand(cmd_name, settings, {"method": cmd_name}, text=(method.__doc__ or "").strip())
 
 
 def build_app() -> click.Group:
     """The application."""
-    train = Methods("train", help=COMMANDS["train"].summary, no_args_is_help=True)
     bank = Commands("bank", BANK, COMMANDS["bank"].summary)
-    return Commands("tunescope", COMMANDS, _ABOUT, (train, bank))
+    return Commands("tunescope", COMMANDS, _ABOUT, (Methods("train"), Methods("train-tasks"), bank))

@@ -31,6 +31,10 @@ COMMANDS = {
         "Show the exact tokens a model will learn from, before any compute.", "tunescope.commands.look:LookRequest"
     ),
     "train": Listed("Customize a base by one method and keep the result.", "tunescope.commands.train:TrainRequest"),
+    "train-tasks": Listed(
+        "Customize a base for several tasks at once: a table of entries, one a task.",
+        "tunescope.commands.train_tasks:TrainTasksRequest",
+    ),
     "eval": Listed(
         "Measure an entry on rows it has not seen: task, forgetting, latency, cost.",
         "tunescope.commands.eval:EvalRequest",
@@ -64,6 +68,8 @@ BANK = {
     "export": Listed("Write an entry for other tools.", "tunescope.commands.bank:ExportRequest"),
     "import": Listed("Make an entry of a folder that PEFT wrote.", "tunescope.commands.bank:ImportRequest"),
     "merge": Listed("Make one LoRA of several.", "tunescope.commands.bank:MergeRequest"),
+    "join": Listed("Make a table of entries, one a task.", "tunescope.commands.bank_tables:JoinRequest"),
+    "split": Listed("Make a table's tasks entries of a bank.", "tunescope.commands.bank_tables:SplitRequest"),
 }
 
 

@@ -64,7 +64,8 @@ class ListRequest(Command):
             raise BankError(
                 f"There is no folder {folder}. A bank is made by: tunescope train METHOD --out {folder}/NAME"
             )
-        for path in bank.list_entries(folder):
+        for name in bank.names_in(folder):
+            path = bank.entry_folder(folder / name)
             try:
                 record = bank.read_record(path)
             except BankError as error:
@@ -72,7 +73,7 @@ class ListRequest(Command):
                 continue
             values.append(
                 {
-                    "name": path.name,
+                    "name": name,
                     "method": record.method,
                     "base": record.base.name,
                     "fingerprint": record.base.fingerprint.short,
@@ -198,7 +199,7 @@ class ImportRequest(Command):
 class MergeRequest(Command):
     """Make one LoRA of several."""
 
-    entries: Annotated[tuple[fields.HomePath, ...], Shown("BANK/NAME...", positional=True)]
+    entries: Annotated[tuple[fields.EntryPath, ...], Shown("BANK/NAME...", positional=True)]
     """LoRA entries of one base."""
     out: fields.EntryOut
     weights: Annotated[tuple[float, ...] | None, Shown("NUMBERS")] = None

@@ -14,7 +14,7 @@ from tunescope.errors import TunescopeError, UnknownNameError
 from tunescope.evaluation.attribute_accuracy import evaluate_attributes
 from tunescope.judging import Measures
 from tunescope.objectives.attributes import Attributes
-from tunescope.training.run import rows_hash
+from tunescope.training.prepared import rows_hash
 
 if TYPE_CHECKING:
     from tunescope.commands.eval import EvalRequest

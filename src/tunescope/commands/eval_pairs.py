@@ -19,7 +19,7 @@ from tunescope.inference import reward_scores
 from tunescope.objectives import PreferenceObjective
 from tunescope.objectives.registry import OBJECTIVES
 from tunescope.storage import check_output
-from tunescope.training.run import rows_hash
+from tunescope.training.prepared import rows_hash
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,7 @@ from tunescope.data.rows import Row, label_set, to_rows
 from tunescope.data.splitting import split
 from tunescope.errors import TunescopeError
 from tunescope.evaluation import PER_ROW, default_probes, evaluate, user_probes
-from tunescope.training.run import rows_hash
+from tunescope.training.prepared import rows_hash
 
 if TYPE_CHECKING:
     from tunescope.commands.eval import EvalRequest

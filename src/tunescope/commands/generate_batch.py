@@ -43,7 +43,7 @@ def answer_batch(request: GenerateRequest, defaults: Sampling, report: Report) -
     rows = [row for _line, row in read_each(path)]
     if not rows:
         raise TunescopeError(f"{path} has no rows.")
-    entries = [] if folder is None else [entry.name for entry in bank.list_entries(folder)]
+    entries = [] if folder is None else bank.names_in(folder)
     if folder is not None and not entries:
         raise BankError(f"{folder} has no entries.")
     if base is None:

@@ -285,7 +285,7 @@ def _content(path: Path) -> str | None:
     try:
         if path.is_file():
             return storage.sha256_file(path)
-        if not (path / bank.RECORD).is_file():
+        if not ((path := bank.entry_folder(path)) / bank.RECORD).is_file():
             return None
     except OSError:  # a text that is no path
         return None

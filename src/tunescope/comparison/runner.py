@@ -36,7 +36,7 @@ from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
 from tunescope.settings import Duration, Settings
 from tunescope.training import StepMetrics, TrainSettings, train
-from tunescope.training.run import rows_hash
+from tunescope.training.prepared import rows_hash
 from tunescope.version import __version__
 
 

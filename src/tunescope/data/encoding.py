@@ -67,6 +67,14 @@ class Encoded:
     earlier: tuple[tuple[int, int], ...] = ()
     messages: tuple[Message, ...] = field(default=(), compare=False, repr=False)
 
+    def behind(self, virtual_tokens: int) -> Encoded:
+        """The same row, whose virtual tokens are those behind the first so many of a table."""
+
+        def moved(ids: list[int]) -> list[int]:
+            return [token - virtual_tokens if token < 0 else token for token in ids]
+
+        return replace(self, prompt=moved(self.prompt), completion=moved(self.completion))
+
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 

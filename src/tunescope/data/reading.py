@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,31 @@ class Table:
         """Notes on columns beside the ``known`` ones, also of those that only some rows have; empty for none."""
         others = sorted({column for row in self.rows for column in row} - set(known))
         return [f"not read: {', '.join(others)}"] if others else []
+
+    def by_value(self, column: str) -> dict[str, Table]:
+        """The rows of each value of a column, which is left out of them; values in the order they come in.
+
+        Raises:
+            DataError: no such column, or a row without a text in it.
+        """
+        if column not in self.columns:
+            raise DataError(f"{self.path} has no column {column!r}. Its columns: {', '.join(self.columns)}.")
+        places: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            if not isinstance(value := row[column], str) or not value:
+                raise DataError(f"{self.path}, line {self.lines[index]}: {column} is {value!r}, expected a name.")
+            places.setdefault(value, []).append(index)
+        return {value: self._some(column, value, chosen) for value, chosen in places.items()}
+
+    def _some(self, column: str, value: str, chosen: Sequence[int]) -> Table:
+        return replace(
+            self,
+            rows=[{name: cell for name, cell in self.rows[i].items() if name != column} for i in chosen],
+            lines=[self.lines[i] for i in chosen],
+            name=f"{self.name} ({value})",
+            columns=tuple(name for name in self.columns if name != column),
+            unmended=None if self.unmended is None else [self.unmended[i] for i in chosen],
+        )
 
 
 _Reader = Callable[[bytes, Path, list[str]], Parsed]  # a file's bytes and its path to rows; notes are added to

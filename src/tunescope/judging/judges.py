@@ -270,9 +270,9 @@ def _load(name: str, base: Base) -> Judge:
         return Sentiment()
     if rule := load_rule(name, base):
         return rule
-    folder = os.path.expanduser(name)  # noqa: PTH111 (pathlib's raises for an unknown user)
+    folder = str(bank.entry_folder(os.path.expanduser(name)))  # noqa: PTH111 (pathlib's raises for an unknown user)
     if (Path(folder) / bank.RECORD).is_file():
-        attributes = bank.read_record(Path(folder)).objective == Attributes.name
+        attributes = bank.read_record(folder).objective == Attributes.name
         return AttributeLikelihood(folder, base) if attributes else RewardModel(folder, base)
     module, _, attribute = name.partition(":")
     if attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):

@@ -13,6 +13,9 @@ instead of one by one (section 3.2 of the paper: discreteness and association). 
 Both begin at random; the first rows of H begin as the word embeddings of the task's name, which is what the encoder is
 fed. When training ends, P is written down and the encoder is dropped: at rest and in service this is prompt tuning,
 and the encoder's weights cost nothing. A checkpoint of an unfinished run keeps the encoder.
+
+Several tasks may share one encoder (``training.tasks``): each has an H of its own, that begins at its name, and what
+the encoder learns of one serves the others.
 """
 
 from __future__ import annotations
@@ -46,24 +49,37 @@ class PTuning(VirtualTokens):
     """Name of the task. The encoder's input begins at its words."""
 
     def effects(self, base: Base, generator: torch.Generator, labels: Sequence[str] | None = None) -> dict[str, Effect]:
-        """One ``EncodedSoftPrompt``.
+        """One ``EncodedSoftPrompt`` of this task.
 
         Raises:
             TrainingError: no room for the virtual tokens.
         """
+        return self.effects_of_tasks(base, generator, [self.task])
+
+    def effects_of_tasks(self, base: Base, generator: torch.Generator, tasks: Sequence[str]) -> dict[str, Effect]:
+        """One ``EncodedSoftPrompt`` of several tasks, by their names, that share the encoder.
+
+        Raises:
+            TrainingError: no room for the virtual tokens of a task.
+        """
         self.check_room(base)
-        rows = random_rows(base, self.virtual_tokens, generator)
-        words = base.tokenizer(self.task, add_special_tokens=False)["input_ids"][: self.virtual_tokens]
-        rows[: len(words)] = embed(base, words)
-        width = rows.shape[1]
+        inputs = torch.stack([self._input(base, task, generator) for task in tasks])
+        width = inputs.shape[-1]
         hidden = self.encoder_hidden or width
         made = MLPEncoder(width, hidden) if self.encoder == "mlp" else LSTMEncoder(width, hidden, self.encoder_layers)
         _initialize(made, generator)
-        return {"embedding.prefix": EncodedSoftPrompt(rows, made)}
+        return {"embedding.prefix": EncodedSoftPrompt(inputs, made)}
+
+    def _input(self, base: Base, task: str, generator: torch.Generator) -> torch.Tensor:
+        """H of a task as it begins, [virtual_tokens, hidden]: the words of its name, then random rows."""
+        rows = random_rows(base, self.virtual_tokens, generator)
+        words = base.tokenizer(task, add_special_tokens=False)["input_ids"][: self.virtual_tokens]
+        rows[: len(words)] = embed(base, words)
+        return rows
 
 
 class EncodedSoftPrompt(SoftPrompt):
-    """Virtual tokens while they are trained: ``inputs`` [virtual_tokens, hidden] seen through an encoder."""
+    """Virtual tokens while they are trained: ``inputs`` [tasks, virtual_tokens, hidden] seen through an encoder."""
 
     def __init__(self, inputs: torch.Tensor, encoder: nn.Module) -> None:
         super(SoftPrompt, self).__init__()  # it has no embeddings of its own yet
@@ -71,8 +87,8 @@ class EncodedSoftPrompt(SoftPrompt):
         self.encoder = encoder
 
     def table(self) -> torch.Tensor:
-        """[virtual_tokens, hidden], what the encoder predicts now."""
-        return self.encoder(self.inputs)
+        """[tasks · virtual_tokens, hidden], what the encoder predicts now, task by task."""
+        return self.encoder(self.inputs).flatten(0, 1)
 
     def finished(self) -> Effect:
         """The predicted virtual tokens alone."""
@@ -81,7 +97,7 @@ class EncodedSoftPrompt(SoftPrompt):
 
 
 class MLPEncoder(nn.Module):
-    """Three linear maps with ReLU between them; [virtual_tokens, width] to the same shape."""
+    """Three linear maps with ReLU between them; [tasks, virtual_tokens, width] to the same shape."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -95,7 +111,7 @@ class MLPEncoder(nn.Module):
 
 
 class LSTMEncoder(nn.Module):
-    """A bidirectional LSTM and two linear maps with a ReLU; [virtual_tokens, width] to the same shape."""
+    """A bidirectional LSTM and two linear maps with a ReLU; [tasks, virtual_tokens, width] to the same shape."""
 
     def __init__(self, width: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -104,7 +120,7 @@ class LSTMEncoder(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Predict the virtual tokens."""
-        return self.head(self.lstm(rows[None])[0])[0]
+        return self.head(self.lstm(rows)[0])
 
 
 def _initialize(encoder: nn.Module, generator: torch.Generator) -> None:

@@ -42,9 +42,17 @@ PARTIAL = Kind("unfinished folder")
 """A folder that ``atomic_folder`` is filling."""
 
 
-def is_marked(folder: Path) -> bool:
-    """Whether a folder has a marker: tunescope wrote it and has checksums of its sealed files."""
-    return (folder / MARKER).is_file()
+def is_marked(folder: Path, kind: Kind | None = None) -> bool:
+    """Whether a folder has a marker: tunescope wrote it and has checksums of its sealed files.
+
+    Args:
+        folder: that may be marked.
+        kind: the marker can be read and is of this kind.
+    """
+    if kind is None:
+        return (folder / MARKER).is_file()
+    marker = read_marker(folder)
+    return marker is not None and marker["kind"] == kind.name
 
 
 def broken(folder: Path, but: Sequence[str] = ()) -> str | None:

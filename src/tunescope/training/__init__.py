@@ -5,5 +5,6 @@ from tunescope.training.metrics import StepMetrics
 from tunescope.training.result import TrainResult
 from tunescope.training.run import Trained, train
 from tunescope.training.settings import TrainSettings
+from tunescope.training.tasks import train_tasks
 
-__all__ = ["Learner", "StepMetrics", "TrainResult", "TrainSettings", "Trained", "train"]
+__all__ = ["Learner", "StepMetrics", "TrainResult", "TrainSettings", "Trained", "train", "train_tasks"]

@@ -1,0 +1,125 @@
+"""``train-tasks METHOD``: customize a base for several tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from tunescope import bank
+from tunescope.bank.names import TABLE
+from tunescope.base import load_base
+from tunescope.commands import fields
+from tunescope.commands.command import Command, Part, Result
+from tunescope.commands.report import Report
+from tunescope.data.reading import Table, read
+from tunescope.errors import TunescopeError
+from tunescope.methods import Method
+from tunescope.methods.registry import METHODS
+from tunescope.registry import Registry
+from tunescope.settings import Shown
+from tunescope.training import TrainSettings, train_tasks
+from tunescope.training.tasks import check_trains_tasks
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class TableResult(Result):
+    """What training left of each task."""
+
+    def show(self, console: Console) -> None:
+        """A line a task, then how to use one."""
+        for name, own in self.values["tasks"].items():
+            console.print(f"{self.path}:{name}  {own['steps']} steps, loss {own['loss']:.4g}", soft_wrap=True)
+        name = next(iter(self.values["tasks"]))
+        console.print(f"Answer by a task: tunescope generate {self.path}:{name} PROMPT", markup=False, soft_wrap=True)
+
+
+class TrainTasksRequest(Command):
+    """Customize a base for several tasks at once, and keep a table of entries, one a task.
+
+    P-tuning's tasks share one encoder, which predicts the virtual tokens of each from its name and is dropped at the
+    end; for all other methods tasks share nothing, and each becomes what it would become alone.
+    """
+
+    choices: ClassVar[Mapping[str, Registry]] = {"method": METHODS}
+
+    method: Method
+    """How to customize; its settings are flags of their own."""
+    base: fields.BaseName
+    out: Annotated[fields.HomePath, Shown("BANK/TABLE")]
+    """The table to write. BANK/TABLE:TASK names a task's entry in it."""
+    task: Annotated[tuple[str, ...], Shown("NAME=DATA", repeated=True)] = ()
+    """A task and its rows: spam=sms-spam, or a file. Repeatable."""
+    data: str | None = None
+    """In place of --task: rows of all tasks in one file, as tunescope mix writes them."""
+    task_column: str | None = None
+    """The column of --data that names a row's task."""
+    template: fields.Template = None
+    style: fields.Style = "auto"
+    skip_bad: fields.SkipBad = 0
+    dtype: fields.Dtype = "auto"
+    device: fields.Device = None
+    restart: fields.Restart = False
+    overwrite: fields.Overwrite = False
+    settings: TrainSettings = Field(default_factory=TrainSettings)
+    """Of the loop."""
+
+    @classmethod
+    def parts(cls, chosen: Mapping[str, Any]) -> dict[str, Part]:
+        """The method's and the loop's settings. A task's name is the method's, too."""
+        method: type[Method] = METHODS.load(chosen["method"]) if "method" in chosen else Method
+        return {
+            "method": Part(method, frozenset({"task"})),
+            "settings": Part(TrainSettings, frozenset({"validate_every"})),
+        }
+
+    def run(self, report: Report | None = None) -> TableResult:
+        """Train, and write the table."""
+        report = report or Report()
+        check_trains_tasks(self.method)
+        with bank.claimed(self.out, overwrite=self.overwrite, kind=TABLE):
+            tables = self._tables()
+            base = load_base(self.base, dtype=self.dtype, device=self.device)
+            with report.training(f"{self.method.name}, {len(tables)} tasks") as on_step:
+                trained = train_tasks(
+                    base,
+                    self.method,
+                    tables,
+                    settings=self.settings,
+                    out=self.out,
+                    style=self.style,
+                    patterns={name: self.template or table.default_template for name, table in tables.items()},
+                    skip_bad=self.skip_bad,
+                    restart=self.restart,
+                    overwrite=self.overwrite,
+                    on_step=on_step,
+                )
+        for name, each in trained.items():
+            for note in each.notes:
+                report.note(f"{name}: {note}")
+        values = {"path": str(self.out), "tasks": {name: each.summary() for name, each in trained.items()}}
+        return TableResult(values, Path(self.out))
+
+    def _tables(self) -> dict[str, Table]:
+        """The rows of each task."""
+        if bool(self.task) == (self.data is not None) or (self.data is None) != (self.task_column is None):
+            raise TunescopeError(
+                "Name the tasks by --task NAME=DATA, several times, or by --data FILE with --task-column COLUMN."
+            )
+        if self.data is not None:
+            return read(self.data, skip_bad=self.skip_bad).by_value(str(self.task_column))
+        tables: dict[str, Table] = {}
+        for given in self.task:
+            name, separator, data = given.partition("=")
+            if not (name and separator and data):
+                raise TunescopeError(f"--task {given}: expected NAME=DATA, such as spam=sms-spam.")
+            if name in tables:
+                raise TunescopeError(f"--task {name} is given twice: give each task a name of its own.")
+            tables[name] = read(data, skip_bad=self.skip_bad)
+        return tables

@@ -1,0 +1,110 @@
+"""The folder of an unfinished run: its checkpoints and metrics, beside the entry that is to come."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tunescope import storage
+from tunescope.bank import Record
+from tunescope.errors import TrainingError
+from tunescope.training.checkpoint import FILE as CHECKPOINT
+from tunescope.training.checkpoint import has_checkpoint
+from tunescope.training.learner import SAMPLES, SAMPLES_PAGE
+from tunescope.training.metrics import METRICS, METRICS_BESIDE
+
+RECIPE = "recipe.json"
+UNFINISHED = storage.Kind(
+    "unfinished run", unsealed=(RECIPE, METRICS, METRICS_BESIDE, SAMPLES, SAMPLES_PAGE, CHECKPOINT)
+)
+# Files of a run that lie in the entry, too.
+_KEPT = (METRICS, SAMPLES, SAMPLES_PAGE)
+# Of these parts of a record it is said that they differ, and not in what.
+_WHOLE = ("start", "continued")
+
+
+def recipe_of(record: Record) -> dict[str, Any]:
+    """What an unfinished run must have in common with the call that goes on with it."""
+    return dict(json.loads(record.model_dump_json(exclude={"tunescope", "training", "card"})))
+
+
+def kept_files(folder: Path) -> dict[str, str]:
+    """What of a run's folder is kept with its entry, by file name."""
+    return {name: (folder / name).read_text(encoding="utf-8") for name in _KEPT if (folder / name).is_file()}
+
+
+def work_folder(out: Path) -> Path:
+    """Where an entry's unfinished run keeps its checkpoints and metrics."""
+    out = storage.resolved(out)
+    return out.parent / ".training" / out.name
+
+
+@contextmanager
+def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart: bool) -> Iterator[Path]:
+    """The folder of an unfinished run, removed when the run ends well and kept when it does not.
+
+    Args:
+        out: what the run makes; None for a run that is kept in memory, whose folder is temporary.
+        recipe: what the run is; one that goes on must be the same.
+        restart: drop what is there.
+
+    Raises:
+        TrainingError: an unfinished run with another recipe.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="tunescope-") as temporary:
+            yield Path(temporary)
+        return
+    folder = work_folder(Path(out))
+    if restart or not _has_checkpoints(folder):  # a run that kept nothing binds nobody to its settings
+        storage.remove_folder(folder, UNFINISHED)
+    folder = storage.claim_folder(folder, UNFINISHED)
+    if _has_checkpoints(folder):
+        before = storage.read_state(folder / RECIPE, lambda text: dict(json.loads(text)), "Start over with --restart.")
+        if differing := _differences(before, recipe):
+            raise TrainingError(
+                f"An unfinished run of {out} had other settings ({', '.join(differing)}). Give the same settings to go "
+                "on with it, or --restart to start over."
+            )
+    storage.atomic_write(folder / RECIPE, json.dumps(recipe, indent=2))
+    try:
+        yield folder
+    except BaseException:
+        if not _has_checkpoints(folder):
+            _remove(folder)
+        raise
+    _remove(folder)
+
+
+def part_of_run(folder: Path, name: str) -> Path:
+    """A learner's own folder in that of a run with several."""
+    return storage.claim_folder(folder / name, UNFINISHED)
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Whether the run, or one of its parts, left a checkpoint."""
+    parts = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return any(map(has_checkpoint, (folder, *parts)))
+
+
+def _remove(folder: Path) -> None:
+    storage.remove_folder(folder, UNFINISHED)
+    with suppress(OSError):  # other unfinished runs lie there too
+        folder.parent.rmdir()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, each once, by their own name."""
+    found = []
+    for key in new:
+        if old.get(key) == new[key]:
+            continue
+        if key not in _WHOLE and isinstance(new[key], dict) and isinstance(old.get(key), dict):
+            found += _differences(old[key], new[key])
+        else:
+            found.append(key)
+    return list(dict.fromkeys(found))
