@@ -41,7 +41,7 @@ from tunescope.judging.preference_pairs import samples_path
 BASE, DATA = "smollm2-135m", "grimm-stories"
 NEW_TOKENS, RANKED, LEARNED, HELD_OUT = 24, 4, 480, 120
 ROUNDS = {"rounds": 12, "prompts": 16, "n": 4}
-RATES = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 1e-4}
+RATES = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 5e-4}
 BETAS = {"ppo": (0.01, 0.05, 0.2), "rloo": (0.01, 0.05, 0.2), "grpo": (0.01, 0.05, 0.2), "dpo": (0.05, 0.2, 1.0)}
 BEST_OF = (4, 16)
 SIZES = {

@@ -52,7 +52,6 @@ _PUBLIC = {
     "Record": "bank",
     "load": "bank",
     "read_record": "bank",
-    "join": "bank",
     "list_entries": "bank",
     "verify": "bank.verify",
     "merge": "bank.merge",
