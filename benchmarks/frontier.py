@@ -1,7 +1,7 @@
 """Reward against the distance from the reference: the frontier of Rafailov et al. 2023 (arXiv:2305.18290, figure 2) in
 small, for every way to learn from a reward.
 
-    python benchmarks/frontier.py --out runs/frontier [--only ppo dpo ...] [--rewards truth] [--plot FRONTIER.png]
+    python benchmarks/frontier.py --out runs/frontier [--only ppo dpo ...] [--rewards truth] [--plot FRONTIER.html]
 
 SmolLM2-135M-Instruct learns to continue the brothers Grimm's tales (``sft``); from there each method learns to be liked
 by a reward, held back more or less by its β. Each point is then measured on openings of tales that nothing learned
@@ -227,33 +227,52 @@ class Frontier:
 
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Reward against KL, a line a method; one panel a reward."""
-    import matplotlib
+    """Reward against KL with their intervals, a line a method; one panel a reward."""
+    from plotly import graph_objects, subplots
+    from plotly.colors import qualitative
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    rewards = [reward for reward in TITLES if any(p["reward"] == reward for p in found)]
+    figure = subplots.make_subplots(1, len(rewards), shared_yaxes=True, subplot_titles=[TITLES[r] for r in rewards])
+    colors = dict(zip((*NEEDS, "sft"), qualitative.D3, strict=False))
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
-    for panel, reward in zip(panels, ("truth", "proxy"), strict=True):
+    def line(column: int, method: str, own: list[dict[str, Any]], **more: Any) -> None:
+        def around(name: str) -> dict[str, Any]:
+            far = {"array": [p[f"{name}_high"] - p[name] for p in own]}
+            near = {"arrayminus": [p[name] - p[f"{name}_low"] for p in own]}
+            return {"symmetric": False, "thickness": 1, "width": 3, **far, **near}
+
+        trace = graph_objects.Scatter(
+            x=[p["kl"] for p in own],
+            y=[p["score"] for p in own],
+            error_x=around("kl"),
+            error_y=around("score"),
+            name=method,
+            legendgroup=method,
+            showlegend=column == 1,
+            mode="lines+markers",
+            marker={"size": 8, "color": colors[method]},
+            **more,
+        )
+        figure.add_trace(trace, row=1, col=column)
+
+    for column, reward in enumerate(rewards, start=1):
         for method in NEEDS:
-            own = sorted((p for p in found if (p["reward"], p["method"]) == (reward, method)), key=lambda p: p["kl"])
-            if not own:
-                continue
-            kl, score = [p["kl"] for p in own], [p["score"] for p in own]
-            across = [[p["kl"] - p["kl_low"] for p in own], [p["kl_high"] - p["kl"] for p in own]]
-            along = [[p["score"] - p["score_low"] for p in own], [p["score_high"] - p["score"] for p in own]]
-            panel.errorbar(kl, score, along, across, marker="o", capsize=2, linewidth=1, label=method)
-        base = [p["base_score"] for p in found]
-        panel.scatter([0], [np.mean(base)], marker="*", s=90, color="black", label="sft", zorder=3)
-        panel.set(title=TITLES[reward], xlabel="KL from the sft model, nats a sample")
-    panels[0].set_ylabel("VADER's sentiment of the sample")
-    panels[0].legend()
-    figure.savefig(path, dpi=110)
+            own = [p for p in found if (p["reward"], p["method"]) == (reward, method)]
+            if own:
+                line(column, method, sorted(own, key=lambda p: float(p["kl"])))
+        base = float(np.mean([p["base_score"] for p in found]))
+        at_base = {"kl": 0, "kl_low": 0, "kl_high": 0, "score": base, "score_low": base, "score_high": base}
+        line(column, "sft", [at_base])
+        figure.update_xaxes(title_text="KL from the sft model, nats a sample", row=1, col=column)
+    figure.update_yaxes(title_text="VADER's sentiment of a sample", row=1, col=1)
+    figure.update_layout(template="plotly_white", width=250 + 500 * len(rewards), height=460)
+    figure.write_html(path, include_plotlyjs=True)
 
 
 def ledger(out: Path) -> dict[str, Any]:
     """All points that were measured, beside what they have in common."""
-    found = [json.loads(path.read_text()) for path in sorted((out / "points").glob("*.json"))]
+    files = [path for path in sorted((out / "points").glob("*.json")) if not path.name.startswith(".")]
+    found = [json.loads(path.read_text()) for path in files]
     return json.loads((out / "sizes.json").read_text()) | {"points": found}
 
 
@@ -263,7 +282,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
     parser.add_argument("--only", nargs="+", choices=NEEDS, default=list(NEEDS), help="methods")
     parser.add_argument("--rewards", nargs="+", choices=TITLES, default=list(TITLES))
-    parser.add_argument("--plot", type=Path, help="a picture of the points there are")
+    parser.add_argument("--plot", type=Path, help="an .html page of the points there are")
     args = parser.parse_args()
     from tunescope.storage import write_output
 

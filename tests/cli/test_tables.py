@@ -94,3 +94,30 @@ def test_bad_input(method: str, given: str, said: str, cli: Cli, place: Place) -
     refused = cli("train-tasks", method, "--base", place.base, *typed, *TEMPLATE, *steps, "--out", "bank/table")
     assert refused.code == 2 and said in refused.err and "Traceback" not in refused.err
     assert not Path("bank/table").exists()
+
+
+def test_a_finished_recipe_with_tasks_is_finished_when_it_is_run_again(cli: Cli, place: Place) -> None:
+    Path("rows.jsonl").write_bytes(place.data.read_bytes())
+    Path("tasks.yaml").write_text(
+        f"""
+out: runs/tasks
+base: {place.base}
+stages:
+  table:
+    command: train-tasks
+    method: p-tuning
+    virtual_tokens: 2
+    task: [sky=rows.jsonl, day=rows.jsonl]
+    template: "{{text}} topic: {{label}}"
+    max_steps: 1
+  measured: {{command: bank verify, entry: "${{table}}:sky"}}
+""",
+        encoding="utf-8",
+    )
+    first = cli("run", "tasks.yaml", "--json")
+    assert first.code == 0, first.err
+    again = cli("run", "tasks.yaml", "--dry-run", "--json").json
+    assert [stage["state"] for stage in again["stages"]] == ["finished", "finished"], again
+    jsonl(Path("rows.jsonl"), [{**row, "text": row["text"] + "!"} for row in ROWS])
+    changed = cli("run", "tasks.yaml")
+    assert changed.code == 2 and "rows.jsonl" in changed.err

@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: Method, tmp_path: Path) -
     with pytest.raises(Killed):
         train_tasks(base, method, TASKS, settings=settings, out=out, on_step=kill)
     assert work_folder(out).is_dir() and not out.exists()
-    with pytest.raises(TrainingError, match=r"unfinished run of .* other settings \(tasks\)"):
+    with pytest.raises(TrainingError, match=r"unfinished run of .* other settings \(names\)"):
         train_tasks(base, method, {"spam": rows(0), "side": rows(1)}, settings=settings, out=out)
     with pytest.raises(TrainingError, match=r"other settings \(.*virtual_tokens"):
         changed = method.model_copy(update={"virtual_tokens": 4})
@@ -218,11 +218,56 @@ def test_tables_and_entries_do_not_replace_each_other(table: Path) -> None:
         bank.split(later, table.parent)
     with pytest.raises(BankError, match="have one name, side"):
         bank.join([table, table / "side"], table.parent / "new")
+    bank.join([later], table.parent / "one")
     with pytest.raises(TunescopeError, match="later exists already"):
-        bank.join([later], table.parent / "one")
         bank.split(table.parent / "one", table.parent)
+    for out in (later / "inside", table / "spam" / "inside"):
+        with pytest.raises(TunescopeError, match="lies in the entry"):
+            bank.join([later, table], out)
+    with pytest.raises(TunescopeError, match="lies in the entry"):
+        bank.split(table, table / "spam")
+    with pytest.raises(TunescopeError, match="stands between a table and its task"):
+        train(base, LoRA(rank=2), data=rows(1), settings=SETTINGS, out=f"{table}:new")
+    with pytest.raises(BankError, match="no entry to join"):
+        bank.join([], table.parent / "none")
+    assert not (table.parent / "none").exists()
     bank.join([later], table, overwrite=True)
     assert bank.names_in(table.parent) == ["later", "one:later", "table:later"]
+
+
+def test_a_damaged_entry_is_not_copied(table: Path) -> None:
+    path = table / "spam" / "metrics.jsonl"
+    path.write_text(path.read_text() + "{}\n")
+    for copy in (lambda: bank.join([table], table.parent / "new"), lambda: bank.split(table, table.parent / "new")):
+        with pytest.raises(BankError, match=r"metrics\.jsonl.*damaged or changed"):
+            copy()
+    assert not (table.parent / "new").exists()
+
+
+def test_a_table_without_its_hidden_marker_is_read_and_not_replaced(table: Path) -> None:
+    (table / ".tunescope.json").unlink()
+    assert bank.read_record(f"{table}:side").labels == ("left", "right")
+    assert bank.names_in(table.parent) == ["table:letters", "table:side", "table:spam"]
+    with pytest.raises(TunescopeError, match="is a bank with 3 entries"):
+        bank.join([table], table, overwrite=True)
+    assert bank.names_in(table.parent / "nowhere") == []
+
+
+def test_one_task_that_fails_ends_all_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is not finite: nothing is trained on in vain."""
+    from tunescope.training.learner import Learner
+
+    taken, loss = [], Learner.loss
+
+    def poisoned(self: Learner, part: Any, hidden: torch.Tensor) -> torch.Tensor:
+        taken.append(self.step)
+        found = loss(self, part, hidden)
+        return found * float("nan") if len(self._given) == len(TASKS["side"]) else found
+
+    monkeypatch.setattr(Learner, "loss", poisoned)
+    with pytest.raises(TrainingError, match=r"side: The gradient is not finite at step 1"):
+        train_tasks(tiny_base(), PromptTuning(virtual_tokens=3), TASKS, settings=SETTINGS)
+    assert max(taken) == 0
 
 
 def test_entries_of_different_bases_do_not_join(tmp_path: Path) -> None:
@@ -241,7 +286,10 @@ def test_entries_of_different_bases_do_not_join(tmp_path: Path) -> None:
         (LoRA(), {"one": rows(0)}, "for several tasks, and 1 is given"),
         (LoRA(), {"a:b": rows(0), "c": rows(1)}, "cannot be called 'a:b'"),
         (LoRA(), {".a": rows(0), "c": rows(1)}, "cannot be called '.a'"),
-        (LoRA(), {"a": [], "c": rows(1)}, "a"),
+        (LoRA(), {"a": [], "c": rows(1)}, "No training row is left"),
+        (LoRA(), {"a": rows(0), "A": rows(1)}, "a and A differ in case only"),
+        (LoRA(), {"a" * 65: rows(0), "c": rows(1)}, "cannot be called"),
+        (LoRA(), {"a\n": rows(0), "c": rows(1)}, "cannot be called"),
     ],
 )
 def test_what_cannot_be_a_table(method: Method, tasks: Any, said: str, tmp_path: Path) -> None:

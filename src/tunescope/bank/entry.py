@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tunescope import storage
 from tunescope.bank.kept_logits import save_check
-from tunescope.bank.names import RECORD, entry_folder, is_table, list_entries
+from tunescope.bank.names import RECORD, SEPARATOR, entry_folder, is_table, list_entries, names_in
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.base.loading import Dtype
@@ -70,7 +70,7 @@ def save(
     Raises:
         TunescopeError: the folder is taken, or another run writes there.
     """
-    with claimed(folder, overwrite=overwrite), _writing_card(folder), storage.atomic_folder(folder, ENTRY) as partial:
+    with claimed(folder, overwrite=overwrite), writing_card(folder), storage.atomic_folder(folder, ENTRY) as partial:
         if customized.moves_base:
             customized.base.model.save_pretrained(partial, max_shard_size=_ONE_FILE)
             customized.base.tokenizer.save_pretrained(partial)
@@ -102,7 +102,14 @@ def claimed(folder: Path, *, overwrite: bool, kind: storage.Kind = ENTRY) -> Ite
         raise TunescopeError(
             f"{folder}: names that begin with a dot are kept for unfinished work. Choose another --out."
         )
-    with writing(folder) as final:
+    if SEPARATOR in folder.name:
+        raise TunescopeError(
+            f"{folder}: {SEPARATOR} stands between a table and its task, so no name has one. Choose another --out."
+        )
+    with ExitStack() as held:
+        if is_table(folder.parent):
+            held.enter_context(writing(folder.parent))
+        final = held.enter_context(writing(folder))
         if ((final / RECORD).is_file() or is_table(final)) and not overwrite:
             raise TunescopeError(f"{folder} exists already. Choose another --out, or replace it with --overwrite.")
         if not (final / RECORD).exists() and not is_table(final) and (inside := list_entries(final)):
@@ -131,9 +138,10 @@ def read_record(folder: str | Path) -> Record:
     if not path.is_file():
         if inside := list_entries(folder):
             raise BankError(
-                f"{folder} holds {len(inside)} entries and is none itself: name one, such as {folder / inside[0].name}."
+                f"{folder} holds {len(inside)} entries and is none itself: name one, such as "
+                f"{folder}{SEPARATOR}{inside[0].name}."
             )
-        near = [entry.name for entry in list_entries(folder.parent)] if folder.parent.is_dir() else []
+        near = names_in(folder.parent)
         if near:
             raise BankError(str(UnknownNameError(f"entry of the bank {folder.parent}:", folder.name, near)))
         raise BankError(f"{folder} is not a bank entry: it has no {RECORD}. Train one with --out {folder}.")
@@ -157,7 +165,7 @@ def write_card(folder: Path, card: dict[str, object], measured: Record) -> None:
         BankError: the entry was replaced meanwhile, so that these are another's measurements.
     """
     folder = entry_folder(folder)
-    with _writing_card(folder):
+    with writing_card(folder):
         record = read_record(folder)
         if record.model_copy(update={"card": None}) != measured.model_copy(update={"card": None}):
             raise BankError(
@@ -166,10 +174,16 @@ def write_card(folder: Path, card: dict[str, object], measured: Record) -> None:
         storage.rewrite(folder / RECORD, record.model_copy(update={"card": card}).model_dump_json(indent=2))
 
 
-def _writing_card(folder: Path) -> AbstractContextManager[Path]:
-    """The lock of an entry's card. It lies beside the entry, so that it outlives the folder that ``save`` replaces."""
+@contextmanager
+def writing_card(folder: Path) -> Iterator[None]:
+    """The lock of an entry's card, or of those of a table. It lies beside the folder, so that it outlives what replaces
+    the folder.
+    """
     final = storage.resolved(folder)
-    return writing(final.with_name(f"{final.name}.card"), wait=_CARD_SECONDS)
+    with ExitStack() as held:
+        for each in (final.parent, final) if is_table(final.parent) else (final,):
+            held.enter_context(writing(each.with_name(f"{each.name}.card"), wait=_CARD_SECONDS))
+        yield
 
 
 def load(folder: str | Path, base: Base | str | None = None) -> Customized:

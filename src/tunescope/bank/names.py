@@ -18,8 +18,13 @@ def list_entries(bank: str | Path) -> list[Path]:
 
 
 def is_table(folder: Path) -> bool:
-    """Whether a folder is a table of tasks (``bank.table``)."""
+    """Whether a folder was written as a table of tasks (``bank.table``), and may be replaced by one."""
     return storage.is_marked(folder, TABLE)
+
+
+def holds_entries(folder: Path) -> bool:
+    """Whether a folder is no entry and holds some: a bank, or a table, its hidden marker lost on the way or not."""
+    return not (folder / RECORD).exists() and bool(list_entries(folder))
 
 
 def entry_folder(given: str | Path) -> Path:
@@ -30,16 +35,18 @@ def entry_folder(given: str | Path) -> Path:
     """
     path = Path(given)
     table, separator, task = path.name.rpartition(SEPARATOR)
-    if not (table and separator) or path.exists() or not is_table(path.with_name(table)):
+    folder = path.parent / table
+    if not (table and separator) or path.exists() or not holds_entries(folder):
         return path
-    folder = path.with_name(table)
     if task not in (known := [entry.name for entry in list_entries(folder)]):
         raise UnknownNameError(f"task of the table {folder}:", task, known)
     return folder / task
 
 
 def names_in(bank: str | Path) -> list[str]:
-    """What a bank's entries are called in it, those of its tables as ``TABLE:TASK``."""
-    tables = sorted(path for path in Path(bank).iterdir() if path.is_dir() and is_table(path))
+    """What a bank's entries are called in it, those of its tables as ``TABLE:TASK``; none where there is no folder."""
+    bank = Path(bank)
+    inside = sorted(path for path in bank.iterdir() if path.is_dir()) if bank.is_dir() else []
+    tables = [path for path in inside if not path.name.startswith(".") and holds_entries(path)]
     tasks = [f"{table.name}{SEPARATOR}{entry.name}" for table in tables for entry in list_entries(table)]
     return [*(entry.name for entry in list_entries(bank)), *tasks]

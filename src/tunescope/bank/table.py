@@ -10,35 +10,37 @@ together from entries (``join``) and taken apart (``split``) file by file, so th
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tunescope import storage
-from tunescope.bank.entry import ENTRY, claimed, read_record, save
-from tunescope.bank.names import SEPARATOR, TABLE, entry_folder, is_table, list_entries
+from tunescope.bank.entry import ENTRY, claimed, read_record, save, writing_card
+from tunescope.bank.names import TABLE, entry_folder, holds_entries, list_entries
 from tunescope.bank.record import Record
 from tunescope.errors import BankError, TunescopeError
 from tunescope.methods import Customized
 
-# Beside the separator: what parts names on the command line, what a folder's name cannot hold, and what begins one of
-# unfinished work.
-_NOT_IN_NAMES = (SEPARATOR, ",", "=", "/", "\\")
+_NAME = re.compile(r"\w[\w.-]{0,63}")
 
 
-def check_task(name: str) -> str:
-    """See that a task can be called so.
+def check_tasks(names: Iterable[str]) -> None:
+    """Refuse names that no task can have.
 
     Raises:
-        TunescopeError: with what is wrong.
+        TunescopeError: one that is no name of a folder everywhere, or two that differ in case only.
     """
-    if not name or name != name.strip() or name.startswith(".") or any(mark in name for mark in _NOT_IN_NAMES):
-        raise TunescopeError(
-            f"A task cannot be called {name!r}: give it a name of letters, digits, - and _ (none of "
-            f"{' '.join(_NOT_IN_NAMES)}, no space around it, no dot before it)."
-        )
-    return name
+    seen: dict[str, str] = {}
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise TunescopeError(
+                f"A task cannot be called {name!r}: give it a name of letters, digits, -, _ and . (64 at most, none of "
+                "- and . before it)."
+            )
+        if (before := seen.setdefault(name.casefold(), name)) != name:
+            raise TunescopeError(f"The tasks {before} and {name} differ in case only: rename one.")
 
 
 def save_table(
@@ -59,9 +61,10 @@ def save_table(
     Raises:
         TunescopeError: a name that no task can have, a folder that is taken, or another run writes there.
     """
-    with claimed(folder, overwrite=overwrite, kind=TABLE), storage.atomic_folder(folder, TABLE) as partial:
+    check_tasks(tasks)
+    with _written(folder, overwrite=overwrite) as partial:
         for name, (customized, record) in tasks.items():
-            save(customized, partial / check_task(name), record, extra=(extra or {}).get(name))
+            save(customized, partial / name, record, extra=(extra or {}).get(name))
     return folder
 
 
@@ -72,16 +75,21 @@ def join(entries: Sequence[str | Path], folder: Path, *, overwrite: bool = False
         the tasks.
 
     Raises:
-        BankError: no entry there, two of one name, or entries of different bases.
-        TunescopeError: ``folder`` is taken, or another run writes there.
+        BankError: no entry, a damaged one, two of one name, or entries of different bases.
+        TunescopeError: a name that no task can have, ``folder`` is taken or lies in an entry, or another run writes
+            there.
     """
     found: dict[str, Path] = {}
     for given in entries:
         path = entry_folder(given)
-        for entry in list_entries(path) if is_table(path) else [path]:
-            if before := found.get(name := check_task(storage.resolved(entry).name)):
+        for entry in list_entries(path) if holds_entries(path) else [path]:
+            name = entry.name if entry.name not in ("", "..") else storage.resolved(entry).name
+            if before := found.get(name):
                 raise BankError(f"{before} and {entry} have one name, {name}: rename one of the two folders.")
             found[name] = entry
+    if not found:
+        raise BankError("There is no entry to join: name at least one.")
+    check_tasks(found)
     records = {name: read_record(entry) for name, entry in found.items()}
     first = next(iter(records))
     for name, record in records.items():
@@ -90,7 +98,8 @@ def join(entries: Sequence[str | Path], folder: Path, *, overwrite: bool = False
                 f"{found[first]} and {found[name]} were made for different bases: another {' and '.join(differing)}. "
                 "A table has entries of one base."
             )
-    with claimed(folder, overwrite=overwrite, kind=TABLE), storage.atomic_folder(folder, TABLE) as partial:
+    _check_sources(found.values(), folder)
+    with _written(folder, overwrite=overwrite) as partial:
         for name, entry in found.items():
             shutil.copytree(entry, partial / name)
     return list(found)
@@ -100,13 +109,15 @@ def split(table: str | Path, bank: str | Path) -> list[Path]:
     """Make a table's tasks entries of a bank, each by its own name. The table stays.
 
     Raises:
-        BankError: no table there.
-        TunescopeError: an entry's name is taken, or another run writes there; nothing is written then.
+        BankError: no table there, or a damaged one.
+        TunescopeError: an entry's name is taken, ``bank`` lies in an entry, or another run writes there; nothing is
+            written then.
     """
     table, bank = Path(table), Path(bank)
-    if not is_table(table):
+    if not holds_entries(table):
         raise BankError(f"{table} is no table of tasks. One is made by tunescope train-tasks or tunescope bank join.")
     made = {entry: bank / entry.name for entry in list_entries(table)}
+    _check_sources(made, bank)
     with ExitStack() as held:
         for out in made.values():
             held.enter_context(claimed(out, overwrite=False))
@@ -114,3 +125,23 @@ def split(table: str | Path, bank: str | Path) -> list[Path]:
             with storage.atomic_folder(out, ENTRY) as partial:
                 shutil.copytree(entry, partial, ignore=shutil.ignore_patterns(storage.MARKER), dirs_exist_ok=True)
     return list(made.values())
+
+
+@contextmanager
+def _written(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A table that is being written, by one writer, while no card of its tasks is."""
+    with (
+        claimed(folder, overwrite=overwrite, kind=TABLE),
+        writing_card(folder),
+        storage.atomic_folder(folder, TABLE) as partial,
+    ):
+        yield partial
+
+
+def _check_sources(entries: Iterable[Path], out: Path) -> None:
+    """Refuse damaged entries, which a copy would make look whole, and copies into what is copied."""
+    for entry in entries:
+        if damage := storage.broken(entry):
+            raise BankError(f"{damage}: damaged or changed since. Copy the entry again or train it again.")
+        if storage.resolved(out).is_relative_to(storage.resolved(entry)):
+            raise TunescopeError(f"{out} lies in the entry {entry}, which is to be copied. Choose another --out.")

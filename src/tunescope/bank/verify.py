@@ -49,9 +49,9 @@ def verify(folder: str | Path, base: Base | str | None = None) -> Verified:
         BankError: the first thing that does not hold.
     """
     folder = entry_folder(folder)
-    _check_files(folder, but=(RECORD, CHECK))  # what is wrong with these two is said better below
-    customized = load(folder, base)
     record = read_record(folder)
+    _check_files(folder, but=(RECORD, CHECK))  # what is wrong with these two is said better here
+    customized = load(folder, base)
     known = set(range(len(customized.base.tokenizer)))
     if unknown := [token for token in record.template.stop if token not in known]:
         raise BankError(f"{folder}: its stop token {unknown[0]} is not in the base's vocabulary.")

@@ -199,7 +199,7 @@ class ImportRequest(Command):
 class MergeRequest(Command):
     """Make one LoRA of several."""
 
-    entries: Annotated[tuple[fields.EntryPath, ...], Shown("BANK/NAME...", positional=True)]
+    entries: Annotated[tuple[fields.HomePath, ...], Shown("BANK/NAME...", positional=True)]
     """LoRA entries of one base."""
     out: fields.EntryOut
     weights: Annotated[tuple[float, ...] | None, Shown("NUMBERS")] = None

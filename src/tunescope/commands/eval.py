@@ -48,9 +48,9 @@ class EvalRequest(Command):
     by: Annotated[tuple[str, ...], Shown("NAME=JUDGE", repeated=True)] = ()
     """Measure how an entry trained with --steer-columns follows its attributes: an attribute and who measures it in
     sampled texts, as for annotate. Of an attribute model: who is measured beside it. Repeatable."""
-    annotator: fields.EntryPath | None = None
+    annotator: fields.HomePath | None = None
     """The same by an attribute model, an entry of a bank."""
-    against: fields.EntryPath | None = None
+    against: fields.HomePath | None = None
     """With --judge, and of a mixture: compare with this entry of a bank instead of with the base."""
     n: int = Field(4, ge=1)
     """Completions of each prompt to sample for --judge."""

@@ -17,15 +17,6 @@ def _at_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
-def _entry(path: Path) -> Path:
-    """The folder that the name of an entry means; TABLE:TASK is a task's."""
-    if ":" not in path.name:
-        return path
-    from tunescope.bank import entry_folder
-
-    return entry_folder(path)
-
-
 def _one_of(kind: str, *names: str) -> BeforeValidator:
     def check(name: Any) -> Any:
         if name not in names:
@@ -73,13 +64,12 @@ Judge = Annotated[
 SkipUnjudged = Annotated[int, Field(ge=0, description="How many samples the judge may fail on.")]
 Restart = Annotated[bool, Field(description="Forget an unfinished run and start over.")]
 Overwrite = Annotated[bool, Field(description="Replace what is there under that name, if tunescope wrote it.")]
-EntryPath = Annotated[HomePath, AfterValidator(_entry)]
 Entry = Annotated[
-    EntryPath,
+    HomePath,
     Shown("BANK/NAME", positional=True),
     Field(description="An entry of a bank; BANK/TABLE:TASK for a task's in a table."),
 ]
-OptionalEntry = Annotated[EntryPath | None, Shown("[BANK/NAME]", positional=True)]
+OptionalEntry = Annotated[HomePath | None, Shown("[BANK/NAME]", positional=True)]
 EntryOut = Annotated[HomePath, Field(description="The bank entry to write: BANK/NAME.")]
 Probe = Annotated[
     HomePath | None,

@@ -116,10 +116,12 @@ class GenerateRequest(Command):
 
 def _names_entry(text: str) -> bool:
     """Whether a text is the path of an entry, or stands right in a folder of entries as an entry would."""
+    path = Path(text)
     try:
-        path = bank.entry_folder(text)
         if (path / bank.RECORD).is_file():
             return True
-        return len(path.parts) > 1 and " " not in text and bool(bank.list_entries(path.parent))
+        if " " in text:
+            return False
+        return bank.entry_folder(path) != path or (len(path.parts) > 1 and bool(bank.names_in(path.parent)))
     except (OSError, ValueError):  # too long for a path, or with characters none can have
         return False

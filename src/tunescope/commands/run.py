@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ class _Ledger:
     def finished(self, stage: Stage) -> dict[str, Any] | None:
         """What a finished stage left; None for one that is to run."""
         kept = self._stages.get(stage.name, {})
-        gone = stage.path is not None and not stage.path.exists()
+        gone = stage.path is not None and not _is_there(stage.path)
         if stage.name in self._again or "values" not in kept or gone or self._differing(stage):
             return None
         return self._shown(stage, "finished")
@@ -185,7 +185,7 @@ class _Ledger:
         """The command to run: it replaces what an earlier run of this stage made, and nothing else."""
         before = self._stages.get(stage.name)
         ours = before is not None and before["ours"]
-        free = stage.path is None or not stage.path.exists()
+        free = stage.path is None or not _is_there(stage.path)
         self._stages[stage.name] = {"asked": self._asked[stage.name], "ours": ours or free}
         self._write()
         changes: dict[str, Any] = {}
@@ -247,26 +247,46 @@ def _plain(value: Any) -> Any:
 
 def _asked(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     """What a stage depends on, by name: its settings, the files it reads, and the stages it uses."""
-    made = {each.path for each in recipe.stages if each.path is not None}
+    made = {str(each.path) for each in recipe.stages if each.path is not None}
     asked: dict[str, Any] = {"command": stage.title}
     for name, value in described(stage.command).items():
         if isinstance(value, dict):
             asked |= {f"{name}.{inner}": found for inner, found in value.items()}
         elif name not in _NOT_COMPARED:
             asked[name] = value
-            if isinstance(value, str) and Path(value) not in made and (content := _content(Path(value))):
+            if isinstance(value, str) and not _is_made(value, made) and (content := _content(Path(value))):
                 asked[f"{name} (its content)"] = content
         for path in _read_beside(value):
-            if content := _content(path):
+            if not _is_made(str(path), made) and (content := _content(path)):
                 asked[f"{path} (its content)"] = content
     return asked
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is a file or a folder, or a task's entry in a table."""
+    if path.exists() or ":" not in path.name:
+        return path.exists()
+    from tunescope import bank
+
+    with suppress(UnknownNameError):
+        return bank.entry_folder(path).exists()
+    return False
+
+
+def _is_made(value: str, made: Collection[str]) -> bool:
+    """Whether a stage makes what a setting names: an entry, a file, or the table of a task's entry."""
+    return value in made or value.rpartition(":")[0] in made
+
+
 def _read_beside(value: Any) -> Iterator[Path]:
-    """Files that a setting names without being one: modules of functions in the current folder, data of a mixture."""
-    if isinstance(value, Mapping | list):
+    """Files that a setting names without being one: those of a list, also behind ``NAME=``, modules of functions in the
+    current folder, data of a mixture.
+    """
+    if isinstance(value, Mapping | list | tuple):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _read_beside(each)
+            if isinstance(each, str) and not isinstance(value, Mapping):
+                yield Path(each.rpartition("=")[2])
     if not isinstance(value, str):
         return
     if module := _FUNCTION.search(value):
@@ -287,7 +307,7 @@ def _content(path: Path) -> str | None:
             return storage.sha256_file(path)
         if not ((path := bank.entry_folder(path)) / bank.RECORD).is_file():
             return None
-    except OSError:  # a text that is no path
+    except (OSError, ValueError, UnknownNameError):  # a text that is no path, a task that is not there
         return None
     record = bank.read_record(path).model_dump_json(exclude={"card"})
     return hashlib.sha256(record.encode()).hexdigest()

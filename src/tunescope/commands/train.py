@@ -14,7 +14,7 @@ from tunescope import bank
 from tunescope.base import load_base
 from tunescope.commands import fields
 from tunescope.commands.command import Command, Part, Result
-from tunescope.commands.fields import EntryPath
+from tunescope.commands.fields import HomePath
 from tunescope.commands.report import Report
 from tunescope.data.reading import read
 from tunescope.errors import SettingError
@@ -69,9 +69,9 @@ class TrainRequest(Command):
     skip_bad: fields.SkipBad = 0
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
-    start: Annotated[EntryPath | None, Shown("BANK/NAME")] = Field(None, alias="from")
+    start: Annotated[HomePath | None, Shown("BANK/NAME")] = Field(None, alias="from")
     """An entry to train on top of. It stays as it is."""
-    continued: Annotated[EntryPath | None, Shown("BANK/NAME")] = Field(None, alias="continue")
+    continued: Annotated[HomePath | None, Shown("BANK/NAME")] = Field(None, alias="continue")
     """An entry of this method whose own tensors to train on."""
     restart: fields.Restart = False
     overwrite: fields.Overwrite = False

@@ -16,6 +16,7 @@ from tunescope.commands import fields
 from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.report import Report
 from tunescope.data.reading import Table, read
+from tunescope.data.rows import reading_notes
 from tunescope.errors import TunescopeError
 from tunescope.methods import Method
 from tunescope.methods.registry import METHODS
@@ -34,9 +35,11 @@ class TableResult(Result):
 
     def show(self, console: Console) -> None:
         """A line a task, then how to use one."""
-        for name, own in self.values["tasks"].items():
-            console.print(f"{self.path}:{name}  {own['steps']} steps, loss {own['loss']:.4g}", soft_wrap=True)
-        name = next(iter(self.values["tasks"]))
+        tasks = self.values["tasks"]
+        runs = {"all tasks together": next(iter(tasks.values()))} if self.values["shared"] else tasks
+        for name, own in runs.items():
+            console.print(f"{name}: {own['steps']} steps, loss {own['loss']:.4g}", markup=False, soft_wrap=True)
+        name = next(iter(tasks))
         console.print(f"Answer by a task: tunescope generate {self.path}:{name} PROMPT", markup=False, soft_wrap=True)
 
 
@@ -62,7 +65,8 @@ class TrainTasksRequest(Command):
     """The column of --data that names a row's task."""
     template: fields.Template = None
     style: fields.Style = "auto"
-    skip_bad: fields.SkipBad = 0
+    skip_bad: int = Field(0, ge=0)
+    """How many bad rows of each task may be left out."""
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
     restart: fields.Restart = False
@@ -84,7 +88,7 @@ class TrainTasksRequest(Command):
         report = report or Report()
         check_trains_tasks(self.method)
         with bank.claimed(self.out, overwrite=self.overwrite, kind=TABLE):
-            tables = self._tables()
+            tables = self._tables(report)
             base = load_base(self.base, dtype=self.dtype, device=self.device)
             with report.training(f"{self.method.name}, {len(tables)} tasks") as on_step:
                 trained = train_tasks(
@@ -103,17 +107,25 @@ class TrainTasksRequest(Command):
         for name, each in trained.items():
             for note in each.notes:
                 report.note(f"{name}: {note}")
-        values = {"path": str(self.out), "tasks": {name: each.summary() for name, each in trained.items()}}
+        results = [each.result for each in trained.values()]
+        values = {
+            "path": str(self.out),
+            "shared": results[0] is results[1],
+            "tasks": {name: each.summary() for name, each in trained.items()},
+        }
         return TableResult(values, Path(self.out))
 
-    def _tables(self) -> dict[str, Table]:
+    def _tables(self, report: Report) -> dict[str, Table]:
         """The rows of each task."""
         if bool(self.task) == (self.data is not None) or (self.data is None) != (self.task_column is None):
             raise TunescopeError(
                 "Name the tasks by --task NAME=DATA, several times, or by --data FILE with --task-column COLUMN."
             )
         if self.data is not None:
-            return read(self.data, skip_bad=self.skip_bad).by_value(str(self.task_column))
+            whole = read(self.data, skip_bad=self.skip_bad)
+            for note in reading_notes(whole, 0):
+                report.note(f"{whole.name}: {note}")
+            return whole.by_value(str(self.task_column))
         tables: dict[str, Table] = {}
         for given in self.task:
             name, separator, data = given.partition("=")

@@ -68,7 +68,7 @@ class Encoded:
     messages: tuple[Message, ...] = field(default=(), compare=False, repr=False)
 
     def behind(self, virtual_tokens: int) -> Encoded:
-        """The same row, whose virtual tokens are those behind the first so many of a table."""
+        """The same row, its virtual tokens counted from this one of a longer matrix on."""
 
         def moved(ids: list[int]) -> list[int]:
             return [token - virtual_tokens if token < 0 else token for token in ids]

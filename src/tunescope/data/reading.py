@@ -81,12 +81,12 @@ class Table:
         """
         if column not in self.columns:
             raise DataError(f"{self.path} has no column {column!r}. Its columns: {', '.join(self.columns)}.")
-        places: dict[str, list[int]] = {}
+        indices: dict[str, list[int]] = {}
         for index, row in enumerate(self.rows):
             if not isinstance(value := row[column], str) or not value:
                 raise DataError(f"{self.path}, line {self.lines[index]}: {column} is {value!r}, expected a name.")
-            places.setdefault(value, []).append(index)
-        return {value: self._some(column, value, chosen) for value, chosen in places.items()}
+            indices.setdefault(value, []).append(index)
+        return {value: self._some(column, value, chosen) for value, chosen in indices.items()}
 
     def _some(self, column: str, value: str, chosen: Sequence[int]) -> Table:
         return replace(
@@ -95,6 +95,8 @@ class Table:
             lines=[self.lines[i] for i in chosen],
             name=f"{self.name} ({value})",
             columns=tuple(name for name in self.columns if name != column),
+            skipped=[],
+            notes=[],
             unmended=None if self.unmended is None else [self.unmended[i] for i in chosen],
         )
 

@@ -199,7 +199,7 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Draw by inverting the distribution function: one uniform number a row, whoever else is in the batch.
 
     The cuts act in the usual order: top-k, then top-p of what is left, then min-p. ``logits`` are at most 0, and are
-    changed. Without cuts nothing has to sum to one: the number is drawn below the sum that there is.
+    changed. What is drawn from need not sum to one: the number is scaled by the sum.
     """
     settings = [draw.sampling for draw in draws]
     if any(s.temperature != 1 for s in settings):
@@ -207,10 +207,10 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     shares = logits.exp_()
     cuts = any(s.top_k is not None or s.top_p < 1 for s in settings)
     if cuts or any(s.min_p for s in settings):
-        shares.div_(shares.sum(-1, keepdim=True))
-        least = shares.amax(-1, keepdim=True) * _column([s.min_p for s in settings], logits)
-        least = torch.maximum(least, _threshold(shares, settings)) if cuts else least
-        shares.masked_fill_(shares < least, 0)
+        probabilities = shares / shares.sum(-1, keepdim=True)
+        least = probabilities.amax(-1, keepdim=True) * _column([s.min_p for s in settings], logits)
+        least = torch.maximum(least, _threshold(probabilities, settings)) if cuts else least
+        shares.masked_fill_(probabilities < least, 0)
     kept = _blocks(shares)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     uniform = torch.tensor([[draw.uniform()] for draw in draws], dtype=exact, device=logits.device)

@@ -20,10 +20,10 @@ import torch
 from tunescope import bank
 from tunescope.bank import Record
 from tunescope.bank.names import TABLE
-from tunescope.bank.table import check_task
+from tunescope.bank.table import check_tasks
 from tunescope.base import Base
 from tunescope.errors import TrainingError
-from tunescope.methods import Customization, Customized, Method, PTuning, at_rest
+from tunescope.methods import Customization, Customized, Method, PTuning
 from tunescope.objectives import SFT
 from tunescope.training.learner import Learner
 from tunescope.training.loop import train_loop
@@ -84,17 +84,18 @@ def train_tasks(
     check_trains_tasks(method)
     if len(data) < 2:
         raise TrainingError(f"A table is for several tasks, and {len(data)} is given: tunescope train trains one.")
-    for name in data:
-        check_task(name)
+    check_tasks(data)
+    if unknown := sorted(set(patterns or {}) - set(data)):
+        raise TrainingError(f"patterns has {unknown[0]!r}, which is none of the tasks: {', '.join(data)}.")
     settings, patterns = settings or TrainSettings(), patterns or {}
     with contextlib.nullcontext() if out is None else bank.claimed(Path(out), overwrite=overwrite, kind=TABLE):
-        runs = {
-            name: prepare(
-                _start(base, method, name), SFT(), rows, Reading(patterns.get(name), style, skip_bad), settings
-            )
-            for name, rows in data.items()
-        }
-        recipe = {"tasks": list(runs), **{name: recipe_of(run.record) for name, run in runs.items()}}
+        runs = {}
+        for name, rows in data.items():
+            how = Reading(patterns.get(name), style, skip_bad)
+            runs[name] = prepare(_start(base, method, name), SFT(), rows, how, settings)
+            if isinstance(method, PTuning):  # its encoder is none of the task's own
+                runs[name].customized.finish()
+        recipe = {"names": list(runs), "tasks": {name: recipe_of(run.record) for name, run in runs.items()}}
         with unfinished_run(out, recipe, restart=restart) as work:
             train = _train_shared if isinstance(method, PTuning) else _train_apart
             found = train(base, method, runs, settings, work, on_step)
@@ -174,27 +175,26 @@ def _train_shared(
     _learn({names: learner}, names, work, next(iter(runs.values())).record, on_step)
     shared.finish()
     rows = shared.customization.virtual_table().split(size)
-    found = {}
-    for (name, run), own in zip(runs.items(), rows, strict=True):
-        made = at_rest(base, run.customized.method, run.customized.template, run.record.labels)
-        made.customization.load_tensors({"embedding.prefix.embeddings": own})
-        found[name] = _Found(made, learner.result, work)
-    return found
+    for run, own in zip(runs.values(), rows, strict=True):
+        run.customized.customization.load_tensors({"embedding.prefix.embeddings": own})
+    return {name: _Found(run.customized, learner.result, work) for name, run in runs.items()}
 
 
-def _learn(learners: Mapping[str, Learner], told: str, work: Path, record: Record, on_step: OnStep) -> None:
-    """Train the learners; the steps of the one called ``told`` are reported, and where that ends early, all end.
+def _learn(learners: Mapping[str, Learner], longest: str, work: Path, record: Record, on_step: OnStep) -> None:
+    """Train the learners; the steps of ``longest`` are reported. Where it ends early, or one fails, all end.
 
     Raises:
         TrainingError: a loss or gradient that is not finite, of any.
     """
-    with tracked(learners[told].settings.trackers, work, record) as track:
+    lead = learners[longest]
+    with tracked(lead.settings.trackers, work, record) as track:
 
         def reported(learner: Learner, metrics: StepMetrics) -> object:
-            if learner is not learners[told]:
-                return learners[told].result.stopped_early
+            failed = any(each.error is not None for each in learners.values())
+            if learner is not lead:
+                return failed or lead.result.stopped_early
             track(metrics)
-            return on_step(metrics)
+            return bool(on_step(metrics)) or failed
 
         train_loop(list(learners.values()), on_step=reported)
     for name, learner in learners.items():

@@ -25,6 +25,8 @@ UNFINISHED = storage.Kind(
 _KEPT = (METRICS, SAMPLES, SAMPLES_PAGE)
 # Of these parts of a record it is said that they differ, and not in what.
 _WHOLE = ("start", "continued")
+# Where the learners of a run with several keep theirs.
+_PARTS = "parts"
 
 
 def recipe_of(record: Record) -> dict[str, Any]:
@@ -82,12 +84,12 @@ def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart
 
 def part_of_run(folder: Path, name: str) -> Path:
     """A learner's own folder in that of a run with several."""
-    return storage.claim_folder(folder / name, UNFINISHED)
+    return storage.claim_folder(folder / _PARTS / name, UNFINISHED)
 
 
 def _has_checkpoints(folder: Path) -> bool:
     """Whether the run, or one of its parts, left a checkpoint."""
-    parts = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    parts = (folder / _PARTS).iterdir() if (folder / _PARTS).is_dir() else ()
     return any(map(has_checkpoint, (folder, *parts)))
 
 
