@@ -266,7 +266,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
         figure.update_xaxes(title_text="KL from the sft model, nats a sample", row=1, col=column)
     figure.update_yaxes(title_text="VADER's sentiment of a sample", row=1, col=1)
     figure.update_layout(template="plotly_white", width=250 + 500 * len(rewards), height=460)
-    figure.write_html(path, include_plotlyjs=True)
+    figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
 
 
 def ledger(out: Path) -> dict[str, Any]:

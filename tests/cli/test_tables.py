@@ -78,7 +78,8 @@ def test_join_and_split(cli: Cli, place: Place, table: str) -> None:
         ("p-tuning", "", "Name the tasks by --task NAME=DATA"),
         ("p-tuning", "--data {data}", "Name the tasks by --task NAME=DATA"),
         ("p-tuning", "--task a={data} --data {data} --task-column b", "Name the tasks by --task NAME=DATA"),
-        ("p-tuning", "--task a", "--task a: expected NAME=DATA"),
+        ("p-tuning", "--task a", "--task a: expected a name and what it is for, such as spam=sms-spam"),
+        ("p-tuning", "--task a={data} --task b={data} --task-template c=x", "Unknown task (--task-template) 'c'"),
         ("p-tuning", "--task a={data}", "for several tasks, and 1 is given"),
         ("p-tuning", "--task a={data} --task a={data}", "--task a is given twice"),
         ("p-tuning", "--task a:b={data} --task c={data}", "cannot be called 'a:b'"),
@@ -121,3 +122,14 @@ stages:
     jsonl(Path("rows.jsonl"), [{**row, "text": row["text"] + "!"} for row in ROWS])
     changed = cli("run", "tasks.yaml")
     assert changed.code == 2 and "rows.jsonl" in changed.err
+
+
+def test_a_task_may_have_a_template_of_its_own(cli: Cli, place: Place) -> None:
+    given = ("--task", f"sky={place.data}", "--task", f"day={place.data}", *TEMPLATE, "--max-steps", 1)
+    own = ("--task-template", r"sky={text}\nsky: {label}")
+    ended = cli("train-tasks", "ia3", "--base", place.base, *given, *own, "--out", "bank/table", "--json")
+    assert ended.code == 0, ended.err
+    patterns = {
+        name: cli("bank", "show", f"bank/table:{name}", "--json").json["template"]["pattern"] for name in ("sky", "day")
+    }
+    assert patterns == {"sky": "{text}\nsky: {label}", "day": TEMPLATE[1]}

@@ -25,7 +25,7 @@ def _rows(method: Method, labels: list[str] | None = None, arch: str = "llama") 
     template = default_template(base.tokenizer)
     customized = customize(base, method, template, labels=labels, seed=4)
     effect: Any = customized.customization.effects["embedding.prefix"]
-    return effect.inputs if isinstance(effect, EncodedSoftPrompt) else effect.embeddings
+    return effect.inputs[0] if isinstance(effect, EncodedSoftPrompt) else effect.embeddings
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "opt"])

@@ -158,7 +158,8 @@ def _value(name: str, info: FieldInfo, value: Any, note: Callable[[str], None]) 
     """What was typed, as settings take it: lists are separated by commas, maps are key=value."""
     kind = _plain(info.annotation)
     if _shown(info).escapes:
-        return _typed(name, value, note)
+        several = isinstance(value, tuple | list)
+        return tuple(_typed(name, each, note) for each in value) if several else _typed(name, value, note)
     if kind is tuple and isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if kind is dict:

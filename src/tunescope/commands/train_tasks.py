@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,7 +17,7 @@ from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.report import Report
 from tunescope.data.reading import Table, read
 from tunescope.data.rows import reading_notes
-from tunescope.errors import TunescopeError
+from tunescope.errors import TunescopeError, UnknownNameError
 from tunescope.methods import Method
 from tunescope.methods.registry import METHODS
 from tunescope.registry import Registry
@@ -64,6 +64,8 @@ class TrainTasksRequest(Command):
     task_column: str | None = None
     """The column of --data that names a row's task."""
     template: fields.Template = None
+    task_template: Annotated[tuple[str, ...], Shown("NAME=TEMPLATE", repeated=True, escapes=True)] = ()
+    """The template of one task, in place of --template. Repeatable."""
     style: fields.Style = "auto"
     skip_bad: int = Field(0, ge=0)
     """How many bad rows of each task may be left out."""
@@ -89,6 +91,7 @@ class TrainTasksRequest(Command):
         check_trains_tasks(self.method)
         with bank.claimed(self.out, overwrite=self.overwrite, kind=TABLE):
             tables = self._tables(report)
+            patterns = self._patterns(tables)
             base = load_base(self.base, dtype=self.dtype, device=self.device)
             with report.training(f"{self.method.name}, {len(tables)} tasks") as on_step:
                 trained = train_tasks(
@@ -98,7 +101,7 @@ class TrainTasksRequest(Command):
                     settings=self.settings,
                     out=self.out,
                     style=self.style,
-                    patterns={name: self.template or table.default_template for name, table in tables.items()},
+                    patterns=patterns,
                     skip_bad=self.skip_bad,
                     restart=self.restart,
                     overwrite=self.overwrite,
@@ -126,12 +129,29 @@ class TrainTasksRequest(Command):
             for note in reading_notes(whole, 0):
                 report.note(f"{whole.name}: {note}")
             return whole.by_value(str(self.task_column))
-        tables: dict[str, Table] = {}
-        for given in self.task:
-            name, separator, data = given.partition("=")
-            if not (name and separator and data):
-                raise TunescopeError(f"--task {given}: expected NAME=DATA, such as spam=sms-spam.")
-            if name in tables:
-                raise TunescopeError(f"--task {name} is given twice: give each task a name of its own.")
-            tables[name] = read(data, skip_bad=self.skip_bad)
-        return tables
+        named = _by_name("--task", self.task, "spam=sms-spam")
+        return {name: read(data, skip_bad=self.skip_bad) for name, data in named.items()}
+
+    def _patterns(self, tables: Mapping[str, Table]) -> dict[str, str | None]:
+        """How the columns of each task become rows."""
+        own = _by_name("--task-template", self.task_template, "spam='{text} {label}'")
+        if unknown := sorted(set(own) - set(tables)):
+            raise UnknownNameError("task (--task-template)", unknown[0], tables)
+        return {name: own.get(name) or self.template or table.default_template for name, table in tables.items()}
+
+
+def _by_name(flag: str, given: Sequence[str], example: str) -> dict[str, str]:
+    """What stands behind ``NAME=``, by name.
+
+    Raises:
+        TunescopeError: no name, nothing behind it, or a name twice.
+    """
+    found: dict[str, str] = {}
+    for each in given:
+        name, separator, value = each.partition("=")
+        if not (name and separator and value):
+            raise TunescopeError(f"{flag} {each}: expected a name and what it is for, such as {example}.")
+        if name in found:
+            raise TunescopeError(f"{flag} {name} is given twice: give each task one, and a name of its own.")
+        found[name] = value
+    return found
