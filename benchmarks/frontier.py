@@ -235,7 +235,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure = subplots.make_subplots(1, len(rewards), shared_yaxes=True, subplot_titles=[TITLES[r] for r in rewards])
     colors = dict(zip((*NEEDS, "sft"), qualitative.D3, strict=False))
 
-    def line(column: int, method: str, own: list[dict[str, Any]], **more: Any) -> None:
+    def line(column: int, method: str, own: list[dict[str, Any]]) -> None:
         def around(name: str) -> dict[str, Any]:
             far = {"array": [p[f"{name}_high"] - p[name] for p in own]}
             near = {"arrayminus": [p[name] - p[f"{name}_low"] for p in own]}
@@ -251,7 +251,6 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
             showlegend=column == 1,
             mode="lines+markers",
             marker={"size": 8, "color": colors[method]},
-            **more,
         )
         figure.add_trace(trace, row=1, col=column)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tunescope import storage
 from tunescope.bank.kept_logits import save_check
-from tunescope.bank.names import RECORD, SEPARATOR, entry_folder, is_table, list_entries, names_in
+from tunescope.bank.names import RECORD, SEPARATOR, entry_folder, holds_entries, is_table, list_entries, names_in
 from tunescope.bank.record import Record
 from tunescope.base import Base, load_base
 from tunescope.base.loading import Dtype
@@ -110,12 +110,13 @@ def claimed(folder: Path, *, overwrite: bool, kind: storage.Kind = ENTRY) -> Ite
         if is_table(folder.parent):
             held.enter_context(writing(folder.parent))
         final = held.enter_context(writing(folder))
-        if ((final / RECORD).is_file() or is_table(final)) and not overwrite:
+        taken = (final / RECORD).is_file() or is_table(final)
+        if taken and not overwrite:
             raise TunescopeError(f"{folder} exists already. Choose another --out, or replace it with --overwrite.")
-        if not (final / RECORD).exists() and not is_table(final) and (inside := list_entries(final)):
+        if not taken and holds_entries(final):
             raise TunescopeError(
-                f"{folder} is a bank with {len(inside)} entries, so it is not touched. Name an entry in it, such as "
-                f"{folder / 'new'}."
+                f"{folder} is a bank with {len(list_entries(final))} entries, so it is not touched. Name an entry in "
+                f"it, such as {folder / 'new'}."
             )
         storage.check_replaceable(folder, kind)
         yield

@@ -36,9 +36,11 @@ def entry_folder(given: str | Path) -> Path:
     path = Path(given)
     table, separator, task = path.name.rpartition(SEPARATOR)
     folder = path.parent / table
-    if not (table and separator) or path.exists() or not holds_entries(folder):
+    if not (table and separator) or path.exists() or (folder / RECORD).exists():
         return path
-    if task not in (known := [entry.name for entry in list_entries(folder)]):
+    if not (known := [entry.name for entry in list_entries(folder)]):
+        return path
+    if task not in known:
         raise UnknownNameError(f"task of the table {folder}:", task, known)
     return folder / task
 
@@ -46,7 +48,7 @@ def entry_folder(given: str | Path) -> Path:
 def names_in(bank: str | Path) -> list[str]:
     """What a bank's entries are called in it, those of its tables as ``TABLE:TASK``; none where there is no folder."""
     bank = Path(bank)
-    inside = sorted(path for path in bank.iterdir() if path.is_dir()) if bank.is_dir() else []
-    tables = [path for path in inside if not path.name.startswith(".") and holds_entries(path)]
+    inside = sorted(path for path in bank.iterdir() if not path.name.startswith(".")) if bank.is_dir() else []
+    tables = [path for path in inside if not (path / RECORD).exists()]
     tasks = [f"{table.name}{SEPARATOR}{entry.name}" for table in tables for entry in list_entries(table)]
     return [*(entry.name for entry in list_entries(bank)), *tasks]

@@ -130,8 +130,10 @@ def train(
         return Trained(customized, record, TrainResult(), path, run.notes)
     with unfinished_run(out, recipe_of(record), restart=restart) as work:
         learners = learners_of(customized, objective, run.examples, settings, work, validation=run.unseen)
-        with tracked(settings.trackers, work, record) as track:
-            _learn(learners, track, on_step)
+        learn(learners, work, record, on_step)
+        for learner in learners:
+            if learner.error is not None:
+                raise learner.error
         customized.finish()
         result = learners[0].result
         record = record.model_copy(update={"training": result.summary()})
@@ -141,22 +143,23 @@ def train(
     return Trained(customized, record, result, path, [*run.notes, *objective.notes(run.rows)])
 
 
-def _learn(
-    learners: Sequence[Learner], track: Callable[[StepMetrics], object], on_step: Callable[[StepMetrics], object]
-) -> None:
-    """Train the first of the learners, and those beside it; the steps of the first are reported.
+def learn(learners: Sequence[Learner], work: Path, record: Record, on_step: Callable[[StepMetrics], object]) -> None:
+    """Train learners; the first one's steps are reported. Where it ends early, or one of them fails, all end.
 
-    Raises:
-        TrainingError: a loss or gradient that is not finite, of any.
+    Args:
+        learners: of a run; one that fails says so in its ``error``.
+        work: the run's folder.
+        record: of the first, for trackers.
+        on_step: called after each step of the first. Where it returns True, all end there.
     """
+    lead = learners[0]
+    with tracked(lead.settings.trackers, work, record) as track:
 
-    def reported(learner: Learner, metrics: StepMetrics) -> object:
-        if learner is not learners[0]:
-            return None
-        track(metrics)
-        return on_step(metrics)
+        def reported(learner: Learner, metrics: StepMetrics) -> bool:
+            failed = any(each.error is not None for each in learners)
+            if learner is not lead:
+                return failed or lead.result.stopped_early
+            track(metrics)
+            return on_step(metrics) is True or failed
 
-    train_loop(learners, on_step=reported)
-    for learner in learners:
-        if learner.error is not None:
-            raise learner.error
+        train_loop(learners, on_step=reported)

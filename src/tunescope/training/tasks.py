@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from tunescope import bank
-from tunescope.bank import Record
 from tunescope.bank.names import TABLE
 from tunescope.bank.table import check_tasks
 from tunescope.base import Base
@@ -26,14 +25,12 @@ from tunescope.errors import TrainingError
 from tunescope.methods import Customization, Customized, Method, PTuning
 from tunescope.objectives import SFT
 from tunescope.training.learner import Learner
-from tunescope.training.loop import train_loop
 from tunescope.training.metrics import StepMetrics
 from tunescope.training.prepared import Data, Prepared, Reading, prepare
 from tunescope.training.result import TrainResult
-from tunescope.training.run import Trained
+from tunescope.training.run import Trained, learn
 from tunescope.training.settings import TrainSettings
 from tunescope.training.start import Start
-from tunescope.training.trackers import tracked
 from tunescope.training.unfinished import kept_files, part_of_run, recipe_of, unfinished_run
 
 Runs = Mapping[str, Prepared]
@@ -52,7 +49,7 @@ def train_tasks(
     skip_bad: int = 0,
     restart: bool = False,
     overwrite: bool = False,
-    on_step: Callable[[StepMetrics], object] = lambda metrics: None,
+    on_step: OnStep = lambda metrics: None,
 ) -> dict[str, Trained]:
     """Customize ``base`` by ``method`` for several tasks at once, by supervised fine-tuning.
 
@@ -154,8 +151,9 @@ def _train_apart(
         name: Learner(run.customized, SFT(), run.examples, settings, part_of_run(work, name))
         for name, run in runs.items()
     }
-    longest = max(runs, key=lambda name: len(runs[name].examples))
-    _learn(learners, longest, work, runs[longest].record, on_step)
+    by_length = sorted(runs, key=lambda name: len(runs[name].examples), reverse=True)
+    learn([learners[name] for name in by_length], work, runs[by_length[0]].record, on_step)
+    _raise_first(learners)
     for run in runs.values():
         run.customized.finish()
     return {name: _Found(runs[name].customized, learner.result, learner.folder) for name, learner in learners.items()}
@@ -171,8 +169,8 @@ def _train_shared(
     shared = Customized(base, Customization(method, templates[0], effects).to(base.device), base)
     examples = [example.behind(number * size) for number, run in enumerate(runs.values()) for example in run.examples]
     learner = Learner(shared, SFT(), examples, settings, work)
-    names = ", ".join(runs)
-    _learn({names: learner}, names, work, next(iter(runs.values())).record, on_step)
+    learn([learner], work, next(iter(runs.values())).record, on_step)
+    _raise_first({", ".join(runs): learner})
     shared.finish()
     rows = shared.customization.virtual_table().split(size)
     for run, own in zip(runs.values(), rows, strict=True):
@@ -180,23 +178,8 @@ def _train_shared(
     return {name: _Found(run.customized, learner.result, work) for name, run in runs.items()}
 
 
-def _learn(learners: Mapping[str, Learner], longest: str, work: Path, record: Record, on_step: OnStep) -> None:
-    """Train the learners; the steps of ``longest`` are reported. Where it ends early, or one fails, all end.
-
-    Raises:
-        TrainingError: a loss or gradient that is not finite, of any.
-    """
-    lead = learners[longest]
-    with tracked(lead.settings.trackers, work, record) as track:
-
-        def reported(learner: Learner, metrics: StepMetrics) -> object:
-            failed = any(each.error is not None for each in learners.values())
-            if learner is not lead:
-                return failed or lead.result.stopped_early
-            track(metrics)
-            return bool(on_step(metrics)) or failed
-
-        train_loop(list(learners.values()), on_step=reported)
+def _raise_first(learners: Mapping[str, Learner]) -> None:
+    """Say which task's learner failed, and why."""
     for name, learner in learners.items():
         if learner.error is not None:
             raise TrainingError(f"{name}: {learner.error}")
