@@ -76,7 +76,8 @@ def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if blocks(name)])
+# serving.md's is run where there is a server: tests/serving/test_completions.py.
+@pytest.mark.parametrize("name", [name for name in PAGES if blocks(name) and name != "serving.md"])
 def test_the_python_of_a_page_runs(name: str, example_folder: Path) -> None:
     """Its blocks in order, in one namespace, with ``await`` as in a notebook."""
     namespace: dict[str, Any] = {}

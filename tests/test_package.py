@@ -58,12 +58,17 @@ def test_importing_is_cheap(program: str) -> None:
 
 def test_what_is_imported_is_required() -> None:
     """An import that another package happens to bring fails in somebody's empty environment. Where there
-    is no pip, archives say so.
+    is no pip, archives say so. What the extra brings is used where the server is, and where its lack is said.
     """
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    required = {_normal(re.split(r"[\[<>=~! ]", name)[0]) for name in dependencies}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    always, extra = (
+        {_normal(re.split(r"[\[<>=~! ]", name)[0]) for name in listed}
+        for listed in (project["dependencies"], project["optional-dependencies"]["serve"])
+    )
     sources, missing = packages_distributions(), set()
     for path in (ROOT / "src").rglob("*.py"):
+        with_extra = "serving" in path.parts or path.name == "grammar.py"
+        required = always | extra if with_extra else always
         for module in _imported(ast.parse(path.read_text(encoding="utf-8"))) - {"tunescope", "pip"}:
             if module not in sys.stdlib_module_names and not required & set(map(_normal, sources[module])):
                 missing.add(f"{path.relative_to(ROOT)}: {module}")

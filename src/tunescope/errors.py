@@ -75,3 +75,7 @@ class Interrupted(TunescopeError):
 
 class EngineError(TunescopeError):
     """A request that the engine cannot serve; the others go on."""
+
+
+class QueueFullError(EngineError):
+    """A request that the engine could serve later."""

@@ -129,7 +129,7 @@ def test_ids_out_of_range_are_refused(token: int, name: str | None) -> None:
 def test_a_pass_that_fails_ends_the_row_that_it_failed_for(decoding: bool) -> None:
     made = engine()
     bad = made.submit_ids([1, 2, 250, 250, 3], None, SAMPLING)
-    job = bad._jobs[0]
+    job = bad.jobs[0]
     passes, whole = made.scheduler.passes, made.scheduler.passes.hidden
 
     def hidden(effects: Any, slots: list[int], ids: torch.Tensor, *more: Any) -> torch.Tensor:
@@ -196,7 +196,7 @@ def test_a_customization_too_large_beside_those_before_it_ends_no_other(monkeypa
 def test_a_text_that_fails_ends_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine()
     bad = made.submit(Request("a", None, Sampling(max_new_tokens=4)))
-    monkeypatch.setattr(bad._jobs[0].text, "add", lambda token: 1 / 0)
+    monkeypatch.setattr(bad.jobs[0].text, "add", lambda token: 1 / 0)
     check_untouched(made.generate(GOOD))
     with pytest.raises(EngineError, match="division by zero"):
         bad.result()

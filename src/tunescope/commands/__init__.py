@@ -54,6 +54,10 @@ COMMANDS = {
         "Train and measure the methods on your data, and say which one to take.",
         "tunescope.commands.compare:CompareRequest",
     ),
+    "serve": Listed(
+        "Serve a base and its customizations by OpenAI's API, with a studio page.",
+        "tunescope.commands.serve:ServeRequest",
+    ),
     "run": Listed("Run what a recipe says: one command, or several stages.", "tunescope.commands.run:RunRequest"),
     "bank": Listed("Look after customizations at rest."),
     "doctor": Listed(

@@ -69,6 +69,10 @@ def values_of(answer: Generated) -> dict[str, Any]:
     }
     if answer.logprobs is not None:
         values["logprobs"] = answer.logprobs
+    if answer.top_logprobs is not None:
+        values["top_logprobs"] = [
+            [{"token": token, "logprob": nats} for token, nats in each] for each in answer.top_logprobs
+        ]
     if answer.choice_logprobs is not None:
         values["choice_logprobs"] = answer.choice_logprobs
         values["probabilities"] = probabilities_of(answer.choice_logprobs)

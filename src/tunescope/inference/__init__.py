@@ -1,9 +1,10 @@
 """Running customizations: the engine that serves any of them in one batch, generation and scoring on it."""
 
-from tunescope.inference.engine import Engine, Generated, Request, ScoreRequest, Ticket
+from tunescope.inference.engine import Engine
 from tunescope.inference.generation import generate, generate_ids
 from tunescope.inference.prediction import Prediction, Predictor, predict
 from tunescope.inference.prediction_file import predict_file
+from tunescope.inference.requests import Generated, Request, ScoreRequest, Ticket
 from tunescope.inference.rewards import reward_scores
 from tunescope.inference.sampling import Sampling
 from tunescope.inference.scoring import Item, Score, head_scores, score

@@ -110,6 +110,34 @@ class Compiled:
             )
         return compiled
 
+    def scaled(self, scale: float) -> Compiled | None:
+        """The same, acting ``scale`` times as strongly: B and an adapter's second map are multiplied by it, a scale l
+        becomes 1 + scale · (l - 1). None at 0, where nothing acts.
+
+        Raises:
+            EngineError: virtual tokens, and DoRA (or IA3 over a LoRA), whose effects are no sums.
+        """
+        if self.table is not None:
+            raise EngineError("Virtual tokens have no scale: leave scale out.")
+        if any(effect.B is not None and effect.scale is not None for effect in self.linear.values()):
+            raise EngineError("What it adds is stretched as well (DoRA, or IA3 over a LoRA), so it has no scale.")
+        if scale == 0:
+            return None
+        linear = {
+            site: effect._replace(
+                B=None if effect.B is None else effect.B * scale,
+                scale=None if effect.scale is None else 1 + scale * (effect.scale - 1),
+                shift=None if effect.shift is None else effect.shift * scale,
+                input_scale=None if effect.input_scale is None else 1 + scale * (effect.input_scale - 1),
+            )
+            for site, effect in self.linear.items()
+        }
+        bottleneck = {
+            site: tuple(level._replace(up=level.up * scale, up_bias=level.up_bias * scale) for level in levels)
+            for site, levels in self.bottleneck.items()
+        }
+        return Compiled(linear, bottleneck, None, self.heads)
+
     @property
     def nbytes(self) -> int:
         """Memory of its tensors."""

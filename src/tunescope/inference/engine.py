@@ -4,8 +4,8 @@
     engine.load("spam", Path("bank/spam"))
     engine.generate([Request("Win a prize!", "spam"), Request("Why is the sky blue?")])
 
-Whoever waits for an answer drives the engine: there is no thread in the background. Threads take turns at the steps, an
-event loop has one task that makes them; each step serves everyone.
+Threads that wait for an answer drive the engine: they take turns at the steps, and each step serves everyone. Event
+loops have a thread that makes the steps while they wait. Requests are read, and customizations too, while steps go on.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from tunescope import peak_memory
 from tunescope.base import Base
 from tunescope.data.encoding import PromptTokens
-from tunescope.data.rows import Message
-from tunescope.errors import EngineError, TunescopeError
+from tunescope.errors import EngineError, QueueFullError, TunescopeError
 from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.driver import Driver
+from tunescope.inference.grammar import Grammars
 from tunescope.inference.healing import TokenTexts
 from tunescope.inference.loaded import Loaded, LoadedByName
+from tunescope.inference.requests import Generated, Request, ScoreRequest, Ticket, refused, told
 from tunescope.inference.sampling import Sampling
 from tunescope.inference.scheduler import Job, Scheduler
 from tunescope.methods import Customized
@@ -36,110 +38,15 @@ from tunescope.methods import Customized
 _Submit = tuple[Callable[[], "Ticket"], int]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
+class Load(NamedTuple):
+    """What an engine has to do: rows under way and waiting, the share of the memory for keys and values that is in use,
+    customizations in memory, and their bytes."""
 
-    Attributes:
-        prompt: a text, or chat messages that end in the user's.
-        customization: name of a loaded one; None is the base under its plain template.
-        sampling: how the answer is chosen.
-        steer: what the answer is to be like, a whole number for some of the attributes that the customization was
-            trained on (``{"quality": 4}``); the others are asked for by their defaults.
-    """
-
-    prompt: str | Sequence[Message]
-    customization: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    steer: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """Completions of a prompt to be scored by a head, each at its last token (the stop token).
-
-    Attributes:
-        prompt: as of a ``Request``.
-        completions: texts, at least one.
-        customization: name of a loaded one that has the head.
-        head: its name: that of a reward model's is ``reward``.
-    """
-
-    prompt: str | Sequence[Message]
-    completions: Sequence[str]
-    customization: str
-    head: str = "reward"
-
-
-@dataclass(frozen=True)
-class Generated:
-    """An answer.
-
-    Attributes:
-        text: without the stop token or stop text.
-        tokens: ids, the stop token included when there was one.
-        finished: whether it ended of itself and not by the limit.
-        reason: ``stop``, ``length``, ``choice``, ``score``, ``cancelled`` or ``error``.
-        prompt_tokens: length of the prompt, virtual tokens included.
-        cached_tokens: how many of these had been computed before.
-        logprobs: of each token in nats, where asked for.
-        choice_logprobs: log-probability of each choice as a whole, in nats, where choices were given.
-        scores: the head's outputs for each completion of a ``ScoreRequest``.
-        others: the request's further samples, where it asked for several.
-        error: why there is no answer, where there is none.
-    """
-
-    text: str
-    tokens: list[int]
-    finished: bool
-    reason: str = "stop"
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    logprobs: list[float] | None = None
-    choice_logprobs: dict[str, float] | None = None
-    scores: list[list[float]] | None = None
-    others: tuple[Generated, ...] = ()
-    error: str | None = None
-
-
-class Ticket:
-    """A request under way.
-
-    Attributes:
-        request: what was asked.
-    """
-
-    def __init__(self, jobs: list[Job]) -> None:
-        self._jobs = jobs
-
-    @property
-    def done(self) -> bool:
-        """Whether all of its samples have ended."""
-        return all(job.done for job in self._jobs)
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the first sample has so far."""
-        return len(self._jobs[0].written)
-
-    @property
-    def text(self) -> str:
-        """What the first sample says so far."""
-        return self._jobs[0].text.text
-
-    def cancel(self) -> None:
-        """End it at the next step; what was written stays."""
-        for job in self._jobs:
-            job.cancelled = True
-
-    def result(self) -> Generated:
-        """The answer, once ``done``.
-
-        Raises:
-            EngineError: a step failed under it.
-        """
-        first, *others = [_generated(job) for job in self._jobs]
-        return first if not others else Generated(**{**vars(first), "others": tuple(others)})
+    running: int
+    waiting: int
+    kv_share: float
+    loaded: int
+    bytes: int
 
 
 class Engine:
@@ -175,10 +82,10 @@ class Engine:
         self.max_waiting = max_waiting
         self.scheduler = Scheduler(base, slots=slots, prefix_bytes=int(prefix_mb * 1e6), kv_bytes=kv_bytes)
         self._loaded = LoadedByName(base, int(customizations_mb * 1e6), self.scheduler.evict)
-        self._token_texts = TokenTexts(base.tokenizer)
-        self._lock = threading.RLock()
-        self._driver: asyncio.Task[None] | None = None
-        self._stepped = asyncio.Event()
+        self.token_texts = TokenTexts(base.tokenizer)
+        self._grammars = Grammars(base.tokenizer, base.embedding.num_embeddings)
+        self._queueing = threading.RLock()  # held while room in the queue is looked for and taken
+        self._driver = Driver(self.scheduler.step)
 
     # Customizations.
 
@@ -191,6 +98,12 @@ class Engine:
     def customizations_mb(self) -> float:
         """Memory that the loaded customizations take, in 1e6 bytes."""
         return self._loaded.nbytes / 1e6
+
+    @property
+    def load_now(self) -> Load:
+        """How much there is to do at this moment."""
+        loaded, scheduler = self._loaded, self.scheduler
+        return Load(scheduler.running, scheduler.queued, scheduler.kv_share, len(loaded.in_memory), loaded.nbytes)
 
     def load(self, name: str, source: Customized | str | Path) -> None:
         """Serve a customization under a name, at once and as a whole; one of that name is replaced.
@@ -205,9 +118,7 @@ class Engine:
             EngineError: it has weights of its own (full fine-tuning), or was made on another base object.
             BankError: an entry that is damaged or belongs to another base.
         """
-        loaded = self._loaded.prepare(name, source)
-        with self._lock:
-            self._loaded.put(loaded)
+        self._loaded.put(self._loaded.prepare(name, source))
 
     def unload(self, name: str) -> None:
         """Serve it no longer; rows under way end as they began.
@@ -215,8 +126,7 @@ class Engine:
         Raises:
             UnknownNameError: none of that name.
         """
-        with self._lock:
-            self._loaded.drop(name)
+        self._loaded.drop(name)
 
     # Requests.
 
@@ -226,15 +136,16 @@ class Engine:
         Raises:
             EngineError: an unknown customization or head, a prompt without room for the answer, a full queue.
         """
-        with self._lock:
+        if isinstance(request, ScoreRequest):
             loaded = self._loaded.get(request.customization)
-            if isinstance(request, ScoreRequest):
-                tokens, completions = loaded.completions(request.prompt, request.completions, request.head)
-                return self._enqueue(PromptTokens(tokens), loaded, Sampling(), completions, request.head)
-            if request.sampling.choices:
-                tokens, choices = loaded.candidates(request.prompt, request.sampling.choices, request.steer)
-                return self._enqueue(PromptTokens(tokens), loaded, request.sampling, choices)
-            return self._enqueue(loaded.prompt(request.prompt, request.steer), loaded, request.sampling, [])
+            tokens, completions = loaded.completions(request.prompt, request.completions, request.head)
+            return self._enqueue(PromptTokens(tokens), loaded, Sampling(), completions, request.head)
+        loaded = self._loaded.get(request.customization, request.scale)
+        if request.sampling.choices:
+            tokens, choices = loaded.candidates(request.prompt, request.sampling.choices, request.steer)
+            return self._enqueue(PromptTokens(tokens), loaded, request.sampling, choices)
+        prompt = loaded.prompt(request.prompt, request.steer)
+        return self._enqueue(prompt, loaded, self._fitted(prompt, request), [])
 
     def submit_ids(self, prompt: Sequence[int] | PromptTokens, customization: str | None, sampling: Sampling) -> Ticket:
         """``submit`` for a prompt that is tokens already. Negative ids are virtual tokens.
@@ -245,13 +156,11 @@ class Engine:
         if sampling.choices:
             raise EngineError("choices are tokenized together with the prompt: give it as text.")
         tokens = prompt if isinstance(prompt, PromptTokens) else PromptTokens(list(prompt))
-        with self._lock:
-            return self._enqueue(tokens, self._loaded.get(customization), sampling, [])
+        return self._enqueue(tokens, self._loaded.get(customization), sampling, [])
 
     def step(self) -> bool:
         """A step for everyone under way; returns whether anything is left to do."""
-        with self._lock:
-            return self.scheduler.step()
+        return self.scheduler.step()
 
     def generate(
         self,
@@ -303,8 +212,8 @@ class Engine:
         """``generate`` of one request, for event loops. Cancelling the task cancels the request."""
         ticket = await asyncio.to_thread(self.submit, request)
         try:
-            while not ticket.done:
-                await self._next_step()
+            async for _ in self.progress(ticket):
+                pass
             return ticket.result()
         finally:
             ticket.cancel()
@@ -313,17 +222,27 @@ class Engine:
         """``stream`` for event loops."""
         ticket, sent = await asyncio.to_thread(self.submit, request), 0
         try:
-            while True:
-                done, text = ticket.done, ticket.text
+            async for _ in self.progress(ticket):
+                text = ticket.text
                 if len(text) > sent:
                     yield text[sent:]
                     sent = len(text)
-                if done:
-                    ticket.result()
-                    return
-                await self._next_step()
+            ticket.result()
         finally:
             ticket.cancel()
+
+    async def progress(self, ticket: Ticket) -> AsyncIterator[None]:
+        """For event loops: comes round after each step, the last time when the request has ended."""
+        while not ticket.done:
+            await self._driver.stepped()
+            yield
+
+    def _fitted(self, prompt: PromptTokens, request: Request) -> Sampling:
+        """The request's sampling, with fewer new tokens where the context ends and the request says so."""
+        left = self.base.context_length - len(prompt.ids) - len(prompt.owed)
+        if not request.fit or left >= request.sampling.max_new_tokens or left < 1:
+            return request.sampling
+        return request.sampling.model_copy(update={"max_new_tokens": left})
 
     def _enqueue(
         self,
@@ -333,15 +252,14 @@ class Engine:
         completions: list[list[int]],
         head: str | None = None,
     ) -> Ticket:
+        grammar = None if sampling.json_schema is None else self._grammars.of_schema(sampling.json_schema)
+        if grammar is not None and prompt.owed:  # JSON begins with a token of its own, whatever stands before it
+            owed = self.base.tokenizer(prompt.owed, add_special_tokens=False)["input_ids"]
+            prompt = PromptTokens([*prompt.ids, *owed])
         tokens = prompt.ids
         if sampling.n > self.max_waiting:
             raise EngineError(
                 f"The request asks for {sampling.n} samples, and at most {self.max_waiting} can wait: lower n."
-            )
-        if not self._has_room(sampling.n):
-            raise EngineError(
-                f"The queue is full: {len(self.scheduler.waiting)} of {self.max_waiting} requests wait. Ask again "
-                "later."
             )
         self._check_ids(tokens, completions, loaded, sampling)
         room = sum(map(len, completions)) if completions else sampling.max_new_tokens + len(prompt.owed)
@@ -371,12 +289,19 @@ class Engine:
                 completions,
                 head,
                 loaded.prefix_tokens,
-                self._token_texts.owed(prompt.owed),
+                self.token_texts.owed(prompt.owed),
+                None if grammar is None else grammar.copy(),
+                loaded.name,
             )
             for sample in range(sampling.n)
         ]
-        for job in jobs:
-            self.scheduler.add(job)
+        with self._queueing:
+            if not self._has_room(sampling.n):
+                raise QueueFullError(
+                    f"The queue is full: {self.scheduler.queued} of {self.max_waiting} requests wait. Ask again later."
+                )
+            for job in jobs:
+                self.scheduler.add(job)
         return Ticket(jobs)
 
     def _check_ids(self, tokens: list[int], completions: list[list[int]], loaded: Loaded, sampling: Sampling) -> None:
@@ -429,70 +354,25 @@ class Engine:
 
     def _offer(self, submit: Callable[[], Ticket], samples: int) -> Ticket | Generated | None:
         """The ticket, or a refusal; None while the queue has no room for that many samples."""
-        with self._lock:  # nobody else takes the room that was seen
+        with self._queueing:  # nobody else takes the room that was seen
             if samples <= self.max_waiting and not self._has_room(samples):
                 return None
             try:
                 return submit()
             except TunescopeError as error:
-                return _refused(str(error))
+                return refused(str(error))
             except Exception as error:  # a prompt that a chat template or tokenizer fails on: the others go on
-                return _refused(f"The request could not be read: {_told(error)}")
+                return refused(f"The request could not be read: {told(error)}")
 
     def _has_room(self, samples: int) -> bool:
-        return len(self.scheduler.waiting) + samples <= self.max_waiting
-
-    async def _next_step(self) -> None:
-        """Wait for a step to be made, by the one task that makes them."""
-        if self._driver is None or self._driver.done():
-            self._stepped = asyncio.Event()
-            self._driver = asyncio.create_task(self._drive())
-        await self._stepped.wait()
-
-    async def _drive(self) -> None:
-        busy = True
-        while busy:
-            try:
-                busy = await asyncio.to_thread(self.step)
-            except Exception:
-                busy = False  # the scheduler told every job why
-            stepped, self._stepped = self._stepped, asyncio.Event()
-            stepped.set()
+        return self.scheduler.queued + samples <= self.max_waiting
 
 
 def _result(ticket: Ticket) -> Generated:
     try:
         return ticket.result()
     except EngineError as error:
-        return _refused(str(error))
-
-
-def _generated(job: Job) -> Generated:
-    if isinstance(job.error, EngineError):
-        raise job.error
-    if job.error is not None:
-        raise EngineError(f"The engine failed while it computed this answer: {_told(job.error)}") from job.error
-    return Generated(
-        text=job.text.text,
-        tokens=job.written,
-        finished=job.reason in ("stop", "choice", "score"),
-        reason=job.reason or "",
-        prompt_tokens=len(job.tokens),
-        cached_tokens=job.cached,
-        logprobs=job.logprobs if job.sampling.logprobs else None,
-        choice_logprobs=dict(zip(job.sampling.choices, map(sum, job.scores), strict=True))
-        if job.reason == "choice"
-        else None,
-        scores=job.scores if job.reason == "score" else None,
-    )
-
-
-def _told(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
-
-
-def _refused(why: str) -> Generated:
-    return Generated(text="", tokens=[], finished=False, reason="error", error=why)
+        return refused(str(error))
 
 
 def _free_bytes(base: Base) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from tunescope.data.encoding import PromptTokens
 from tunescope.data.rows import Message
 from tunescope.errors import DataError
-from tunescope.inference.engine import Engine, Generated, Request
+from tunescope.inference.engine import Engine
+from tunescope.inference.requests import Generated, Request
 from tunescope.inference.sampling import Sampling
 from tunescope.methods import Customized
 

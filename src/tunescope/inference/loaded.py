@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,8 @@ from tunescope.methods import Customized
 
 _Tokens = TypeVar("_Tokens")
 _NOTHING: Mapping[str, int] = {}
+# How many scaled copies are kept at once: a slider that is moved makes one for each place it stops at.
+_SCALES = 16
 
 
 @dataclass(frozen=True)
@@ -121,16 +125,26 @@ class LoadedByName:
         plain = default_template(base.tokenizer)
         self._plain = Loaded(None, plain, *_encoding(base, plain), None)
         self._by_name: OrderedDict[str, Loaded] = OrderedDict()
+        self._scaled: OrderedDict[tuple[Compiled, float], Compiled | None] = OrderedDict()
+        self._lock = threading.RLock()  # never held while something is read from disk
 
     @property
     def names(self) -> list[str]:
         """All that can be asked for, in memory or not."""
-        return sorted(self._by_name)
+        with self._lock:
+            return sorted(self._by_name)
+
+    @property
+    def in_memory(self) -> list[str]:
+        """Those that can be asked for without reading them again."""
+        with self._lock:
+            return [name for name, loaded in self._by_name.items() if not loaded.on_disk]
 
     @property
     def nbytes(self) -> int:
         """Memory of those in memory."""
-        return sum(loaded.effects.nbytes for loaded in self._by_name.values() if loaded.effects is not None)
+        with self._lock:
+            return sum(loaded.effects.nbytes for loaded in self._by_name.values() if loaded.effects is not None)
 
     def prepare(self, name: str, source: Customized | str | Path) -> Loaded:
         """Read and compile; nothing is served yet."""
@@ -141,33 +155,71 @@ class LoadedByName:
     def put(self, loaded: Loaded) -> None:
         """Serve from now on."""
         assert loaded.name is not None
-        self._dismiss(self._by_name.pop(loaded.name, None))
-        self._by_name[loaded.name] = loaded
-        self._keep_budget(loaded.name)
+        with self._lock:
+            self._dismiss(self._by_name.pop(loaded.name, None))
+            self._by_name[loaded.name] = loaded
+            self._keep_budget(loaded.name)
 
     def drop(self, name: str) -> None:
         """Serve no longer."""
-        if name not in self._by_name:
-            raise UnknownNameError("customization", name, self._by_name)
-        self._dismiss(self._by_name.pop(name))
+        with self._lock:
+            if name not in self._by_name:
+                raise UnknownNameError("customization", name, self._by_name)
+            self._dismiss(self._by_name.pop(name))
 
-    def get(self, name: str | None) -> Loaded:
+    def get(self, name: str | None, scale: float = 1.0) -> Loaded:
         """The one of that name, in memory; None is the base under its plain template.
 
+        Args:
+            name: what requests say.
+            scale: how strongly it acts; see ``Request``.
+
         Raises:
-            EngineError: none of that name, or one that cannot be read again.
+            EngineError: none of that name, one that cannot be read again, or one that has no scale.
         """
+        if not math.isfinite(scale):
+            raise EngineError(f"scale must be a finite number, got {scale}.")
         if name is None:
+            if scale != 1:
+                raise EngineError("scale says how strongly a customization acts, and the base is none: leave it out.")
             return self._plain
-        if name not in self._by_name:
-            raise EngineError(str(UnknownNameError("customization", name, self._by_name)))
-        loaded = self._by_name[name]
-        if loaded.on_disk:
-            assert loaded.path is not None
-            loaded = self._by_name[name] = self.prepare(name, loaded.path)
-        self._by_name.move_to_end(name)
-        self._keep_budget(name)
-        return loaded
+        loaded = self._in_memory(name)
+        return loaded if scale == 1 else self._at_scale(loaded, scale)
+
+    def _in_memory(self, name: str) -> Loaded:
+        with self._lock:
+            if name not in self._by_name:
+                raise EngineError(str(UnknownNameError("customization", name, self._by_name)))
+            loaded = self._by_name[name]
+            if not loaded.on_disk:
+                self._by_name.move_to_end(name)
+                return loaded
+        assert loaded.path is not None
+        read = self.prepare(name, loaded.path)
+        with self._lock:
+            if self._by_name.get(name) is loaded:
+                self.put(read)
+                return read
+        return self._in_memory(name)  # another thread read it, replaced it or dropped it meanwhile
+
+    def _at_scale(self, loaded: Loaded, scale: float) -> Loaded:
+        if loaded.effects is None:
+            raise EngineError(f"{loaded.name} is a prompt and has no scale: leave it out.")
+        key = (loaded.effects, scale)
+        with self._lock:
+            if key not in self._scaled:
+                try:
+                    self._scaled[key] = loaded.effects.scaled(scale)
+                except EngineError as error:
+                    raise EngineError(f"{loaded.name}: {error}") from error
+                if len(self._scaled) > _SCALES:
+                    self._forget_scaled(next(iter(self._scaled)))
+            self._scaled.move_to_end(key)
+            return replace(loaded, effects=self._scaled[key])
+
+    def _forget_scaled(self, key: tuple[Compiled, float]) -> None:
+        if (scaled := self._scaled.pop(key)) is not None:
+            self._evict(scaled)
 
     def _keep_budget(self, used: str) -> None:
         over = self.nbytes - self._budget
@@ -182,6 +234,8 @@ class LoadedByName:
 
     def _dismiss(self, loaded: Loaded | None) -> None:
         if loaded is not None and loaded.effects is not None:
+            for key in [key for key in self._scaled if key[0] is loaded.effects]:
+                self._forget_scaled(key)
             self._evict(loaded.effects)
 
     def _made(self, name: str, customized: Customized, path: Path | None) -> Loaded:

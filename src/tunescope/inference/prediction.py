@@ -22,7 +22,8 @@ from tunescope.data.messages import Message
 from tunescope.data.reading import BadRow, Table, check_bad, table_of
 from tunescope.data.rows import Row, answer_columns, to_rows
 from tunescope.errors import BankError, DataError
-from tunescope.inference.engine import Engine, Generated
+from tunescope.inference.engine import Engine
+from tunescope.inference.requests import Generated
 from tunescope.inference.sampling import Sampling, for_prompt
 from tunescope.inference.scoring import Item, Score, score
 from tunescope.methods import Customized

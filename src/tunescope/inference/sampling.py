@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional
 
+from tunescope.inference.grammar import Grammar
 from tunescope.inference.healing import Owed
 from tunescope.settings import Settings
 
@@ -47,6 +48,10 @@ class Sampling(Settings):
     """Token ids that end the answer; beside the template's."""
     logprobs: bool = False
     """Give each generated token's log-probability under the model, in nats, before temperature and cuts."""
+    top_logprobs: int = Field(0, ge=0, le=20)
+    """With logprobs: give also this many of the likeliest tokens at each place."""
+    json_schema: str | None = None
+    """Answer with JSON that keeps to this schema, given as JSON text. Needs llguidance."""
     choices: tuple[str, ...] = ()
     """Answer with one of these texts: the one that is likeliest as a whole, or one sampled by its likelihood."""
 
@@ -68,6 +73,10 @@ class Sampling(Settings):
             raise ValueError(
                 f"{what} has no meaning at temperature 0, which takes the likeliest token: set temperature"
             )
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: set logprobs as well")
+        if self.json_schema is not None and (self.choices or self.min_new_tokens):
+            raise ValueError("json_schema says when an answer is complete: leave choices and min_new_tokens out")
         if self.choices and (cuts or self.stop or self.stop_tokens or self.repetition_penalty != 1):
             raise ValueError("choices are answered as a whole: leave top_k, top_p, min_p, the penalty and stop out")
         return self
@@ -89,6 +98,7 @@ class Draw:
         seen: token ids of its text so far, for the repetition penalty.
         written: how many of these were generated, those that only repay what is owed not counted.
         owed: characters that the answer must begin with; None where there are none.
+        grammar: which tokens may come; None where all may.
     """
 
     sampling: Sampling
@@ -97,6 +107,7 @@ class Draw:
     seen: set[int] = field(default_factory=set)
     written: int = 0
     owed: Owed | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         # Each row has a generator of its own: what it draws does not depend on the other rows of the batch.
@@ -110,6 +121,8 @@ class Draw:
         repays = self.owed is not None and self.owed.covers(token)
         self.owed = self.owed.after(token) if self.owed is not None else None
         self.written += not repays
+        if self.grammar is not None and token not in self.stop:
+            self.grammar.took(token)
         self._uniform = None
 
     def uniform(self) -> float:
@@ -160,7 +173,8 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
 def _adjusts(draw: Draw) -> bool:
     """Whether a row's logits are changed before its token is chosen."""
     sampling = draw.sampling
-    return sampling.repetition_penalty != 1 or draw.written < sampling.min_new_tokens or draw.owed is not None
+    bound = draw.owed is not None or draw.grammar is not None
+    return bound or sampling.repetition_penalty != 1 or draw.written < sampling.min_new_tokens
 
 
 def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -187,7 +201,15 @@ def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
             values = logits[row, allowed]
             logits[row] = -torch.inf
             logits[row, allowed] = values
+        if draw.grammar is not None:
+            logits[row].masked_fill_(~draw.grammar.allowed(draw.stop).to(logits.device), -torch.inf)
     return logits
+
+
+def likeliest(logits: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """For each row of ``logits`` [rows, vocabulary] its likeliest tokens, with their log-probabilities in nats."""
+    nats, tokens = torch.log_softmax(logits.float(), dim=-1).topk(min(count, logits.shape[-1]), dim=-1)
+    return [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), nats.tolist(), strict=True)]
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from tunescope.errors import BaseInUseError, EngineError
 from tunescope.inference.candidates import Candidates, scores_of
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.detokenizing import Detokenizer
+from tunescope.inference.grammar import Grammar
 from tunescope.inference.healing import Owed
 from tunescope.inference.passes import Passes
 from tunescope.inference.prefix_cache import WORTH_SHARING, PrefixCache
-from tunescope.inference.sampling import Draw, Sampling, choose
+from tunescope.inference.sampling import Draw, Sampling, choose, likeliest
 from tunescope.inference.slots import allowance
+from tunescope.inference.turns import Turns
 
 # Positions of prompts computed between two steps of the rows that decode: how long these have to wait.
 _CHUNK = 256
@@ -61,8 +64,11 @@ class Job:
         head: the customization's head that scores them; None for log-probabilities, by which one of them is chosen.
         prefix_tokens: how many tokens of the prompt every prompt of this customization has.
         owed: what its answer must begin with.
+        grammar: what it may write; None where it may write anything.
+        customization: whose turn it counts for; None is the base.
         written: tokens generated; the stop token is one.
         logprobs: of the tokens written, in nats, where asked for.
+        likeliest: for each of them the likeliest tokens with theirs, where asked for.
         scores: of each completion: the log-probabilities of its tokens, or its head's outputs.
         cached: tokens of the prompt that were not computed for it.
         reason: why it ended: ``stop``, ``length``, ``choice``, ``score``, ``cancelled`` or ``error``; None until
@@ -80,8 +86,11 @@ class Job:
     head: str | None = None
     prefix_tokens: int = 0
     owed: Owed | None = None
+    grammar: Grammar | None = None
+    customization: str | None = None
     written: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
     cached: int = 0
     reason: str | None = None
@@ -89,11 +98,17 @@ class Job:
     cancelled: bool = False
     arrived: int = 0  # how many jobs came before it; the number of its slot
     placed: int = 0  # tokens whose keys and values are in its slot
+    overtaken: int = 0  # how often another customization's job came in while it was the oldest that waits
     marks: set[int] = field(default_factory=set)  # prefixes of it to be kept once they are computed
 
     def __post_init__(self) -> None:
         self.draw = Draw(
-            self.sampling, self.sample, self.stop, {token for token in self.tokens if token >= 0}, owed=self.owed
+            self.sampling,
+            self.sample,
+            self.stop,
+            {token for token in self.tokens if token >= 0},
+            owed=self.owed,
+            grammar=self.grammar,
         )
 
     @property
@@ -138,6 +153,9 @@ class Scheduler:
     def __init__(self, base: Base, *, slots: int, prefix_bytes: int, kv_bytes: int) -> None:
         self.base = base
         self.waiting: deque[Job] = deque()
+        self._arriving: deque[Job] = deque()  # these two are filled by other threads while a step is made
+        self._leaving: deque[Compiled] = deque()
+        self._stepping = threading.RLock()  # held for a step at a time
         self.prefixes = PrefixCache(prefix_bytes)
         self.passes = Passes(base, slots)
         self._slots = self.passes.slots
@@ -151,7 +169,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.rows or self.waiting)
+        return bool(self.rows or self.queued)
 
     @property
     def rows(self) -> list[Job]:
@@ -171,6 +189,11 @@ class Scheduler:
         """Whether rows with so many positions together are within the budget."""
         return self.kv_bytes_of(positions) <= self._kv_bytes
 
+    @property
+    def kv_share(self) -> float:
+        """The share of the budget of keys and values that is in use."""
+        return self._slots.nbytes / max(self._kv_bytes, 1)
+
     @cached_property
     def _position_bytes(self) -> int:
         config = self.base.model.config.get_text_config()
@@ -178,20 +201,46 @@ class Scheduler:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * heads * width * self.base.dtype.itemsize
 
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a slot."""
+        return len(self.waiting) + len(self._arriving)
+
     def add(self, job: Job) -> None:
-        """Let a job wait for a slot."""
+        """Let a job wait for a slot, from the next step on. One thread at a time may call this, also during a step."""
         job.arrived, self._arrived = self._arrived, self._arrived + 1
-        self.waiting.append(job)
+        self._arriving.append(job)
 
     def evict(self, effects: Compiled) -> None:
-        """A customization is no longer served: free what was kept for it. Rows under way still end as they began."""
-        self.prefixes.evict(effects)
-        self.passes.evict(effects)
+        """A customization is no longer served: free what was kept for it, now or, where a step is under way, with the
+        next. Rows under way end as they began."""
+        self._leaving.append(effects)
+        if self._stepping.acquire(blocking=False):
+            try:
+                self._take_in()
+            finally:
+                self._stepping.release()
 
-    @torch.inference_mode()
+    def _take_in(self) -> None:
+        """Take note of what other threads brought since the last step."""
+        while self._arriving:
+            self.waiting.append(self._arriving.popleft())
+        while self._leaving:
+            effects = self._leaving.popleft()
+            self.prefixes.evict(effects)
+            self.passes.evict(effects)
+
     def step(self) -> bool:
-        """Go on by a token a row and at most a chunk of prompts; returns whether anything is left to do."""
+        """Go on by a token a row and at most a chunk of prompts; returns whether anything is left to do.
+
+        Threads take turns at it.
+        """
+        with self._stepping, torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> bool:
         try:
+            self._take_in()
             self._drop_cancelled()
             self._admit()
             chunk = _CHUNK if self._decoding else _CHUNK_ALONE
@@ -236,13 +285,16 @@ class Scheduler:
             self._end(job, "cancelled")
 
     def _admit(self) -> None:
+        if not self.waiting or self.running >= self.passes.rows:
+            return
         held: list[Job] = []
         reserved = sum(job.most for job in self.rows)
+        turns = Turns(self.waiting, self.rows)
         while self.waiting and self.running < self.passes.rows and len(held) < _LOOK_AHEAD:
-            job = self.waiting[0]
+            job = turns.next()
             if self.running and not self.fits(reserved + job.most):
-                break  # nobody overtakes it, or it would never come in
-            self.waiting.popleft()
+                break  # nobody of its turn overtakes it, or it would never come in
+            turns.take(job)
             try:
                 if self._computing_its_prefix(job):
                     held.append(job)
@@ -251,7 +303,8 @@ class Scheduler:
                 reserved += job.most
             except Exception as error:
                 self._end(job, "error", error)
-        self.waiting.extendleft(reversed(held))
+        if held:
+            self.waiting = deque(sorted([*held, *self.waiting], key=lambda job: job.arrived))
 
     def _start(self, job: Job, held: Sequence[Job]) -> None:
         kept = self.prefixes.find(job.effects, job.tokens)
@@ -385,8 +438,16 @@ class Scheduler:
             return torch.stack((tokens.float(), (tokens if logprobs is None else logprobs).float())).tolist()
 
         for some, found in self._isolated(jobs, chosen):
+            self._note_likeliest(some, logits, lines)
             for job, token, nat in zip(some, *found, strict=True):
                 self._ended(job, partial(self._write, job, int(token), nat))
+
+    def _note_likeliest(self, jobs: list[Job], logits: torch.Tensor, lines: dict[Job, int]) -> None:
+        asked = [job for job in jobs if job.sampling.top_logprobs]
+        if asked:
+            most = max(job.sampling.top_logprobs for job in asked)
+            for job, found in zip(asked, likeliest(logits[[lines[job] for job in asked]], most), strict=True):
+                job.likeliest.append(found[: job.sampling.top_logprobs])
 
     def _ended(self, job: Job, answer: Callable[[], str | None]) -> None:
         """End a job for the reason that its answer gives, or because its answer failed."""
@@ -413,7 +474,7 @@ class Scheduler:
         if token in job.stop:
             return "stop"
         job.text.add(token)
-        if job.text.stopped:
+        if job.text.stopped or (job.grammar is not None and job.grammar.complete):
             return "stop"
         return "length" if job.draw.written >= job.sampling.max_new_tokens else None
 

@@ -1,0 +1,269 @@
+"""The server's endpoints. What they do is in the modules named after what they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from tunescope.inference import Engine
+from tunescope.serving import scores, studio
+from tunescope.serving.bodies import (
+    Body,
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    CustomizationBody,
+    LoadBody,
+    PoolingBody,
+    ScoreBody,
+    UnloadBody,
+)
+from tunescope.serving.completions import Continuation, Conversation, streamed, whole
+from tunescope.serving.errors import ApiError, readable
+from tunescope.serving.guard import Guard
+from tunescope.serving.keys import Key, Keys
+from tunescope.serving.limits import Limits
+from tunescope.serving.served import Models, Served
+from tunescope.serving.service import Service, Usage, unless_gone
+from tunescope.version import __version__
+
+_BODIES: dict[str, type[Body]] = {}
+_B = TypeVar("_B", bound=Body)
+
+
+def make_app(
+    engine: Engine,
+    bank: Path | None = None,
+    *,
+    base_name: str | None = None,
+    limits: Limits | None = None,
+    keys: Keys | None = None,
+    origins: Sequence[str] = (),
+    reports: Path | None = None,
+) -> FastAPI:
+    """An ASGI application that serves a base and a bank's entries.
+
+    Args:
+        engine: of the base.
+        bank: folder of entries; None serves the base alone.
+        base_name: what clients call the base; its own name by default.
+        limits: what clients may ask for.
+        keys: who may ask; everyone by default.
+        origins: web pages of which other origins may ask (CORS); none by default.
+        reports: folder of comparisons, whose reports the studio shows.
+
+    Raises:
+        BankError: an entry that has the base's name.
+    """
+    limits = limits or Limits()
+    service = Service(engine, Models(engine, bank, base_name or engine.base.name), limits)
+    app = FastAPI(title="tunescope", version=__version__, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _on_errors(app)
+    _add_state(app, service)
+    _add_completions(app, service)
+    _add_scores(app, service)
+    _add_updates(app, service)
+    studio.add(app, service, reports)
+    app.add_middleware(Guard, keys=keys or Keys(), limits=limits)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"]
+        )
+    return app
+
+
+def _on_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(http: Request, error: ApiError) -> Response:
+        return error.response
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(http: Request, error: RequestValidationError) -> Response:
+        known = _BODIES[http.url.path].model_fields if http.url.path in _BODIES else {}
+        return readable(list(error.errors()), known).response
+
+    @app.exception_handler(HTTPException)
+    async def missing(http: Request, error: HTTPException) -> Response:
+        if refused := http.scope["state"].get("refused"):
+            return refused.response
+        where = f"{http.method} {http.url.path}"
+        message = f"{where} is no endpoint." if error.status_code in (404, 405) else str(error.detail)
+        return ApiError(error.status_code, message, headers=error.headers).response
+
+    @app.exception_handler(Exception)
+    async def failed(http: Request, error: Exception) -> Response:
+        return ApiError(500, "The server failed while it answered; its log says how.").response
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", tags=["state"])
+    async def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["state"])
+    async def ready() -> Response:
+        """Whether it takes requests: not when it is being stopped, or its queue is full."""
+        full = service.engine.load_now.waiting >= service.engine.max_waiting
+        busy = "stopping" if service.stopping else "queue full" if full else None
+        return JSONResponse({"status": busy or "ready"}, 503 if busy else 200)
+
+    @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models", tags=["models"])
+    def models(http: Request) -> dict[str, Any]:
+        """The base and every entry that this key may ask for."""
+        key: Key | None = http.state.key
+        return {"object": "list", "data": [each for each in service.models.listed() if _may(key, each["id"])]}
+
+    @app.get("/v1/models/{name:path}", tags=["models"])
+    async def model(http: Request, name: str) -> dict[str, Any]:
+        """One of them."""
+        if name not in service.models.names:
+            await service.models.get(name)  # says which names are near
+        _allow(http, name)
+        return service.models.describe(name)
+
+
+def _add_completions(app: FastAPI, service: Service) -> None:
+    async def completed(http: Request, body: ChatBody | CompletionBody, form: type[Conversation]) -> Response:
+        served = (await _served(http, service, body.model)).must_generate()
+        call = form(service, body, served)
+        noted = http.state.noted
+        if service.limits.log_texts:
+            noted["asked"] = body.model_dump(exclude_none=True, by_alias=True)
+        if body.user is not None:
+            noted["user"] = body.user
+        if body.stream:
+            events, usage = await streamed(call)
+            noted["usage"] = usage
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        answer, usage = await unless_gone(http, whole(call))
+        noted["usage"] = usage
+        if service.limits.log_texts:
+            noted["answered"] = answer["choices"]
+        return JSONResponse(answer)
+
+    @_posts(app, "/v1/chat/completions", "generation")
+    async def chat_completions(http: Request, body: ChatBody) -> Response:
+        """Answer a conversation."""
+        return await completed(http, body, Conversation)
+
+    @_posts(app, "/v1/completions", "generation")
+    async def completions(http: Request, body: CompletionBody) -> Response:
+        """Go on with a text."""
+        return await completed(http, body, Continuation)
+
+
+def _add_scores(app: FastAPI, service: Service) -> None:
+    async def scored(
+        http: Request, body: Any, measure: Callable[..., Coroutine[Any, Any, tuple[dict[str, Any], Usage]]]
+    ) -> Response:
+        served = await _served(http, service, body.model)
+        answer, usage = await unless_gone(http, measure(service, body, served))
+        http.state.noted["usage"] = usage
+        return JSONResponse(answer)
+
+    @_posts(app, "/classify", "scores")
+    async def classify(http: Request, body: ClassifyBody) -> Response:
+        """Labels of rows, with probabilities, by an entry that was trained on labels."""
+        return await scored(http, body, scores.classify)
+
+    @_posts(app, "/score", "scores")
+    async def score(http: Request, body: ScoreBody) -> Response:
+        """Rewards of answers to prompts, by a reward model."""
+        return await scored(http, body, scores.score)
+
+    @_posts(app, "/pooling", "scores")
+    async def pooling(http: Request, body: PoolingBody) -> Response:
+        """What a reward or attribute model's head gives for conversations."""
+        return await scored(http, body, scores.pooling)
+
+
+def _add_updates(app: FastAPI, service: Service) -> None:
+    def allow(http: Request, name: str) -> None:
+        key: Key | None = http.state.key
+        if not service.limits.allow_updates:
+            raise ApiError(403, "This server takes no updates: start it with --allow-updates.", code="updates_off")
+        if key is not None and not key.updates:
+            raise ApiError(403, "This key may not load and unload.", code="updates_off")
+        _allow(http, name)
+
+    @_posts(app, "/v1/load_lora_adapter", "updates")
+    async def load_lora_adapter(http: Request, body: LoadBody) -> Response:
+        """Load an entry of the bank, of any kind; the endpoint has vLLM's name and body."""
+        allow(http, body.lora_name)
+        await service.models.add(body.lora_name, body.lora_path, replace=body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @_posts(app, "/v1/unload_lora_adapter", "updates")
+    async def unload_lora_adapter(http: Request, body: UnloadBody) -> Response:
+        """Serve an entry no longer; the endpoint has vLLM's name and body."""
+        allow(http, body.lora_name)
+        service.models.remove(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    @app.get("/v1/customizations", tags=["updates"])
+    def customizations(http: Request) -> dict[str, Any]:
+        """Every entry, loaded or not."""
+        key: Key | None = http.state.key
+        listed = [each for each in service.models.listed() if each["kind"] != "base" and _may(key, each["id"])]
+        return {"object": "list", "data": listed}
+
+    @_posts(app, "/v1/customizations", "updates")
+    async def add_customization(http: Request, body: CustomizationBody) -> Response:
+        """Load an entry of the bank under its own or another name."""
+        allow(http, body.name)
+        await service.models.add(body.name, body.path, replace=body.replace)
+        return JSONResponse(service.models.describe(body.name), 201)
+
+    @app.delete("/v1/customizations/{name:path}", tags=["updates"])
+    async def remove_customization(http: Request, name: str) -> dict[str, Any]:
+        """Serve an entry no longer."""
+        allow(http, name)
+        service.models.remove(name)
+        return {"id": name, "object": "model", "deleted": True}
+
+
+def _posts(app: FastAPI, path: str, tag: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register an endpoint that takes a body, so that errors about the body can name its fields."""
+
+    def register(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        _BODIES[path] = get_type_hints(endpoint)["body"]
+        return app.post(path, tags=[tag], response_model=None)(endpoint)
+
+    return register
+
+
+async def _served(http: Request, service: Service, name: str) -> Served:
+    _allow(http, name)
+    http.state.noted["model"] = name
+    if service.stopping:
+        raise ApiError(503, "The server is being stopped.", headers={"Retry-After": "5"})
+    return await service.models.get(name)
+
+
+def _allow(http: Request, name: str) -> None:
+    key: Key | None = http.state.key
+    if key is not None:
+        key.check_model(name)
+
+
+def _may(key: Key | None, name: str) -> bool:
+    try:
+        if key is not None:
+            key.check_model(name)
+    except ApiError:
+        return False
+    return True
