@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test test-all docs build clean
+.PHONY: install demo serve check test test-all docs build clean
 
 install: $(STAMP)
 
@@ -18,6 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/tunescope compare --base smollm2-135m --data reuters-r8 --budget 25m --max-length 128 \
 		--test-rows 200 --generate-rows 24 --out runs/demo
+
+# The studio of what the demo made.
+serve: install
+	test -d runs/demo/bank || $(MAKE) demo
+	$(BIN)/tunescope serve --bank runs/demo/bank --reports runs/demo --work runs/studio
 
 check: install
 	$(BIN)/ruff check .

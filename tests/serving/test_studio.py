@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving.conftest import BASE, Server, serving
+from tests.serving.conftest import BASE, LABELS, Server, serving
+from tests.tiny import tiny_model, tiny_tokenizer
 
+from tunescope.serving.jobs import Jobs
 from tunescope.serving.keys import Key, Keys
 from tunescope.serving.limits import Limits
 
@@ -165,3 +168,31 @@ def test_texts_are_texts(page: Any, studio: Server) -> None:
     page.click("#answer")
     page.locator(".card", has_text="at most 400").wait_for()
     assert page.query_selector("#answers img") is None
+
+
+def test_an_entry_is_trained_from_the_page(page: Any, bank_folder: Path, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    rows = tmp_path / "kinds.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in LABELS))
+    (tmp_path / "bank").mkdir()
+    jobs = Jobs(tmp_path / "work", tmp_path / "bank", str(tmp_path / "base"))
+    with serving(tmp_path / "bank", jobs=jobs) as server:
+        page.goto(f"{server.url}/#jobs")
+        page.click("#tab-jobs")
+        page.set_input_files("#rows", str(rows))
+        page.fill("#template", "{text} topic: {label}")
+        page.click("#job button[type=submit]")
+        page.locator(".card", has_text="done").locator("pre", has_text="warm").first.wait_for()
+        page.select_option("#command", "train")
+        page.fill("#entry", "kinds")
+        page.fill("#steps", "600")
+        page.click("#job button[type=submit]")
+        page.locator(".curve").wait_for()
+        page.reload()  # it goes on, and is shown again
+        page.locator(".card", has_text="train kinds").locator(".curve").wait_for()
+        page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+        page.get_by_role("button", name="Go on").locator("visible=true").click()
+        page.locator(".card", has_text="train kinds").get_by_text("done").wait_for(timeout=60_000)
+        page.click("#tab-ask")
+        page.get_by_label("kinds lora").wait_for()

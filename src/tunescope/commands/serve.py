@@ -42,6 +42,9 @@ class ServeRequest(Command):
     """A web page's origin that may ask (CORS), such as https://app.example.org. Repeatable."""
     reports: fields.HomePath | None = None
     """Folder of comparisons (compare --out), whose reports the studio shows."""
+    work: fields.HomePath | None = None
+    """Lets the studio start look, train and compare on uploaded rows, which are kept in this folder. Entries go to the
+    bank."""
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
     limits: Limits = Field(default_factory=Limits)
@@ -60,17 +63,20 @@ class ServeRequest(Command):
         from tunescope.base import load_base
         from tunescope.inference import Engine
         from tunescope.serving.app import make_app
+        from tunescope.serving.jobs import Jobs
         from tunescope.serving.keys import Keys, read_keys
         from tunescope.serving.run import serve
 
         keys = Keys() if self.api_keys is None else read_keys(self.api_keys)
         if self.reports is not None and not self.reports.is_dir():
             raise TunescopeError(f"{self.reports} is no folder of comparisons: give what compare --out wrote.")
+        if self.work is not None and self.bank is None:
+            raise TunescopeError("--work needs --bank, which trained entries go to.")
         name = self._base_name()
         engine = Engine(load_base(name, dtype=self.dtype, device=self.device), max_waiting=self.limits.max_waiting)
         app = make_app(
             engine, self.bank, base_name=self.name or name, limits=self.limits, keys=keys, origins=self.origin,
-            reports=self.reports,
+            reports=self.reports, jobs=Jobs(self.work, self.bank, name) if self.work and self.bank else None,
         )  # fmt: skip
 
         def ready(url: str) -> None:

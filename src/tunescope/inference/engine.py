@@ -233,8 +233,11 @@ class Engine:
 
     async def progress(self, ticket: Ticket) -> AsyncIterator[None]:
         """For event loops: comes round after each step, the last time when the request has ended."""
-        while not ticket.done:
-            await self._driver.stepped()
+        done = False
+        while not done:
+            if not ticket.done:
+                await self._driver.stepped()
+            done = ticket.done  # before the caller looks: what it sees the last time is whole
             yield
 
     def _fitted(self, prompt: PromptTokens, request: Request) -> Sampling:

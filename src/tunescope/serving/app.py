@@ -28,6 +28,7 @@ from tunescope.serving.bodies import (
 from tunescope.serving.completions import Continuation, Conversation, streamed, whole
 from tunescope.serving.errors import ApiError, readable
 from tunescope.serving.guard import Guard
+from tunescope.serving.jobs import JobBody, Jobs
 from tunescope.serving.keys import Key, Keys
 from tunescope.serving.limits import Limits
 from tunescope.serving.served import Models, Served
@@ -47,6 +48,7 @@ def make_app(
     keys: Keys | None = None,
     origins: Sequence[str] = (),
     reports: Path | None = None,
+    jobs: Jobs | None = None,
 ) -> FastAPI:
     """An ASGI application that serves a base and a bank's entries.
 
@@ -58,6 +60,7 @@ def make_app(
         keys: who may ask; everyone by default.
         origins: web pages of which other origins may ask (CORS); none by default.
         reports: folder of comparisons, whose reports the studio shows.
+        jobs: what the studio may start; nothing by default.
 
     Raises:
         BankError: an entry that has the base's name.
@@ -71,7 +74,10 @@ def make_app(
     _add_completions(app, service)
     _add_scores(app, service)
     _add_updates(app, service)
-    studio.add(app, service, reports)
+    if jobs is not None:
+        _add_jobs(app, jobs)
+    own = None if jobs is None else jobs.reports
+    studio.add(app, [folder for folder in (reports, own) if folder is not None])
     app.add_middleware(Guard, keys=keys or Keys(), limits=limits)
     if origins:
         app.add_middleware(
@@ -234,6 +240,51 @@ def _add_updates(app: FastAPI, service: Service) -> None:
         allow(http, name)
         service.models.remove(name)
         return {"id": name, "object": "model", "deleted": True}
+
+
+def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
+    app.state.jobs = jobs
+
+    def allow(http: Request) -> None:
+        key: Key | None = http.state.key
+        if key is not None and not key.updates:
+            raise ApiError(403, "This key may not start jobs.", code="updates_off")
+
+    @app.put("/v1/rows/{name}", tags=["jobs"], status_code=201)
+    async def upload(http: Request, name: str) -> dict[str, Any]:
+        """Upload a file of rows: the body is its content."""
+        allow(http)
+        return jobs.upload(name, await http.body())
+
+    @app.get("/v1/jobs", tags=["jobs"])
+    def listed(http: Request) -> dict[str, Any]:
+        """All jobs, the newest first."""
+        allow(http)
+        return {"object": "list", "data": [jobs.shown(id) for id in jobs.ids[:50]]}
+
+    @_posts(app, "/v1/jobs", "jobs")
+    async def start(http: Request, body: JobBody) -> Response:
+        """Start look, train or compare on uploaded rows."""
+        allow(http)
+        return JSONResponse(jobs.start(body), 201)
+
+    @app.get("/v1/jobs/{id}", tags=["jobs"])
+    def job(http: Request, id: str) -> dict[str, Any]:
+        """How one goes."""
+        allow(http)
+        return jobs.shown(id)
+
+    @app.post("/v1/jobs/{id}/stop", tags=["jobs"])
+    async def stop(http: Request, id: str) -> dict[str, Any]:
+        """Stop one: what it has is kept."""
+        allow(http)
+        return jobs.stop(id)
+
+    @app.post("/v1/jobs/{id}/resume", tags=["jobs"])
+    async def resume(http: Request, id: str) -> dict[str, Any]:
+        """Go on with one that was stopped, or failed."""
+        allow(http)
+        return jobs.resume(id)
 
 
 def _posts(app: FastAPI, path: str, tag: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -16,6 +16,7 @@ from tunescope.serving.limits import Limits
 
 OPEN = frozenset(("/", "/health", "/ready"))
 """Paths that need no key. Nor do the studio's own files, and reports, which have addresses that nobody guesses."""
+_UPLOADS = "/v1/rows/"
 _LOG = logging.getLogger("tunescope.serving")
 
 
@@ -40,7 +41,8 @@ class Guard:
         try:
             headers = {name.lower(): value for name, value in scope["headers"]}
             scope["state"]["key"] = self._key(scope, headers)
-            received = _Bounded(scope, receive, self.limits.max_body_kb * 1000, headers.get(b"content-length"))
+            most = self.limits.max_upload_mb * 1000 if scope["path"].startswith(_UPLOADS) else self.limits.max_body_kb
+            received = _Bounded(scope, receive, most * 1000, headers.get(b"content-length"))
             await self.app(scope, received, request.send)
         except ApiError as error:
             if request.status is not None:

@@ -16,6 +16,8 @@ class Limits(Settings):
     """Most answers to one request (n, or prompts of one call)."""
     max_body_kb: int = Field(1024, gt=0)
     """Largest body of a request, in 1,000 bytes."""
+    max_upload_mb: int = Field(64, gt=0)
+    """Largest file of rows that the studio takes, in 1,000,000 bytes."""
     max_waiting: int = Field(256, gt=0)
     """Requests that may wait; one more is answered 429. Half of the places are kept for other customizations."""
     timeout: Duration = 600.0

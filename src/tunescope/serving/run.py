@@ -18,7 +18,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn when it is told to stop."""
-        self.config.loaded_app.app.state.service.stopping = True
+        self.config.loaded_app.app.state.service.stopping = True  # around the application lies uvicorn's own layer
+        if (jobs := getattr(self.config.loaded_app.app.state, "jobs", None)) is not None:
+            await jobs.close()
         await super().shutdown(sockets)
 
 

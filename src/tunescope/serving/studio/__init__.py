@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +14,6 @@ from fastapi import FastAPI
 from starlette.responses import FileResponse, Response
 
 from tunescope.serving.errors import ApiError
-from tunescope.serving.service import Service
 
 _FILES = Path(__file__).parent
 _TYPES = {"studio.js": "text/javascript", "studio.css": "text/css"}
@@ -25,13 +25,12 @@ _REPORT_POLICY = (
 )
 
 
-def add(app: FastAPI, service: Service, reports: Path | None) -> None:
+def add(app: FastAPI, reports: Sequence[Path]) -> None:
     """Add the page and what it reads beside the API.
 
     Args:
         app: to add it to.
-        service: what is served.
-        reports: folder of comparisons.
+        reports: folders of comparisons.
     """
 
     @app.get("/", include_in_schema=False)
@@ -63,10 +62,11 @@ def add(app: FastAPI, service: Service, reports: Path | None) -> None:
         return FileResponse(found[name], headers={"Content-Security-Policy": _REPORT_POLICY})
 
 
-def _reports(folder: Path | None) -> dict[str, Path]:
-    """The reports of a folder of comparisons, by the name of the run; of a run itself where the folder is one."""
-    if folder is None:
-        return {}
-    if (own := folder / "report.html").is_file():
-        return {folder.resolve().name: own}
-    return {path.parent.name: path for path in folder.glob("*/report.html")}
+def _reports(folders: Sequence[Path]) -> dict[str, Path]:
+    """The reports of folders of comparisons, by the name of the run; a folder may be a run itself."""
+    found = {}
+    for folder in folders:
+        own = folder / "report.html"
+        for path in [own] if own.is_file() else folder.glob("*/report.html"):
+            found[path.resolve().parent.name] = path
+    return found

@@ -125,7 +125,7 @@ async function answerAll(event) {
   const cards = models.map((model) => card(model));
   $("answers").replaceChildren(...cards.map((made) => made.node));
   await Promise.all(cards.map((made) => made.run(prompt)));
-  $("stop").disabled = state.calls.length > 0;
+  $("stop").disabled = state.calls.length === 0;
 }
 
 function stopAll() {
@@ -234,6 +234,100 @@ async function judge(prompt, said, worth) {
   worth.textContent = `${model}: ${Object.entries(values).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ")}`;
 }
 
+// Jobs.
+
+async function jobs() {
+  const answer = await fetch("/v1/jobs", { headers: headers() });
+  $("tab-jobs").hidden = !answer.ok;
+  if (!answer.ok) return;
+  const listed = (await answer.json()).data;
+  $("job-list").replaceChildren(...listed.map(job));
+  const busy = listed.some((each) => ["waiting", "running"].includes(each.state));
+  clearTimeout(state.polling);
+  if (busy) state.polling = setTimeout(jobs, 1500);
+  if (state.busy && !busy) load();
+  state.busy = busy;
+}
+
+function job(each) {
+  const over = !["waiting", "running"].includes(each.state);
+  const act = make("button", { type: "button", textContent: over ? "Go on" : "Stop", hidden: each.state === "done" });
+  act.addEventListener("click", () => tell(`/v1/jobs/${each.id}/${over ? "resume" : "stop"}`));
+  const title = make("header", {}, make("h2", { textContent: `${each.command} ${each.name}` }), make("span", { className: "soft", textContent: each.state }), act);
+  const node = make("article", { className: "card" }, title);
+  if (each.losses?.length > 1) node.append(curve(each.losses));
+  if (each.rows?.length) node.append(table(each.rows));
+  if (each.command === "look" && each.output) node.append(make("pre", { textContent: each.output }));
+  const last = each.log.trim().split("\n").pop();
+  if (last) node.append(make("p", { className: "soft", textContent: last }));
+  if (each.log.includes("\n")) node.append(make("details", { open: state.open?.has(each.id), ontoggle: (event) => keepOpen(each.id, event.target.open) }, make("summary", { textContent: "Log" }), make("pre", { textContent: each.log })));
+  return node;
+}
+
+function keepOpen(id, open) {
+  state.open ??= new Set();
+  if (open) state.open.add(id); else state.open.delete(id);
+}
+
+function curve(losses) {
+  const svg = (tag, values) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(values)) node.setAttribute(name, value);
+    return node;
+  };
+  const values = losses.map(([, loss]) => loss);
+  const low = Math.min(...values), high = Math.max(...values), last = losses.at(-1)[0];
+  const points = losses.map(([step, loss]) => `${(300 * step) / last},${62 - (56 * (loss - low)) / (high - low || 1)}`);
+  const drawn = svg("svg", { viewBox: "0 0 300 66", class: "curve", role: "img", "aria-label": `Loss from ${values[0].toFixed(3)} to ${values.at(-1).toFixed(3)} in ${last} steps` });
+  drawn.append(svg("polyline", { points: points.join(" "), fill: "none", stroke: "currentColor", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" }));
+  return make("figure", {}, drawn, make("figcaption", { className: "soft", textContent: `loss ${values.at(-1).toFixed(3)} at step ${last}` }));
+}
+
+function table(rows) {
+  const percent = (value) => (value === null ? "" : `${(100 * value).toFixed(1)}%`);
+  const lines = rows.map((row) => [row.name, `${percent(row.score)} (${percent(row.score_low)}–${percent(row.score_high)})`, `${(row.seconds ?? 0).toFixed(0)} s`, (row.forgetting_on ?? 0).toFixed(3)]);
+  const head = make("tr", {}, ...["Method", "Score", "Training", "Forgetting"].map((name) => make("th", { textContent: name })));
+  return make("div", { className: "wide" }, make("table", {}, make("thead", {}, head),
+    make("tbody", {}, ...lines.map((line) => make("tr", {}, ...line.map((cell) => make("td", { textContent: cell })))))));
+}
+
+async function tell(path, body) {
+  try {
+    await (body ? post(path, body) : ask(path, { method: "POST" }));
+    notice("");
+  } catch (error) {
+    notice(error.message);
+  }
+  await jobs();
+}
+
+async function startJob(event) {
+  event.preventDefault();
+  const [file] = $("rows").files;
+  const command = $("command").value;
+  const body = { command, rows: file.name };
+  if ($("template").value) body.template = $("template").value;
+  if (command === "train") {
+    Object.assign(body, { method: $("method").value, name: $("entry").value });
+    if ($("steps").value) body.max_steps = Number($("steps").value);
+  }
+  if (command === "compare") body.budget = $("budget").value;
+  try {
+    await ask(`/v1/rows/${encodeURIComponent(file.name)}`, { method: "PUT", body: file });
+  } catch (error) {
+    notice(error.message);
+    return;
+  }
+  await tell("/v1/jobs", body);
+}
+
+function shapeJob() {
+  const command = $("command").value;
+  for (const name of ["train", "compare"])
+    for (const field of document.querySelectorAll(`.for-${name}`)) field.hidden = name !== command;
+  $("entry").required = command === "train";
+}
+
 // Beginning.
 
 addEventListener("DOMContentLoaded", () => {
@@ -247,8 +341,12 @@ addEventListener("DOMContentLoaded", () => {
   $("prompt").value = sessionStorage.getItem("prompt") ?? "";
   $("prompt").addEventListener("input", () => sessionStorage.setItem("prompt", $("prompt").value));
   $("report").addEventListener("change", openReport);
-  $("key").addEventListener("change", () => { sessionStorage.setItem("key", $("key").value); load(); });
+  $("key").addEventListener("change", () => { sessionStorage.setItem("key", $("key").value); load(); jobs(); });
+  $("job").addEventListener("submit", startJob);
+  $("command").addEventListener("change", shapeJob);
+  shapeJob();
   const wanted = location.hash.slice(1);
   show($(`tab-${wanted}`) ? wanted : "ask");
   load();
+  jobs();
 });
