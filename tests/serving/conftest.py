@@ -100,7 +100,7 @@ def serving(
     """A server of its own engine while the context lasts."""
     limits = limits or Limits()
     options = {name: more.pop(name) for name in ("slots", "customizations_mb") if name in more}
-    engine = Engine(tiny_base(), max_waiting=limits.max_waiting, **options)
+    engine = Engine(more.pop("base", None) or tiny_base(), max_waiting=limits.max_waiting, **options)
     app = make_app(engine, bank, base_name=BASE, limits=limits, keys=keys, **more)
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

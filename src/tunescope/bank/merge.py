@@ -61,7 +61,7 @@ def merge_into_base(customized: Customized, folder: Path, *, dtype: torch.dtype 
         BankError: a method that cannot be merged, with the reason.
         TunescopeError: a folder that exists, or that another run writes.
     """
-    _check_mergeable(customized)
+    check_mergeable(customized)
     with writing(folder):
         storage.check_replaceable(folder, None)
         return _write_merged(customized, folder, dtype)
@@ -160,7 +160,7 @@ def merge(
             whole = _ties(deltas * (deltas.abs() >= least), shares)
         else:
             whole = (shares * _dare(deltas, density, generator)).sum(dim=0)
-        parts[site.key], error = _cut(whole, rank or sum(part.rank for part, _ in own))
+        parts[site.key], error = nearest_of_rank(whole, rank or sum(part.rank for part, _ in own))
         worst = max(worst, error)
     template = loras[0].template
     if any(lora.template.pattern != template.pattern for lora in loras):
@@ -178,7 +178,12 @@ def refuse_heads(customized: Customized, where: str) -> None:
         raise BankError(f"This entry has a {name} head, which {where} has no place for. Serve it as it is.")
 
 
-def _check_mergeable(customized: Customized) -> None:
+def check_mergeable(customized: Customized) -> None:
+    """Refuse what no weights of the base can take up.
+
+    Raises:
+        BankError: with the reason.
+    """
     refuse_heads(customized, "a merged language model")
     if customized.moves_base:
         raise BankError("Full fine-tuning is a model already: its folder in the bank can be used as a base.")
@@ -280,7 +285,7 @@ def _dare(deltas: torch.Tensor, density: float, generator: torch.Generator) -> t
     return deltas * (torch.rand(deltas.shape, generator=generator) < density) / density
 
 
-def _cut(whole: torch.Tensor, rank: int) -> tuple[LoRAPart, float]:
+def nearest_of_rank(whole: torch.Tensor, rank: int) -> tuple[LoRAPart, float]:
     """The nearest change of this rank, and its relative error."""
     rank = min(rank, *whole.shape)
     u, s, v = torch.linalg.svd(whole, full_matrices=False)

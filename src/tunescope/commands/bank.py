@@ -12,7 +12,7 @@ from tunescope.commands import fields
 from tunescope.commands.command import Command, Result
 from tunescope.commands.report import Report
 from tunescope.errors import BankError
-from tunescope.settings import Shown
+from tunescope.settings import MOST, Shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,13 +137,16 @@ class VerifyRequest(Command):
 
 
 class ExportRequest(Command):
-    """Write an entry for other tools: PEFT's format, or a transformers folder with the effects in its weights."""
+    """Write an entry for other tools: PEFT's format, a transformers folder with the effects in its weights, a LoRA for
+    llama.cpp (gguf), or virtual tokens as embeddings (prompt-embeds)."""
 
     entry: fields.Entry
     to: str
-    """peft, or transformers for a merged model folder."""
+    """peft, transformers for a merged model folder, gguf, or prompt-embeds."""
     out: fields.HomePath
     """Folder to write."""
+    as_lora: int | None = Field(None, gt=0, le=MOST)
+    """Write the nearest plain LoRA of this rank, for tools that know nothing else; its error is said."""
     base: fields.OptionalBase = None
     device: fields.Device = None
 
@@ -151,9 +154,12 @@ class ExportRequest(Command):
         """Write an entry in another tool's format."""
         from tunescope import bank
 
-        merged = bank.export(self.entry, self.out, to=self.to, base=self.base, device=self.device)  # type: ignore[arg-type]
+        to: Any = self.to  # checked by export
+        merged = bank.export(self.entry, self.out, to=to, base=self.base, device=self.device, rank=self.as_lora)
         values: dict[str, Any] = {"entry": str(self.entry), "to": self.to, "path": str(self.out)}
-        if merged is not None:
+        if isinstance(merged, float):
+            values |= {"rank": self.as_lora, "relative_error": merged}
+        elif merged is not None:
             values |= {
                 "dtype": merged.dtype,
                 "max_logit_error": merged.max_error,

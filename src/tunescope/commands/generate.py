@@ -43,6 +43,11 @@ class GenerateRequest(Command):
     be like: {"steer": {"quality": 4}}."""
     bank: fields.HomePath | None = None
     """Folder of the entries that the rows of --batch name."""
+    url: str | None = None
+    """Ask a server (tunescope serve, or any with OpenAI's API) instead: http://HOST:PORT. The environment's
+    TUNESCOPE_API_KEY is sent as the key."""
+    model: str | None = None
+    """What is asked of the server: an entry's name there. By default the first that it lists."""
     steer: fields.Steer = None
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
@@ -59,6 +64,10 @@ class GenerateRequest(Command):
         report = report or Report()
         texts = {name: value for name, value in (("stop", self.stop), ("choices", self.choice)) if value}
         sampling = Sampling.parse(self.sampling.model_dump(exclude_unset=True) | texts)
+        if self.url is not None:
+            return self._ask_server(sampling, report)
+        if self.model is not None:
+            raise TunescopeError("--model is for a server: give its --url. Here an entry stands before the prompts.")
         if self.batch is not None:
             if self.prompts:
                 raise TunescopeError("Give prompts, or a file of them with --batch, not both.")
@@ -82,6 +91,18 @@ class GenerateRequest(Command):
             engine.load(_NAME, customized)
         name, steer = _NAME if entry else None, parse_steer(self.steer) if self.steer else {}
         self._answer(engine, entry, [Request(prompt, name, sampling, steer) for prompt in prompts], report)
+        return Result(None)
+
+    def _ask_server(self, sampling: Sampling, report: Report) -> Result:
+        from tunescope.commands.generate_url import Client
+
+        here = {"--base": self.base, "--batch": self.batch, "--bank": self.bank, "--device": self.device}
+        if given := [name for name, value in here.items() if value is not None]:
+            raise TunescopeError(f"{given[0]} is for this machine, and --url asks a server: give one of them.")
+        if not self.prompts:
+            raise TunescopeError("Give at least one prompt.")
+        steer = parse_steer(self.steer) if self.steer else {}
+        Client(str(self.url), self.model).answer_all(self.prompts, sampling, steer, report)
         return Result(None)
 
     def _whose(self) -> tuple[Path | None, tuple[str, ...]]:
