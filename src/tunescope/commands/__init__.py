@@ -54,6 +54,9 @@ COMMANDS = {
         "Train and measure the methods on your data, and say which one to take.",
         "tunescope.commands.compare:CompareRequest",
     ),
+    "advise": Listed(
+        "Say which method of a comparison to take under your constraints.", "tunescope.commands.advise:AdviseRequest"
+    ),
     "serve": Listed(
         "Serve a base and its customizations by OpenAI's API, with a studio page.",
         "tunescope.commands.serve:ServeRequest",
