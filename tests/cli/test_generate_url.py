@@ -24,7 +24,7 @@ def url(place: Place) -> Any:
 
 def test_a_server_answers_as_the_entry_does(url: str, place: Place, cli: Callable[..., Ended]) -> None:
     flags = ("--max-new-tokens", 6, "--dtype", "float32")
-    here = cli("generate", place.bank / "lora", "the sun", *flags, "--json").json
+    here = cli("generate", place.bank / "lora", "the sun topic:", *flags, "--json").json  # its pattern, filled
     there = cli("generate", "--url", url, "--model", "lora", "the sun", "--max-new-tokens", 6, "--json").json
     assert there["text"] == here["text"] and there["customization"] == "lora"
     streamed = cli("generate", "--url", f"{url}/v1/", "--model", "lora", "the sun", "--max-new-tokens", 6)

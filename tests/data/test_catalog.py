@@ -121,6 +121,7 @@ def test_questions_with_a_class_are_read_once() -> None:
         ("trec", 4281, 1100),
         ("alpaca-en-demo", 815, 184),
         ("grimm-passages", 1336, 407),
+        ("grimm-sentences", 2591, 780),
         ("amazon-sentiment", 2959, 749),
         ("movie-sentiment", 8459, 2146),
         ("boolq", 2598, 672),

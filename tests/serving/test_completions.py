@@ -37,6 +37,7 @@ def engine(bank_folder: Path) -> Engine:
 
 def alone(engine: Engine, model: str, text: str, **sampling: object) -> str:
     name = None if model == BASE else model
+    text = f"{text} topic:" if model == "labels" else text  # its template's pattern
     return engine.generate([Request(text, name, Sampling(max_new_tokens=8, **sampling))])[0].text  # type: ignore[arg-type]
 
 

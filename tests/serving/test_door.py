@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import shutil
 import socket
 import threading
 import time
@@ -20,8 +22,8 @@ from schemathesis.checks import not_a_server_error
 from tests.serving.conftest import BASE, Server, serving
 from tests.tiny import tiny_base
 
-from tunescope.errors import BankError, DataError
-from tunescope.inference import Engine
+from tunescope.errors import BankError, DataError, EngineError
+from tunescope.inference import Engine, Request
 from tunescope.serving.app import make_app
 from tunescope.serving.keys import Key, Keys, read_keys
 from tunescope.serving.limits import Limits
@@ -52,7 +54,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"top_logprobs": 3}, 400, "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
     ({"stop": ""}, 400, "stop"),
-    ({"stop_token_ids": [99999]}, 400, "stop_tokens"),
+    ({"stop_token_ids": [99999]}, 400, "stop_token_ids"),
     ({"frequency_penalty": 0.5}, 400, "repetition_penalty"),
     ({"stream_options": {"include_usage": True}}, 400, "stream"),
     ({"steer": {"quality": 4}}, 400, "not trained on attributes"),
@@ -65,7 +67,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"response_format": {"type": "xml"}}, 400, "response_format"),
     ({"response_format": {"type": "choice", "choices": ["a", "a"]}}, 400, "differ"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, 400, "json_schema"),
-    ({"tools": []}, 400, "tools"),
+    ({"tools": [{"type": "function"}]}, 400, "tools"),
 ]
 
 
@@ -349,3 +351,118 @@ def test_nothing_that_a_client_sends_makes_the_server_fail(bank_folder: Path) ->
             case.validate_response(case.call(), checks=[not_a_server_error])
 
         one()
+
+
+def test_a_scale_beyond_numbers_hurts_nobody(server: Server) -> None:
+    wanted = server.chat("lora")["choices"]
+    for scale in (1e39, -11, 10.5):
+        assert (
+            server.post("/v1/chat/completions", CHAT | {"model": "lora", "customization_scale": scale}).status_code
+            == 400
+        )
+    assert server.chat("lora")["choices"] == wanted
+    with pytest.raises(EngineError, match="no finite numbers"):
+        server.app.state.service.engine.submit(Request("x", "lora", scale=1e39))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stop": ["x"] * 17}, {"stop": "x" * 201}, {"stop_token_ids": [1] * 65},
+        {"response_format": {"type": "choice", "choices": [str(i) for i in range(600)]}},
+    ],
+    ids=["stops", "stop", "ids", "choices"],
+)  # fmt: skip
+def test_lists_that_would_hold_everyone_up_are_refused(server: Server, change: dict[str, Any]) -> None:
+    assert server.post("/v1/chat/completions", CHAT | change).status_code == 400
+
+
+def test_fields_that_ask_for_nothing_are_taken(server: Server) -> None:
+    none = dict.fromkeys(("tools", "metadata", "reasoning_effort")) | {"tool_choice": "auto", "logit_bias": {}}
+    none |= {"store": False, "service_tier": "auto", "modalities": ["text"], "parallel_tool_calls": True}
+    assert server.post("/v1/chat/completions", CHAT | none).status_code == 200
+    text = {"model": BASE, "prompt": "x", "max_tokens": 1, "echo": False, "best_of": 1, "suffix": None}
+    assert server.post("/v1/completions", text).status_code == 200
+    for body, why in (({"prompt": "x", "echo": True}, "not repeated"), ({"prompt": ["a", 1]}, "must be a text")):
+        answer = server.post("/v1/completions", {"model": BASE, **body})
+        assert answer.status_code == 400 and why in message(answer)
+    answer = server.post(
+        "/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "x", "contnet": "y"}]}
+    )
+    assert answer.status_code == 400 and "contnet" in message(answer)
+
+
+def test_token_ids_are_for_what_needs_no_template(server: Server) -> None:
+    body = {"prompt": [115, 97, 121], "max_tokens": 4, "temperature": 0}
+    found = {model: server.post("/v1/completions", body | {"model": model}) for model in (BASE, "prompt", "lora")}
+    texts = {model: answer.json()["choices"][0]["text"] for model, answer in found.items()}
+    assert texts["prompt"] != texts[BASE]
+    usage = found["prompt"].json()["usage"]
+    assert usage["prompt_tokens"] == 3 and usage["prompt_tokens_details"]["virtual_tokens"] == 4
+    refused = server.post("/v1/completions", body | {"model": "few-shot"})
+    assert refused.status_code == 400 and "template" in message(refused)
+
+
+def test_prompts_of_one_call_are_sampled_apart(server: Server) -> None:
+    body = {"model": BASE, "prompt": ["say 1"] * 4, "max_tokens": 12, "temperature": 1}
+    assert len({choice["text"] for choice in server.post("/v1/completions", body).json()["choices"]}) > 1
+
+
+def test_an_entry_that_is_written_anew_is_served_anew(bank_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bank_folder / "ia3", tmp_path / "bank" / "mine")
+    with serving(tmp_path / "bank") as server, serving(bank_folder) as other:
+        assert server.chat("mine")["choices"] == other.chat("ia3")["choices"]
+        shutil.rmtree(tmp_path / "bank" / "mine")
+        shutil.copytree(bank_folder / "prompt", tmp_path / "bank" / "mine")
+        os.utime(tmp_path / "bank" / "mine" / "customization.json")
+        answer = server.chat("mine")
+        assert answer["choices"] == other.chat("prompt")["choices"]
+        assert answer["usage"]["prompt_tokens_details"]["virtual_tokens"] == 4
+        assert server.get("/v1/models/mine").json()["kind"] == "prompt-tuning"
+        shutil.rmtree(tmp_path / "bank" / "mine")
+        gone = server.post("/v1/chat/completions", CHAT | {"model": "mine"})
+        assert gone.status_code == 404 and str(tmp_path) not in gone.text
+
+
+def test_a_key_reaches_nothing_by_another_name(bank_folder: Path) -> None:
+    keys = Keys([Key(name="few", key="sixteen characters", models=("mine*",), updates=True)])
+    with serving(bank_folder, keys=keys, limits=Limits(allow_updates=True)) as server:
+        few = {"headers": {"Authorization": "Bearer sixteen characters"}}
+        assert server.post("/v1/customizations", {"name": "mine", "path": "lora"}, **few).status_code == 403
+        for path in ("/metrics", "/v1/models/lorx"):
+            answer = server.get(path, **few)
+            assert answer.status_code == 403 and "lora" not in answer.text
+        unknown = server.post("/v1/chat/completions", CHAT | {"model": "mine-lora"}, **few)
+        assert unknown.status_code == 404 and "Did you mean" not in unknown.text
+
+
+def test_links_and_paths_out_of_the_bank_tell_nothing(bank_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    (folder / "away").symlink_to(bank_folder / "lora")
+    with serving(folder, limits=Limits(allow_updates=True)) as server:
+        assert server.post("/v1/chat/completions", CHAT | {"model": "away"}).status_code == 403
+        answer = server.post("/v1/customizations", {"name": "x", "path": f"../../{bank_folder.parent.name}/bank:zz"})
+        assert answer.status_code == 403 and "adapter" not in answer.text
+
+
+def test_answers_of_one_prompt_need_room_each_by_itself(server: Server) -> None:
+    body = {"model": "reward", "text_1": "say 3", "text_2": ["x" * 200] * 3}
+    assert len(server.post("/score", body).json()["data"]) == 3
+    many = {"model": "reward", "text_1": "say 3", "text_2": ["x"] * 250}
+    assert len(server.post("/score", many).json()["data"]) == 250
+    assert server.post("/score", many | {"text_2": ["x"] * 257}).status_code == 400
+
+
+def test_names_of_other_hosts_are_refused_where_they_are_not_meant(bank_folder: Path) -> None:
+    with serving(bank_folder, hosts=("127.0.0.1", "localhost")) as server:
+        assert server.get("/health", headers={"Host": "evil.example"}).status_code == 400
+        assert server.get("/health").status_code == 200
+
+
+def test_a_failure_is_logged_as_one(bank_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(bank_folder) as server:
+        server.app.state.service.models.listed = None
+        with caplog.at_level(logging.INFO):
+            answer = server.get("/v1/models")
+        assert answer.status_code == 500 and answer.headers["x-request-id"] in message(answer)

@@ -31,6 +31,8 @@ def export_prompt_embeds(customized: Customized, folder: Path) -> Path:
     effects = [effect for layer in customized.customization.layers for effect in layer.effects.values()]
     if len(effects) != 1 or not isinstance(effects[0], SoftPrompt):
         raise BankError(f"Only virtual tokens are embeddings, and this is {customized.method.name}.")
+    if customized.template.virtual_splits:
+        raise BankError("Its virtual tokens stand at marked places of its template, not before the text as these do.")
     table = effects[0].table().detach().to(customized.base.dtype).cpu().contiguous()
     with storage.atomic_folder(folder) as partial:
         save_file({"prompt_embeds": table.clone(memory_format=torch.contiguous_format)}, partial / FILE)

@@ -55,26 +55,31 @@ class Client:
                     report.write(piece)
                 report.write("\n")
                 continue
-            report.part(Answer.of(_generated(self._post(asked).json()), model, before={"prompt": prompt}))
+            try:
+                answer = _generated(self._post(asked).json())
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise TunescopeError(f"{self.url} gives no answer of OpenAI's API: is it another server?") from error
+            report.part(Answer.of(answer, model, before={"prompt": prompt}))
 
     def _first_model(self) -> str:
-        listed = self._call("GET", "models").json()
         try:
-            return str(listed["data"][0]["id"])
-        except (KeyError, IndexError, TypeError) as error:
+            return str(self._call("GET", "models").json()["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             raise TunescopeError(f"{self.url} lists no models: name one with --model.") from error
 
     def _streamed(self, body: dict[str, Any]) -> Iterator[str]:
         answer = self._post(body | {"stream": True}, stream=True)
-        answer.encoding = "utf-8"
-        for line in answer.iter_lines(decode_unicode=True):
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise TunescopeError(f"{self.url}: {event['error'].get('message', event['error'])}")
-            for choice in event.get("choices", []):
-                yield choice["delta"].get("content") or ""
+        try:
+            for line in answer.iter_lines():  # of bytes: some characters of a text are line ends too
+                if not line.startswith(b"data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise TunescopeError(f"{self.url}: {event['error'].get('message', event['error'])}")
+                for choice in event.get("choices", []):
+                    yield choice["delta"].get("content") or ""
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            raise TunescopeError(f"{self.url} broke off its answer ({type(error).__name__}). Ask again.") from error
 
     def _post(self, body: dict[str, Any], *, stream: bool = False) -> requests.Response:
         return self._call("POST", "chat/completions", json=body, stream=stream)

@@ -76,7 +76,8 @@ class ServeRequest(Command):
         engine = Engine(load_base(name, dtype=self.dtype, device=self.device), max_waiting=self.limits.max_waiting)
         app = make_app(
             engine, self.bank, base_name=self.name or name, limits=self.limits, keys=keys, origins=self.origin,
-            reports=self.reports, jobs=Jobs(self.work, self.bank, name) if self.work and self.bank else None,
+            reports=self.reports, hosts=self._hosts(),
+            jobs=Jobs(self.work, self.bank, name, [self.name or name]) if self.work and self.bank else None,
         )  # fmt: skip
 
         def ready(url: str) -> None:
@@ -86,6 +87,12 @@ class ServeRequest(Command):
 
         serve(app, self.host, self.port, on_ready=ready)
         return Result(None)
+
+    def _hosts(self) -> tuple[str, ...]:
+        """The names that requests may be sent to: where the server listens on this machine alone and asks for no key, a
+        web page could otherwise reach it under a name of its own."""
+        only_here = self.api_keys is None and self.host in ("127.0.0.1", "localhost", "::1")
+        return ("127.0.0.1", "localhost", "[::1]") if only_here else ("*",)
 
     def _base_name(self) -> str:
         """The base to load: the one that is named, or that the bank's entries were made for."""

@@ -27,6 +27,7 @@ from tunescope.data.catalog_readers import (
     orange_columns,
     passages,
     rated_snippets,
+    sentences,
     stories,
     yes_or_no,
 )
@@ -287,6 +288,14 @@ CATALOG: dict[str, BuiltInData] = {
         archive=ORANGE_TEXT,
         members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
         reader=passages,
+        held_out=lambda row: row["tale"] % 4 == 0,
+    ),
+    "grimm-sentences": BuiltInData(
+        about="sentences of these tales, each with the next one to three (test: every fourth tale)",
+        license="public domain",
+        archive=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
+        reader=sentences,
         held_out=lambda row: row["tale"] % 4 == 0,
     ),
     "dpo-en-demo": BuiltInData(

@@ -15,7 +15,7 @@ from tunescope.errors import DataError
 Rows = list[dict[str, Any]]
 
 # Words of an opening, and at least of a story and of a passage.
-_OPENING_WORDS, _STORY_WORDS, _PASSAGE_WORDS = 20, 60, 200
+_OPENING_WORDS, _STORY_WORDS, _PASSAGE_WORDS, _SENTENCES_WORDS = 20, 60, 200, 110
 _ASKED = "Continue this story in one or two sentences:"
 _CONTINUE = "Continue this story:"
 _SNIPPET = "Write a sentence of a review."
@@ -149,6 +149,24 @@ def passages(text: str) -> Rows:
             count = 1 + hashlib.sha256(opening.encode()).digest()[0] % 4  # drawn, and always the same
             if going_on := " ".join(following[:count]).strip():
                 rows.append({"prompt": f"{_CONTINUE}\n\n{opening}", "completion": going_on, "tale": tale})
+    return rows
+
+
+def sentences(text: str) -> Rows:
+    """Read tales in Orange's format as sentences to be gone on with by the next one to three: short rows, of which a
+    model learns more in the same time than of long ones.
+
+    Returns:
+        Rows with ``prompt``, ``completion`` (less than 110 words), and ``tale``, its number from 1.
+    """
+    rows = []
+    for tale, row in enumerate(orange_columns(text="Content")(text), start=1):
+        said = _sentences(row["text"])
+        for before, begin in zip(said, range(1, len(said)), strict=False):
+            count = 1 + hashlib.sha256(said[begin].encode()).digest()[0] % 3  # drawn, and always the same
+            going_on = " ".join(said[begin : begin + count]).strip()
+            if before.strip() and going_on and len(going_on.split()) < _SENTENCES_WORDS:
+                rows.append({"prompt": f"{_CONTINUE}\n\n{before}", "completion": going_on, "tale": tale})
     return rows
 
 

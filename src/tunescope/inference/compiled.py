@@ -136,7 +136,10 @@ class Compiled:
             site: tuple(level._replace(up=level.up * scale, up_bias=level.up_bias * scale) for level in levels)
             for site, levels in self.bottleneck.items()
         }
-        return Compiled(linear, bottleneck, None, self.heads)
+        scaled = Compiled(linear, bottleneck, None, self.heads)
+        if scaled._not_finite():
+            raise EngineError(f"With a scale of {scale:g} its tensors are no finite numbers: take a smaller one.")
+        return scaled
 
     @property
     def nbytes(self) -> int:

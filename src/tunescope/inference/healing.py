@@ -7,10 +7,18 @@ among those that give the characters back.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+_HALF = "\ufffd"  # what part of a character is decoded to
+# Byte-level vocabularies write every byte as a letter of its own (Radford et al. 2019): the printable ones of Latin-1
+# as they are, the others, in order, from U+0100 on.
+_PLAIN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PLAIN]
+_BYTES = {chr(byte): byte for byte in _PLAIN} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 class TokenTexts:
@@ -32,6 +40,19 @@ class TokenTexts:
     def text(self, token: int) -> str:
         """What a token says behind others: with the space before a word."""
         return self._all()[token] if token < len(self._all()) else ""
+
+    def raw(self, token: int) -> bytes | None:
+        """The bytes that a token stands for, where it is only part of a character too; None for a special token, and
+        where the vocabulary does not tell."""
+        text = self.text(token)
+        if text and _HALF not in text:
+            return text.encode()
+        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        if byte := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name):
+            return bytes([int(byte[1], 16)])
+        if token not in self._tokenizer.all_special_ids and all(letter in _BYTES for letter in name):
+            return bytes(_BYTES[letter] for letter in name)
+        return None
 
     def starting_with(self, characters: str) -> torch.Tensor:
         """Ids of the tokens that begin with ``characters``, or that ``characters`` begin with."""

@@ -144,7 +144,8 @@ class LoadedByName:
     def nbytes(self) -> int:
         """Memory of those in memory."""
         with self._lock:
-            return sum(loaded.effects.nbytes for loaded in self._by_name.values() if loaded.effects is not None)
+            held = [*(loaded.effects for loaded in self._by_name.values()), *self._scaled.values()]
+            return sum(effects.nbytes for effects in held if effects is not None)
 
     def prepare(self, name: str, source: Customized | str | Path) -> Loaded:
         """Read and compile; nothing is served yet."""

@@ -3,6 +3,7 @@ and counts."""
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ class Passes:
         self._hooked = HookedRunner(base)
         self._llama = LlamaRunner(base) if LlamaRunner.applies(base) else None
         self._recent: OrderedDict[Compiled, None] = OrderedDict()
+        self._gone: weakref.WeakSet[Compiled] = weakref.WeakSet()  # served no longer; rows under way may have them
         self._stack = Stack([], base)
         self._plan = Plan(self._stack, [], base)
 
@@ -110,6 +112,7 @@ class Passes:
     def evict(self, effects: Compiled) -> None:
         """Keep no customization that is no longer served longer than its rows need it."""
         self._recent.pop(effects, None)
+        self._gone.add(effects)
 
     def _plan_for(self, effects: Sequence[Compiled | None]) -> Plan:
         """The rows' effects; the last one again where the rows have not changed.
@@ -122,6 +125,8 @@ class Passes:
                 self._recent.move_to_end(each)
         numbers = [self._stack.number(each) for each in effects]
         if None in numbers:
+            for each in [each for each in self._recent if each in self._gone and each not in effects]:
+                del self._recent[each]
             while len(self._recent) > self.rows:
                 self._recent.popitem(last=False)
             try:

@@ -75,8 +75,10 @@ class Sampling(Settings):
             )
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs goes with logprobs: set logprobs as well")
-        if self.json_schema is not None and (self.choices or self.min_new_tokens):
-            raise ValueError("json_schema says when an answer is complete: leave choices and min_new_tokens out")
+        if self.json_schema is not None and (self.choices or self.min_new_tokens or self.stop_tokens):
+            raise ValueError(
+                "json_schema says when an answer is complete: leave choices, min_new_tokens and stop_tokens out"
+            )
         if self.choices and (cuts or self.stop or self.stop_tokens or self.repetition_penalty != 1):
             raise ValueError("choices are answered as a whole: leave top_k, top_p, min_p, the penalty and stop out")
         return self

@@ -48,6 +48,10 @@ _NOT_FINITE = (
     "or too large."
 )
 
+_NO_WAY_ON = (
+    "No token of the vocabulary goes on with what json_schema allows here, or the logits are not finite numbers."
+)
+
 
 @dataclass(eq=False)
 class Job:
@@ -466,11 +470,11 @@ class Scheduler:
             EngineError: there is no next token.
         """
         if token < 0:
-            raise EngineError(_NOT_FINITE)
+            raise EngineError(_NOT_FINITE if job.grammar is None else _NO_WAY_ON)
+        if job.sampling.logprobs:
+            job.logprobs.append(nat)  # first, so that whoever looks meanwhile finds one for every token written
         job.written.append(token)
         job.draw.took(token)
-        if job.sampling.logprobs:
-            job.logprobs.append(nat)
         if token in job.stop:
             return "stop"
         job.text.add(token)

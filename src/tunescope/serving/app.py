@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from tunescope.inference import Engine
@@ -36,6 +37,7 @@ from tunescope.serving.service import Service, Usage, unless_gone
 from tunescope.version import __version__
 
 _BODIES: dict[str, type[Body]] = {}
+_METHODS = ["GET", "POST", "PUT", "DELETE"]
 _B = TypeVar("_B", bound=Body)
 
 
@@ -47,6 +49,7 @@ def make_app(
     limits: Limits | None = None,
     keys: Keys | None = None,
     origins: Sequence[str] = (),
+    hosts: Sequence[str] = ("*",),
     reports: Path | None = None,
     jobs: Jobs | None = None,
 ) -> FastAPI:
@@ -59,6 +62,8 @@ def make_app(
         limits: what clients may ask for.
         keys: who may ask; everyone by default.
         origins: web pages of which other origins may ask (CORS); none by default.
+        hosts: names of this server that requests may be sent to; others, which a page elsewhere may have been given to
+            reach a server that only listens here, are refused.
         reports: folder of comparisons, whose reports the studio shows.
         jobs: what the studio may start; nothing by default.
 
@@ -66,6 +71,7 @@ def make_app(
         BankError: an entry that has the base's name.
     """
     limits = limits or Limits()
+    engine.token_texts.text(0)  # decoded now, and not for the first answer that needs them
     service = Service(engine, Models(engine, bank, base_name or engine.base.name), limits)
     app = FastAPI(title="tunescope", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -79,9 +85,14 @@ def make_app(
     own = None if jobs is None else jobs.reports
     studio.add(app, [folder for folder in (reports, own) if folder is not None])
     app.add_middleware(Guard, keys=keys or Keys(), limits=limits)
+    if "*" not in hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=_METHODS,
+            allow_headers=["*"],
         )
     return app
 
@@ -104,10 +115,6 @@ def _on_errors(app: FastAPI) -> None:
         message = f"{where} is no endpoint." if error.status_code in (404, 405) else str(error.detail)
         return ApiError(error.status_code, message, headers=error.headers).response
 
-    @app.exception_handler(Exception)
-    async def failed(http: Request, error: Exception) -> Response:
-        return ApiError(500, "The server failed while it answered; its log says how.").response
-
 
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", tags=["state"])
@@ -123,22 +130,23 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return JSONResponse({"status": busy or "ready"}, 503 if busy else 200)
 
     @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
-    def metrics() -> Response:
+    def metrics(http: Request) -> Response:
         """Prometheus metrics."""
+        _sees_all(http)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models", tags=["models"])
     def models(http: Request) -> dict[str, Any]:
         """The base and every entry that this key may ask for."""
         key: Key | None = http.state.key
-        return {"object": "list", "data": [each for each in service.models.listed() if _may(key, each["id"])]}
+        return {"object": "list", "data": service.models.listed(key)}
 
     @app.get("/v1/models/{name:path}", tags=["models"])
     async def model(http: Request, name: str) -> dict[str, Any]:
         """One of them."""
-        if name not in service.models.names:
-            await service.models.get(name)  # says which names are near
         _allow(http, name)
+        if name not in service.models.names:
+            raise service.models.unknown(name, http.state.key)
         return service.models.describe(name)
 
 
@@ -147,13 +155,12 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         served = (await _served(http, service, body.model)).must_generate()
         call = form(service, body, served)
         noted = http.state.noted
-        if service.limits.log_texts:
-            noted["asked"] = body.model_dump(exclude_none=True, by_alias=True)
-        if body.user is not None:
-            noted["user"] = body.user
+        _note(http, service, body)
         if body.stream:
             events, usage = await streamed(call)
             noted["usage"] = usage
+            if service.limits.log_texts:
+                noted["answered"] = call.texts
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         answer, usage = await unless_gone(http, whole(call))
         noted["usage"] = usage
@@ -177,8 +184,11 @@ def _add_scores(app: FastAPI, service: Service) -> None:
         http: Request, body: Any, measure: Callable[..., Coroutine[Any, Any, tuple[dict[str, Any], Usage]]]
     ) -> Response:
         served = await _served(http, service, body.model)
+        _note(http, service, body)
         answer, usage = await unless_gone(http, measure(service, body, served))
         http.state.noted["usage"] = usage
+        if service.limits.log_texts:
+            http.state.noted["answered"] = answer["data"]
         return JSONResponse(answer)
 
     @_posts(app, "/classify", "scores")
@@ -210,35 +220,34 @@ def _add_updates(app: FastAPI, service: Service) -> None:
     async def load_lora_adapter(http: Request, body: LoadBody) -> Response:
         """Load an entry of the bank, of any kind; the endpoint has vLLM's name and body."""
         allow(http, body.lora_name)
-        await service.models.add(body.lora_name, body.lora_path, replace=body.load_inplace)
+        await service.models.add(body.lora_name, body.lora_path, replace=body.load_inplace, key=http.state.key)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @_posts(app, "/v1/unload_lora_adapter", "updates")
     async def unload_lora_adapter(http: Request, body: UnloadBody) -> Response:
         """Serve an entry no longer; the endpoint has vLLM's name and body."""
         allow(http, body.lora_name)
-        service.models.remove(body.lora_name)
+        service.models.remove(body.lora_name, http.state.key)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     @app.get("/v1/customizations", tags=["updates"])
     def customizations(http: Request) -> dict[str, Any]:
         """Every entry, loaded or not."""
         key: Key | None = http.state.key
-        listed = [each for each in service.models.listed() if each["kind"] != "base" and _may(key, each["id"])]
-        return {"object": "list", "data": listed}
+        return {"object": "list", "data": [each for each in service.models.listed(key) if each["kind"] != "base"]}
 
     @_posts(app, "/v1/customizations", "updates")
     async def add_customization(http: Request, body: CustomizationBody) -> Response:
         """Load an entry of the bank under its own or another name."""
         allow(http, body.name)
-        await service.models.add(body.name, body.path, replace=body.replace)
+        await service.models.add(body.name, body.path, replace=body.replace, key=http.state.key)
         return JSONResponse(service.models.describe(body.name), 201)
 
     @app.delete("/v1/customizations/{name:path}", tags=["updates"])
     async def remove_customization(http: Request, name: str) -> dict[str, Any]:
         """Serve an entry no longer."""
         allow(http, name)
-        service.models.remove(name)
+        service.models.remove(name, http.state.key)
         return {"id": name, "object": "model", "deleted": True}
 
 
@@ -254,7 +263,7 @@ def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
     async def upload(http: Request, name: str) -> dict[str, Any]:
         """Upload a file of rows: the body is its content."""
         allow(http)
-        return jobs.upload(name, await http.body())
+        return await jobs.upload(name, await http.body())
 
     @app.get("/v1/jobs", tags=["jobs"])
     def listed(http: Request) -> dict[str, Any]:
@@ -266,6 +275,8 @@ def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
     async def start(http: Request, body: JobBody) -> Response:
         """Start look, train or compare on uploaded rows."""
         allow(http)
+        if body.name is not None:
+            _allow(http, body.name)
         return JSONResponse(jobs.start(body), 201)
 
     @app.get("/v1/jobs/{id}", tags=["jobs"])
@@ -302,19 +313,24 @@ async def _served(http: Request, service: Service, name: str) -> Served:
     http.state.noted["model"] = name
     if service.stopping:
         raise ApiError(503, "The server is being stopped.", headers={"Retry-After": "5"})
-    return await service.models.get(name)
+    return await service.models.get(name, http.state.key)
+
+
+def _note(http: Request, service: Service, body: Any) -> None:
+    """What the log says of a request."""
+    if body.user is not None:
+        http.state.noted["user"] = body.user
+    if service.limits.log_texts:
+        http.state.noted["asked"] = body.model_dump(exclude_none=True, by_alias=True)
+
+
+def _sees_all(http: Request) -> None:
+    key: Key | None = http.state.key
+    if key is not None and not key.sees_all:
+        raise ApiError(403, "This key may not see what is asked of other entries.", code="model_not_allowed")
 
 
 def _allow(http: Request, name: str) -> None:
     key: Key | None = http.state.key
     if key is not None:
         key.check_model(name)
-
-
-def _may(key: Key | None, name: str) -> bool:
-    try:
-        if key is not None:
-            key.check_model(name)
-    except ApiError:
-        return False
-    return True

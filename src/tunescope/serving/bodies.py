@@ -12,6 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from tunescope.inference import Sampling
 
 _SEEDS = 2**31
+# Fields of OpenAI's API with the values, beside null, that ask for nothing: clients send them all the same.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("reasoning_effort", "verbosity", "prediction", "audio", "web_search_options"), ()),
+    **dict.fromkeys(("safety_identifier", "prompt_cache_key"), ()),
+    **dict.fromkeys(("tools", "functions"), ([],)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    **dict.fromkeys(("logit_bias", "metadata"), ({},)),
+    "parallel_tool_calls": (True, False),
+    "store": (False,),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "best_of": (1,),
+    "suffix": ("",),
+}
+_Stop = Annotated[str, Field(max_length=200)]
+_Choice = Annotated[str, Field(max_length=2000)]
+_Name = Annotated[str, Field(max_length=300)]
 
 
 class Body(BaseModel):
@@ -25,6 +42,17 @@ class Body(BaseModel):
         if isinstance(values, dict) and (field := _field_with_half_a_character(values)) is not None:
             raise ValueError(f"{field} has half a character (a lone surrogate): send whole ones")
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: value
+            for name, value in values.items()
+            if name in cls.model_fields or name not in _NEUTRAL or not (value is None or value in _NEUTRAL[name])
+        }
 
 
 class StreamOptions(Body):
@@ -47,7 +75,7 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema", "choice"] = "text"
     json_schema: JsonSchema | None = None
-    choices: list[str] | None = None
+    choices: list[_Choice] | None = Field(None, max_length=512)
 
     @model_validator(mode="after")
     def _check_parts(self) -> ResponseFormat:
@@ -69,12 +97,12 @@ class ResponseFormat(Body):
 class GenerationBody(Body):
     """What both kinds of completions can ask for."""
 
-    model: str
+    model: _Name
     max_tokens: int | None = Field(None, gt=0)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, gt=0)
-    stop: str | list[str] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -87,10 +115,10 @@ class GenerationBody(Body):
     min_p: float | None = Field(None, ge=0, lt=1)
     repetition_penalty: float | None = Field(None, gt=0)
     min_tokens: int | None = Field(None, ge=0)
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=64)
     # Ours.
     steer: dict[str, int] | None = None
-    customization_scale: float | None = None
+    customization_scale: float | None = Field(None, ge=-10, le=10)
 
     @field_validator("presence_penalty", "frequency_penalty")
     @classmethod
@@ -139,10 +167,17 @@ class GenerationBody(Body):
 class ChatBody(GenerationBody):
     """``/v1/chat/completions``."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]] | None = Field(None, min_length=1)
+    row: dict[str, Any] | None = None
     max_completion_tokens: int | None = Field(None, gt=0)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _check_asked(self) -> ChatBody:
+        if (self.messages is None) == (self.row is None):
+            raise ValueError("messages or row: send one of them")
+        return self
 
     @property
     def limit(self) -> int | None:
@@ -155,7 +190,23 @@ class CompletionBody(GenerationBody):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = None
+    echo: bool | None = None
+
+    @field_validator("echo")
+    @classmethod
+    def _no_echo(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("the prompt is not repeated: leave it out")
+        return value
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_kind(cls, value: Any) -> Any:
+        parts = value if isinstance(value, list) else [value]
+        kinds = {type(part) for part in parts}
+        if len(kinds) > 1 or kinds - {str, int, list}:
+            raise ValueError("must be a text, a list of texts, token ids, or a list of lists of token ids")
+        return value
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -169,16 +220,16 @@ class CompletionBody(GenerationBody):
 class ClassifyBody(Body):
     """``/classify``: rows for an entry that was trained on labels."""
 
-    model: str
+    model: _Name
     input: str | list[str] | dict[str, Any] | list[dict[str, Any]]
     user: str | None = None
-    customization_scale: float | None = None
+    customization_scale: float | None = Field(None, ge=-10, le=10)
 
 
 class ScoreBody(Body):
     """``/score``: answers to prompts, for a reward model; ``text_1`` are the prompts, ``text_2`` the answers."""
 
-    model: str
+    model: _Name
     text_1: str | list[str]
     text_2: str | list[str]
     user: str | None = None
@@ -200,7 +251,7 @@ class ScoreBody(Body):
 class PoolingBody(Body):
     """``/pooling``: what an entry's head makes of conversations that end in an answer."""
 
-    model: str
+    model: _Name
     messages: list[dict[str, Any]] | list[list[dict[str, Any]]]
     user: str | None = None
 

@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunescope.data.messages import messages_of
 from tunescope.errors import TunescopeError
 from tunescope.inference import Generated, Request, Sampling
 from tunescope.inference.prediction import probabilities_of
+from tunescope.inference.sampling import for_prompt
 from tunescope.inference.scheduler import Job
 from tunescope.serving.bodies import ChatBody, CompletionBody, GenerationBody
 from tunescope.serving.errors import ApiError
 from tunescope.serving.gather import all_of
+from tunescope.serving.rows import asked_of, checked, prompt_of
 from tunescope.serving.served import Served
 from tunescope.serving.service import Asked, Flight, RawPrompt, Service, Usage
 
@@ -61,6 +62,7 @@ class Conversation:
     def __init__(self, service: Service, body: GenerationBody, served: Served) -> None:
         self.service, self.body, self.served = service, body, served
         self.id, self.created = f"{self.prefix}{uuid.uuid4().hex}", int(time.time())
+        self.texts: list[str] = []  # of a stream, once it has ended
 
     def asked(self) -> list[Asked]:
         """What the engine is asked.
@@ -69,11 +71,12 @@ class Conversation:
             ApiError: a conversation that is none, settings that contradict each other, too much of something.
         """
         assert isinstance(self.body, ChatBody)
-        messages = messages_of(self.body.messages, "messages")
-        if isinstance(messages, str):
-            raise ApiError(400, f"{messages}.", param="messages")
+        if self.body.row is not None:
+            prompt = prompt_of(self.body.row, self.served.record, "row")
+        else:
+            prompt = asked_of(checked(self.body.messages), self.served.record)
         wants = {"logprobs": bool(self.body.logprobs), "top_logprobs": self.body.top_logprobs or 0}
-        return [self._request(messages, self._sampling(self.body.limit, wants))]
+        return [self._request(prompt, self._sampling(self.body.limit, wants))]
 
     def choice(self, piece: Piece, answer: Generated | None) -> dict[str, Any]:
         """A whole choice."""
@@ -105,9 +108,8 @@ class Conversation:
         return bool(getattr(self.body, "logprobs", None))
 
     def _token(self, token: int, nats: float) -> dict[str, Any]:
-        known = self.service.engine.token_texts.text(token)
-        raw = list(known.encode()) if known and _HALF not in known else None
-        return {"token": self.text_of(token), "logprob": nats, "bytes": raw}
+        raw = self.service.engine.token_texts.raw(token)
+        return {"token": self.text_of(token), "logprob": nats, "bytes": None if raw is None else list(raw)}
 
     def text_of(self, token: int) -> str:
         """What a token says; its name in the vocabulary where it is a special one, or part of a character."""
@@ -128,7 +130,7 @@ class Conversation:
         try:
             return self.body.sampling(limit or most, **wants)
         except TunescopeError as error:
-            raise ApiError(400, str(error).removeprefix("Sampling: ").replace("Sampling.", "")) from error
+            raise ApiError.of(error) from error
 
 
 class Continuation(Conversation):
@@ -150,19 +152,25 @@ class Continuation(Conversation):
             raise ApiError(400, "prompt is empty: send at least one character or token.", param="prompt")
         wants = {"logprobs": body.logprobs is not None, "top_logprobs": body.logprobs or 0}
         sampling = self._sampling(body.max_tokens, wants)
-        return [self._asked(prompt, sampling) for prompt in body.prompts]
+        each = [sampling] if body.seed is not None and len(body.prompts) == 1 else None
+        each = each or [for_prompt(sampling, number) for number in range(len(body.prompts))]
+        return [self._asked(prompt, how) for prompt, how in zip(body.prompts, each, strict=True)]
 
     def _asked(self, prompt: str | list[int], sampling: Sampling) -> Asked:
-        raw = not isinstance(prompt, str) or self.served.record is None
-        if not raw or (isinstance(prompt, str) and sampling.choices):
-            return self._request(prompt, sampling)
+        record = self.served.record
+        if isinstance(prompt, str) and record is not None:
+            return self._request(prompt_of(prompt, record, "prompt"), sampling)
         if self.body.steer or self.body.customization_scale is not None:
             raise ApiError(400, "steer and customization_scale are for text prompts of a customization.")
-        engine = self.service.engine
-        ids = engine.base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-        left = max(engine.base.context_length - len(ids), 1)
-        fitted = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, left)})
-        return RawPrompt(ids, self.served.customization, fitted)
+        if sampling.choices:
+            raise ApiError(400, "choices are tokenized with their prompt: ask /v1/chat/completions.", param="prompt")
+        if record is not None and (record.template.virtual_splits or not record.tensors_sha256):
+            raise ApiError(400, f"{self.served.name} acts through its template, which token ids have not: send a text.",
+                           param="prompt")  # fmt: skip
+        virtual = [] if record is None else record.template.virtual_ids
+        return RawPrompt(
+            prompt if isinstance(prompt, str) else [*virtual, *prompt], self.served.customization, sampling
+        )
 
     def choice(self, piece: Piece, answer: Generated | None) -> dict[str, Any]:
         """A whole choice, or the next part of one: they look the same here."""
@@ -230,9 +238,14 @@ async def _events(call: Conversation, flight: Flight, usage: Usage) -> AsyncIter
         async for _ in call.service.follow(flight):
             for sent in seen:
                 if (piece := sent.news()) is not None:
-                    yield _event(_envelope(call, call.part, [call.delta(piece, first=sent.first)]) | more)
+                    delta = call.delta(piece, first=sent.first)
+                    if piece.reason is not None and sent.job.reason == "choice":
+                        delta |= _probabilities(call.service.result(flight))
+                    yield _event(_envelope(call, call.part, [delta]) | more)
                     sent.first = False
-        usage.add(call.service.result(flight), call.served)
+        answer = call.service.result(flight)
+        usage.add(answer, call.served)
+        call.texts += [each.text for each in (answer, *answer.others)]
         if with_usage:
             yield _event(_envelope(call, call.part, []) | {"usage": usage.shown})
     except ApiError as error:
@@ -284,4 +297,4 @@ def _envelope(call: Conversation, kind: str, choices: list[dict[str, Any]]) -> d
 
 
 def _event(values: dict[str, Any]) -> str:
-    return f"data: {json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {json.dumps(values, separators=(',', ':'))}\n\n"  # in ASCII: U+2028 ends a line for some clients

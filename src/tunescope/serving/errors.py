@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,13 @@ _TYPES = {
     409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+    499: "client_closed_request",
     500: "server_error",
+    503: "server_error",
     504: "timeout_error",
 }
+# Settings of the engine, as clients know them.
+_FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_tokens": "stop_token_ids"}
 
 
 class ApiError(Exception):
@@ -45,13 +50,16 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
+        if status == 409:
+            self.headers["x-should-retry"] = "false"  # clients of OpenAI's API would ask again
 
     @classmethod
     def of(cls, error: TunescopeError) -> ApiError:
         """What the engine or the bank says, for a client."""
         if isinstance(error, QueueFullError):
             return cls(429, str(error), code="queue_full", headers={"Retry-After": "1"})
-        return cls(400, str(error))
+        said = str(error).removeprefix("Sampling: ").replace("Sampling.", "")
+        return cls(400, re.sub("|".join(_FIELDS), lambda found: _FIELDS[found[0]], said))
 
     @property
     def body(self) -> dict[str, Any]:

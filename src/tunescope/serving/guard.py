@@ -48,6 +48,12 @@ class Guard:
             if request.status is not None:
                 raise
             await error.response(scope, receive, request.send)
+        except Exception:
+            _LOG.exception("%s failed", request.id)
+            if request.status is not None:
+                raise
+            failed = ApiError(500, f"The server failed while it answered; its log says how, at {request.id}.")
+            await failed.response(scope, receive, request.send)
         finally:
             request.log()
 
@@ -56,7 +62,7 @@ class Guard:
         if path in OPEN or path.startswith(("/studio/", "/reports/")) or scope["method"] == "OPTIONS":
             return None
         key = self.keys.of(headers.get(b"authorization", b"").decode("latin-1"))
-        if key is not None and scope["method"] == "POST":
+        if key is not None and scope["method"] not in ("GET", "HEAD"):
             self.keys.count(key)
         return key
 

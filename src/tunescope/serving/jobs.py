@@ -13,6 +13,8 @@ import sys
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,8 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _RUN = "from tunescope.cli import main; main()"
 _LOG_LINES = 200
 _INTERRUPTED = "interrupted"
+_NAME_BYTES = 120
+_RESUMED = ("failed", "stopped", _INTERRUPTED)
 _OVER = ("done", "failed", "stopped", _INTERRUPTED)
 # Settings of a job that its command has.
 _SETTINGS = {
@@ -64,6 +68,22 @@ class JobBody(Body):
         return self
 
 
+@dataclass
+class _Running:
+    """The job under way; without a process while that is being made."""
+
+    id: str
+    process: asyncio.subprocess.Process | None = None
+    to_stop: bool = False
+
+    def stop(self) -> None:
+        """Tell it to save and end, now or as soon as it is there."""
+        self.to_stop = True
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGINT)
+
+
 class Jobs:
     """The jobs of a server, kept in a folder: they are there after a restart.
 
@@ -71,12 +91,15 @@ class Jobs:
         folder: for uploads, jobs and comparisons.
         bank: where trained entries go.
         base: what the commands call the base.
+        taken: further names that no entry may have: the base's for clients.
     """
 
-    def __init__(self, folder: Path, bank: Path, base: str) -> None:
+    def __init__(self, folder: Path, bank: Path, base: str, taken: Sequence[str] = ()) -> None:
+        self.taken = tuple(taken)
         self.folder, self.bank, self.base = folder, bank, base
         self._waiting: deque[str] = deque()
-        self._running: tuple[str, asyncio.subprocess.Process] | None = None
+        self._running: _Running | None = None
+        self._closed = False
         self._runner: asyncio.Task[None] | None = None
         for path in (self.uploads, self.reports, folder / "jobs"):
             path.mkdir(parents=True, exist_ok=True)
@@ -99,17 +122,17 @@ class Jobs:
         """All jobs, the newest first."""
         return sorted((path.parent.name for path in (self.folder / "jobs").glob("*/job.json")), reverse=True)
 
-    def upload(self, name: str, content: bytes) -> dict[str, Any]:
+    async def upload(self, name: str, content: bytes) -> dict[str, Any]:
         """Keep a file of rows; one of that name is replaced.
 
         Raises:
             ApiError: a name that is no file of rows.
         """
-        if not _ROWS.fullmatch(name):
+        if not _ROWS.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
             raise ApiError(
                 400, f"{name!r} is no name of a file of rows: end it in .jsonl, .json, .csv, .tsv or .parquet."
             )
-        atomic_write(self.uploads / name, content)
+        await asyncio.to_thread(atomic_write, self.uploads / name, content)
         return {"name": name, "bytes": len(content)}
 
     def start(self, body: JobBody) -> dict[str, Any]:
@@ -119,7 +142,11 @@ class Jobs:
             ApiError: rows that were not uploaded, or an entry that is there already.
         """
         rows = self.uploads / body.rows
-        if not _ROWS.fullmatch(body.rows) or not rows.is_file():
+        if self._closed:
+            raise ApiError(503, "The server is being stopped.")
+        if body.name in (self.base, *self.taken):
+            raise ApiError(409, f"{body.name} is the base's name: take another.", param="name")
+        if not _ROWS.fullmatch(body.rows) or len(body.rows.encode()) > _NAME_BYTES or not rows.is_file():
             raise ApiError(400, f"{body.rows!r} was not uploaded: PUT /v1/rows/NAME first.", param="rows")
         id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         name = body.name or id
@@ -142,8 +169,8 @@ class Jobs:
 
     def resume(self, id: str) -> dict[str, Any]:
         """Go on with a job that was stopped or failed."""
-        if self._known(id)["state"] not in _OVER:
-            raise ApiError(409, f"The job {id} has not ended.")
+        if self._known(id)["state"] not in _RESUMED:
+            raise ApiError(409, f"The job {id} is under way, or done.")
         self._write(id, state="waiting", ended=None)
         self._queue(id)
         return self.shown(id)
@@ -152,21 +179,24 @@ class Jobs:
         """Stop a job: what it has is kept, and it can go on."""
         if self._known(id)["state"] in _OVER:
             raise ApiError(409, f"The job {id} has ended.")
-        if self._running is not None and self._running[0] == id:
-            with contextlib.suppress(ProcessLookupError):
-                self._running[1].send_signal(signal.SIGINT)
+        if self._running is not None and self._running.id == id:
+            self._running.stop()
         else:
             self._waiting.remove(id)
             self._write(id, state="stopped", ended=time.time())
         return self.shown(id)
 
-    async def close(self) -> None:
-        """Stop what runs, and start nothing more."""
+    async def close(self, patience: float = 20.0) -> None:
+        """Stop what runs, and start nothing more; what has not saved and ended after ``patience`` seconds is killed."""
+        self._closed = True
         self._waiting.clear()
         if self._running is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._running[1].send_signal(signal.SIGINT)
-        if self._runner is not None:
+            self._running.stop()
+        if self._runner is None or self._runner.done():
+            return
+        done, _ = await asyncio.wait({self._runner}, timeout=patience)
+        if not done and self._running is not None and self._running.process is not None:
+            self._running.process.kill()
             await self._runner
 
     def shown(self, id: str) -> dict[str, Any]:
@@ -224,22 +254,23 @@ class Jobs:
                 await self._run(id)
             except OSError as error:
                 self._write(id, state="failed", ended=time.time(), error=str(error))
+            finally:
+                self._running = None
 
     async def _run(self, id: str) -> None:
         folder = self._of(id)
+        self._running = running = _Running(id)
         as_json = () if self._read(id)["command"] == "look" else ("--json",)
         with (folder / "log.txt").open("ab") as log, (folder / "output.txt").open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
+            running.process = process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", _RUN, "run", str(folder / "recipe.yaml"), *as_json,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=log,
                 env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}, start_new_session=True,
             )  # fmt: skip
-            self._running = (id, process)
+            if running.to_stop:
+                running.stop()
             self._write(id, state="running", started=time.time())
-            try:
-                code = await process.wait()
-            finally:
-                self._running = None
+            code = await process.wait()
         state = {0: "done", 130: "stopped", -signal.SIGINT: "stopped"}.get(code, "failed")
         self._write(id, state=state, ended=time.time(), code=code)
 

@@ -45,13 +45,22 @@ class Key(Settings):
         """SHA-256 of the key."""
         return bytes.fromhex(self.sha256) if self.sha256 else hashlib.sha256((self.key or "").encode()).digest()
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether it may know of every entry."""
+        return "*" in self.models
+
+    def may(self, name: str) -> bool:
+        """Whether it may ask for an entry."""
+        return any(fnmatchcase(name, pattern) for pattern in self.models)
+
     def check_model(self, name: str) -> None:
         """Refuse an entry it may not ask for.
 
         Raises:
             ApiError: 403.
         """
-        if not any(fnmatchcase(name, pattern) for pattern in self.models):
+        if not self.may(name):
             raise ApiError(403, f"This key may not ask for {name!r}.", param="model", code="model_not_allowed")
 
 

@@ -14,6 +14,8 @@ class Limits(Settings):
     """Most new tokens of an answer, and what a request gets that doesn't say; fewer where the context ends."""
     max_samples: int = Field(16, gt=0)
     """Most answers to one request (n, or prompts of one call)."""
+    max_inputs: int = Field(256, gt=0)
+    """Most inputs of a call of /classify, /score or /pooling."""
     max_body_kb: int = Field(1024, gt=0)
     """Largest body of a request, in 1,000 bytes."""
     max_upload_mb: int = Field(64, gt=0)

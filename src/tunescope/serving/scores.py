@@ -6,15 +6,12 @@ import time
 import uuid
 from typing import Any
 
-from tunescope import bank
-from tunescope.data.messages import messages_of
-from tunescope.data.patterns import Pattern
-from tunescope.errors import DataError
 from tunescope.inference import Generated, Request, Sampling, ScoreRequest
-from tunescope.inference.prediction import probabilities_of, prompt_of_columns
+from tunescope.inference.prediction import probabilities_of
 from tunescope.serving.bodies import ClassifyBody, PoolingBody, ScoreBody
 from tunescope.serving.errors import ApiError
 from tunescope.serving.gather import all_of
+from tunescope.serving.rows import checked, prompt_of
 from tunescope.serving.served import Served
 from tunescope.serving.service import Asked, Service, Usage
 
@@ -34,7 +31,7 @@ async def classify(service: Service, body: ClassifyBody, served: Served) -> tupl
     given = body.input if isinstance(body.input, list) else [body.input]
     scale = 1.0 if body.customization_scale is None else body.customization_scale
     sampling = Sampling(choices=record.labels)
-    asked = [Request(_prompt(row, record), served.customization, sampling, scale=scale) for row in given]
+    asked = [Request(prompt_of(row, record), served.customization, sampling, scale=scale) for row in given]
     answers, usage = await _answers(service, list(asked), served)
     data = []
     for index, answer in enumerate(answers):
@@ -55,20 +52,10 @@ async def score(service: Service, body: ScoreBody, served: Served) -> tuple[dict
         pairs = body.pairs
     except ValueError as error:
         raise ApiError(400, f"{error}.", param="text_1") from error
-    by_prompt: dict[str, list[int]] = {}
-    for index, (prompt, _) in enumerate(pairs):
-        by_prompt.setdefault(prompt, []).append(index)
-    asked = [
-        ScoreRequest(prompt, [pairs[index][1] for index in places], served.name, head)
-        for prompt, places in by_prompt.items()
-    ]
+    asked = [ScoreRequest(prompt, [answer], served.name, head) for prompt, answer in pairs]
     answers, usage = await _answers(service, list(asked), served)
-    scores = {
-        index: outputs[0]
-        for answer, places in zip(answers, by_prompt.values(), strict=True)
-        for index, outputs in zip(places, answer.scores or [], strict=True)
-    }
-    data = [{"index": index, "object": "score", "score": scores[index]} for index in sorted(scores)]
+    scores = [(answer.scores or [[]])[0][0] for answer in answers]
+    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
     return _listed("list", served, data, usage), usage
 
 
@@ -81,9 +68,7 @@ async def pooling(service: Service, body: PoolingBody, served: Served) -> tuple[
     head = served.must_score("reward", "attributes")
     asked: list[Asked] = []
     for given in body.conversations:
-        messages = messages_of(given, "messages")
-        if isinstance(messages, str):
-            raise ApiError(400, f"{messages}.", param="messages")
+        messages = checked(given)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise ApiError(400, "messages must end in the assistant's answer, which is scored.", param="messages")
         asked.append(ScoreRequest(messages[:-1], [messages[-1]["content"]], served.name, head))
@@ -101,7 +86,7 @@ async def pooling(service: Service, body: PoolingBody, served: Served) -> tuple[
 
 
 async def _answers(service: Service, asked: list[Asked], served: Served) -> tuple[list[Generated], Usage]:
-    most = service.engine.max_waiting
+    most = service.limits.max_inputs
     if not asked or len(asked) > most:
         raise ApiError(400, f"The call has {len(asked)} inputs: send 1 to {most}.", param="input")
 
@@ -113,22 +98,6 @@ async def _answers(service: Service, asked: list[Asked], served: Served) -> tupl
     for answer in answers:
         usage.add(answer, served)
     return answers, usage
-
-
-def _prompt(row: str | dict[str, Any], record: bank.Record) -> Any:
-    """A row's messages: columns, or a text where the entry's template has one column to fill, or none."""
-    if isinstance(row, str):
-        columns = Pattern.parse(record.template.pattern).fields if record.template.pattern else ()
-        if len(columns) > 1:
-            raise ApiError(400, f"The entry's template has the columns {', '.join(columns)}: send an object of them.",
-                           param="input")  # fmt: skip
-        if not columns:
-            return row
-        row = {columns[0]: row}
-    try:
-        return prompt_of_columns(row, record.template.pattern)
-    except DataError as error:
-        raise ApiError(400, str(error), param="input") from error
 
 
 def _listed(kind: str, served: Served, data: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from tunescope.errors import TunescopeError
+from tunescope.errors import EngineError, TunescopeError
 from tunescope.inference import Engine, Generated, Request, Sampling, ScoreRequest, Ticket
 from tunescope.serving.errors import ApiError
 from tunescope.serving.limits import Limits
@@ -19,13 +19,16 @@ from tunescope.serving.metrics import Metrics
 from tunescope.serving.served import Models, Served
 
 _T = TypeVar("_T")
+# No token has more letters than this: a longer text needs no tokenizing to be refused.
+_LETTERS = 128
 
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """A prompt that no template stands around, as token ids, to be answered by a customization (None: the base)."""
+    """A prompt that no template stands around, a text or token ids, to be answered by a customization (None: the
+    base)."""
 
-    ids: list[int]
+    prompt: str | list[int]
     customization: str | None
     sampling: Sampling
 
@@ -128,9 +131,18 @@ class Service:
         return Flight(served, ticket, begun)
 
     def _submitted(self, asked: Asked) -> Ticket:
-        if isinstance(asked, RawPrompt):
-            return self.engine.submit_ids(asked.ids, asked.customization, asked.sampling)
-        return self.engine.submit(asked)
+        if not isinstance(asked, RawPrompt):
+            return self.engine.submit(asked)
+        base, prompt = self.engine.base, asked.prompt
+        if isinstance(prompt, str) and len(prompt) > _LETTERS * base.context_length:
+            raise EngineError(
+                f"The prompt has {len(prompt)} letters, and the context {base.context_length} tokens: shorten it."
+            )
+        ids = base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        most = min(asked.sampling.max_new_tokens, max(base.context_length - len(ids), 1))
+        return self.engine.submit_ids(
+            ids, asked.customization, asked.sampling.model_copy(update={"max_new_tokens": most})
+        )
 
     async def follow(self, flight: Flight) -> AsyncIterator[None]:
         """Comes round after each step of the engine, the last time when the request has ended. Leaving it early cancels

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
 
 from tunescope.serving.errors import ApiError
+from tunescope.serving.keys import Key
 
 _FILES = Path(__file__).parent
 _TYPES = {"studio.js": "text/javascript", "studio.css": "text/css"}
@@ -21,7 +22,7 @@ _TYPES = {"studio.js": "text/javascript", "studio.css": "text/css"}
 _POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 _REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
-    "frame-ancestors 'self'"
+    "frame-ancestors 'self'; sandbox allow-scripts"  # also where it is opened by its address
 )
 
 
@@ -49,9 +50,10 @@ def add(app: FastAPI, reports: Sequence[Path]) -> None:
         return hmac.new(secret, name.encode(), hashlib.sha256).hexdigest()
 
     @app.get("/reports", include_in_schema=False)
-    def listed() -> dict[str, Any]:
+    def listed(http: Request) -> dict[str, Any]:
         """The comparisons, each with an address that opens it without a key: a frame cannot send one."""
-        names = sorted(_reports(reports))
+        key: Key | None = http.state.key
+        names = sorted(_reports(reports)) if key is None or key.sees_all else []
         return {"data": [{"name": name, "href": f"/reports/{quote(name)}?ticket={issued(name)}"} for name in names]}
 
     @app.get("/reports/{name}", include_in_schema=False)

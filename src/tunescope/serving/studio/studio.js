@@ -58,7 +58,6 @@ function moveAlong(event) {
 // What there is.
 
 const writes = (model) => !["reward", "attributes"].includes(model.objective) && !model.error;
-const scales = (model) => ["lora", "ia3", "adapter"].includes(model.kind);
 
 async function load() {
   try {
@@ -160,7 +159,7 @@ function sliders(model, changed) {
     const values = (state.steer[model.id] ??= { ...steer.defaults });
     for (const name of steer.names) dial(name, steer.low, steer.high, 1, values[name] ?? steer.low, (value) => { values[name] = value; });
   }
-  if (scales(model)) dial("scale", 0, 2, 0.1, state.scale[model.id] ?? 1, (value) => { state.scale[model.id] = value; });
+  if (model.scales) dial("scale", 0, 2, 0.1, state.scale[model.id] ?? 1, (value) => { state.scale[model.id] = value; });
   return rows.length ? make("div", { className: "sliders" }, ...rows) : null;
 }
 
@@ -179,6 +178,7 @@ async function stream(model, prompt, text, facts, worth) {
   const scale = state.scale[model.id];
   if (scale !== undefined && scale !== 1) body.customization_scale = scale;
   const begun = performance.now();
+  const letters = new TextDecoder();
   let first = null, said = "", usage = null;
   try {
     const answer = await post("/v1/chat/completions", body, { signal: call.signal });
@@ -189,7 +189,7 @@ async function stream(model, prompt, text, facts, worth) {
       if (!choice) continue;
       first ??= performance.now() - begun;
       said += choice.delta.content ?? "";
-      text.append(...(choice.logprobs?.content ?? []).filter((token) => shown(token)).map(token));
+      for (const each of choice.logprobs?.content ?? []) if (each.bytes) text.append(token(each, letters));
     }
     const seconds = (performance.now() - begun) / 1000;
     if (usage) facts.textContent = `${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s, the first after ${Math.round(first)} ms; prompt ${usage.prompt_tokens}` +
@@ -203,12 +203,11 @@ async function stream(model, prompt, text, facts, worth) {
   }
 }
 
-const shown = (token) => token.bytes !== null || !/^<.*>$/.test(token.token);
-
-function token(each) {
+// A special token has no bytes and is not shown; part of a character shows it with its last part.
+function token(each, letters) {
   const probability = Math.exp(each.logprob);
   const likely = each.top_logprobs.map((top) => `${JSON.stringify(top.token)} ${(100 * Math.exp(top.logprob)).toFixed(1)}%`);
-  const node = make("span", { className: "p", textContent: each.token, title: `${(100 * probability).toFixed(1)}%\n\n${likely.join("\n")}` });
+  const node = make("span", { className: "p", textContent: letters.decode(new Uint8Array(each.bytes), { stream: true }), title: `${(100 * probability).toFixed(1)}%\n\n${likely.join("\n")}` });
   node.style.setProperty("--p", probability.toFixed(3));
   return node;
 }
