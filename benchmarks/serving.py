@@ -214,19 +214,21 @@ def server(command: list[str], port: int, ready: str = "/health") -> Iterator[st
     import requests
 
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                sys.exit(f"{command}: {process.stderr.read().decode() if process.stderr else ''}")
-            with contextlib.suppress(requests.exceptions.ConnectionError):
-                requests.get(url + ready, timeout=5)
-                break
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
+    with tempfile.TemporaryFile() as log:  # not a pipe: nobody would read it, and a full one stops the server
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    log.seek(0)
+                    sys.exit(f"{command}: {log.read().decode()}")
+                with contextlib.suppress(requests.exceptions.ConnectionError):
+                    requests.get(url + ready, timeout=5)
+                    break
+                time.sleep(0.2)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def side(name: str, arguments: argparse.Namespace, urls: dict[str, str]) -> Figures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -45,6 +46,9 @@ class ServeRequest(Command):
     work: fields.HomePath | None = None
     """Lets the studio start look, train and compare on uploaded rows, which are kept in this folder. Entries go to the
     bank."""
+    threads: int | None = Field(None, gt=0)
+    """Threads that compute on a CPU. By default all cores but one, which is left to what answers the clients: threads
+    that compute together wait for the one that is interrupted."""
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
     limits: Limits = Field(default_factory=Limits)
@@ -60,6 +64,8 @@ class ServeRequest(Command):
         report = report or Report()
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
             raise TunescopeError(f"serve needs {', '.join(missing)}: pip install 'tunescope[serve]'.")
+        import torch
+
         from tunescope.base import load_base
         from tunescope.inference import Engine
         from tunescope.serving.app import make_app
@@ -73,6 +79,8 @@ class ServeRequest(Command):
         if self.work is not None and self.bank is None:
             raise TunescopeError("--work needs --bank, which trained entries go to.")
         name = self._base_name()
+        if threads := self._threads():
+            torch.set_num_threads(threads)
         engine = Engine(load_base(name, dtype=self.dtype, device=self.device), max_waiting=self.limits.max_waiting)
         app = make_app(
             engine, self.bank, base_name=self.name or name, limits=self.limits, keys=keys, origins=self.origin,
@@ -87,6 +95,13 @@ class ServeRequest(Command):
 
         serve(app, self.host, self.port, on_ready=ready)
         return Result(None)
+
+    def _threads(self) -> int | None:
+        """Threads to compute with; None leaves it to the environment (OMP_NUM_THREADS), which may say."""
+        if self.threads is not None or "OMP_NUM_THREADS" in os.environ:
+            return self.threads
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(cores - 1, 1)
 
     def _hosts(self) -> tuple[str, ...]:
         """The names that requests may be sent to: where the server listens on this machine alone and asks for no key, a

@@ -28,10 +28,11 @@ from tunescope.inference.detokenizing import Detokenizer
 from tunescope.inference.driver import Driver
 from tunescope.inference.grammar import Grammars
 from tunescope.inference.healing import TokenTexts
+from tunescope.inference.job import Job
 from tunescope.inference.loaded import Loaded, LoadedByName
 from tunescope.inference.requests import Generated, Request, ScoreRequest, Ticket, refused, told
 from tunescope.inference.sampling import Sampling
-from tunescope.inference.scheduler import Job, Scheduler
+from tunescope.inference.scheduler import Scheduler
 from tunescope.methods import Customized
 
 # How a request is put into the queue, and how many samples it asks for.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tunescope.data.rows import Message
 from tunescope.errors import EngineError
+from tunescope.inference.job import Job
 from tunescope.inference.sampling import Sampling
-from tunescope.inference.scheduler import Job
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tunescope.inference.scheduler import Job
+from tunescope.inference.job import Job
 
 # How often the oldest job may be overtaken: however many customizations come and go, everyone comes in.
 _PATIENCE = 128

@@ -11,9 +11,9 @@ from typing import Any
 
 from tunescope.errors import TunescopeError
 from tunescope.inference import Generated, Request, Sampling
+from tunescope.inference.job import Job
 from tunescope.inference.prediction import probabilities_of
 from tunescope.inference.sampling import for_prompt
-from tunescope.inference.scheduler import Job
 from tunescope.serving.bodies import ChatBody, CompletionBody, GenerationBody
 from tunescope.serving.errors import ApiError
 from tunescope.serving.gather import all_of
