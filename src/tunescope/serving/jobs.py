@@ -15,6 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,7 +149,8 @@ class Jobs:
             raise ApiError(409, f"{body.name} is the base's name: take another.", param="name")
         if not _ROWS.fullmatch(body.rows) or len(body.rows.encode()) > _NAME_BYTES or not rows.is_file():
             raise ApiError(400, f"{body.rows!r} was not uploaded: PUT /v1/rows/NAME first.", param="rows")
-        id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        begun = datetime.now(UTC)
+        id = f"{begun:%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:6]}"  # in order, also of those that begin in one second
         name = body.name or id
         recipe = {"command": body.command, "base": self.base, "data": str(rows)}
         recipe |= {key: value for key in _SETTINGS[body.command] if (value := getattr(body, key)) is not None}
@@ -271,7 +273,8 @@ class Jobs:
                 running.stop()
             self._write(id, state="running", started=time.time())
             code = await process.wait()
-        state = {0: "done", 130: "stopped", -signal.SIGINT: "stopped"}.get(code, "failed")
+        # One that is told to stop while it still starts ends with a code of its own.
+        state = "done" if code == 0 else "stopped" if running.to_stop else "failed"
         self._write(id, state=state, ended=time.time(), code=code)
 
     def _known(self, id: str) -> dict[str, Any]:
