@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from banks import write_bank
 from sides import Figures, machine, medians
 
 MIX = ("lora0", "lora1", "lora2", "ia3a", "ia3b", "adapter", "prompt-tuning", "p-tuning")
@@ -119,34 +120,17 @@ def tokens_of(answer: bytes, stream: bool) -> int:
 
 
 def make_bank(folder: Path, base_name: str) -> None:
-    """The bank that is served, and the LoRAs as PEFT has them. Trained ones cost the same."""
-    import torch
-
+    """The bank that is served, and the LoRAs as PEFT has them."""
     import tunescope as ts
     from tunescope import bank
-    from tunescope.bank import BaseRecord, Record
 
     base = ts.load_base(base_name)
     methods: dict[str, Any] = {name: ts.LoRA(rank=8) for name in LORAS}
     methods |= {"ia3a": ts.IA3(), "ia3b": ts.IA3(), "adapter": ts.Adapter()}
     methods |= {"prompt-tuning": ts.PromptTuning(), "p-tuning": ts.PTuning()}
-    from tunescope.data.template import default_template
-    from tunescope.methods import customize
-
-    for seed, (name, method) in enumerate(methods.items()):
-        made = customize(base, method, default_template(base.tokenizer), seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in made.customization.parameters():
-                parameter.add_(0.002 * torch.randn(parameter.shape, generator=generator))
-        made.finish()
-        record = Record(
-            tunescope=ts.__version__, method=method.name, method_settings=method.model_dump(), objective="sft",
-            template=made.template, base=BaseRecord(name=base.name, fingerprint=base.fingerprint),
-        )  # fmt: skip
-        bank.save(made, folder / "bank" / name, record)
-        if name in LORAS:
-            bank.export(folder / "bank" / name, folder / "peft" / name, base=base)
+    write_bank(folder / "bank", base, methods, moved_by=0.002)
+    for name in LORAS:
+        bank.export(folder / "bank" / name, folder / "peft" / name, base=base)
 
 
 def engine_side(folder: Path, base_name: str, clients: int, requests: int, tokens: int) -> Figures:

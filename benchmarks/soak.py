@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from banks import write_bank
 
 PROMPTS = [f"What does number {i} say?" for i in range(12)]
 TOKENS = 24
@@ -37,11 +38,7 @@ def make(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import tunescope as ts
-    from tunescope import bank
-    from tunescope.bank import BaseRecord, Record
     from tunescope.data.rows import Row
-    from tunescope.data.template import default_template
-    from tunescope.methods import customize
 
     torch.manual_seed(0)
     tokenizer = ts.load_base("smollm2-135m").tokenizer
@@ -58,18 +55,7 @@ def make(folder: Path) -> None:
         "p-tuning": ts.PTuning(virtual_tokens=4), "few-shot": ts.FewShot(shots=2),
     }  # fmt: skip
     rows = [Row(({"role": "user", "content": f"row {i}"},), f"answer {i}", i) for i in range(4)]
-    for seed, (name, method) in enumerate(methods.items()):
-        made = customize(base, method, default_template(base.tokenizer), rows, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in made.customization.parameters():
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        made.finish()
-        record = Record(
-            tunescope=ts.__version__, method=method.name, method_settings=method.model_dump(), objective="sft",
-            template=made.template, base=BaseRecord(name=base.name, fingerprint=base.fingerprint),
-        )  # fmt: skip
-        bank.save(made, folder / "bank" / name, record)
+    write_bank(folder / "bank", base, methods, moved_by=0.2, rows=rows)
     engine = ts.Engine(base)
     for name in KINDS:
         engine.load(name, folder / "bank" / name)

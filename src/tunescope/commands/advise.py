@@ -44,16 +44,6 @@ def _milliseconds(value: Any) -> Any:
         raise ValueError("not a latency: write 80ms or 1.5s") from None
 
 
-def _weights(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    parts = [part.partition("=") for part in value.split(",")]
-    try:
-        return {name.strip(): float(number) for name, _, number in parts}
-    except ValueError:
-        raise ValueError("no weights: write accuracy=3,latency=1") from None
-
-
 class AdviseRequest(Command):
     """Say which method of a comparison to take under your constraints, the runner-up, and what would change it.
 
@@ -76,7 +66,7 @@ class AdviseRequest(Command):
     """Size at rest of all tasks together."""
     many_tasks: int = Field(1, gt=0)
     """How many tasks will be customized so: what is kept for each counts as often, and whole models are left out."""
-    weights: Annotated[dict[str, float] | None, BeforeValidator(_weights), Shown("NAME=NUMBER,...")] = None
+    weights: Annotated[dict[str, float] | None, Shown("NAME=NUMBER,...")] = None
     """What counts how much, of accuracy, latency, forgetting, training, memory, parameters, size: accuracy=3,latency=1.
     By default accuracy first, then the cheapest."""
 

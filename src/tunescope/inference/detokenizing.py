@@ -8,7 +8,7 @@ from typing import Any
 from tunescope.data.rows import without_joint
 
 # Replacement character of a partial UTF-8 sequence.
-_INCOMPLETE = "\ufffd"
+INCOMPLETE = "\ufffd"
 
 
 class Detokenizer:
@@ -40,7 +40,7 @@ class Detokenizer:
         # Decoded with some tokens before: whether a space stands between two words depends on both.
         before = self._decode(self._tokens[self._context : self._done])
         after = self._decode(self._tokens[self._context :])
-        if len(after) > len(before) and not after.endswith(_INCOMPLETE):
+        if len(after) > len(before) and not after.endswith(INCOMPLETE):
             self._take(after[len(before) :])
             self._context, self._done = self._done, len(self._tokens)
 

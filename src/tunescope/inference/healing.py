@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-_HALF = "\ufffd"  # what part of a character is decoded to
-# Byte-level vocabularies write every byte as a letter of its own (Radford et al. 2019): the printable ones of Latin-1
-# as they are, the others, in order, from U+0100 on.
+from tunescope.inference.detokenizing import INCOMPLETE
+
+# Byte-level vocabularies write every byte as a character of its own (Radford et al. 2019): the printable ones of
+# Latin-1 as they are, the others, in order, from U+0100 on.
 _PLAIN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PLAIN]
 _BYTES = {chr(byte): byte for byte in _PLAIN} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
@@ -44,15 +45,24 @@ class TokenTexts:
     def raw(self, token: int) -> bytes | None:
         """The bytes that a token stands for, where it is only part of a character too; None for a special token, and
         where the vocabulary does not tell."""
-        text = self.text(token)
-        if text and _HALF not in text:
-            return text.encode()
-        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        if self._whole(token):
+            return self.text(token).encode()
+        name = self._name(token)
         if byte := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name):
             return bytes([int(byte[1], 16)])
-        if token not in self._tokenizer.all_special_ids and all(letter in _BYTES for letter in name):
-            return bytes(_BYTES[letter] for letter in name)
+        if token not in self._tokenizer.all_special_ids and all(character in _BYTES for character in name):
+            return bytes(_BYTES[character] for character in name)
         return None
+
+    def shown(self, token: int) -> str:
+        """What a token says; its name in the vocabulary where it is a special one, or part of a character."""
+        return self.text(token) if self._whole(token) else self._name(token)
+
+    def _whole(self, token: int) -> bool:
+        return bool(self.text(token)) and INCOMPLETE not in self.text(token)
+
+    def _name(self, token: int) -> str:
+        return str(self._tokenizer.convert_ids_to_tokens(token))
 
     def starting_with(self, characters: str) -> torch.Tensor:
         """Ids of the tokens that begin with ``characters``, or that ``characters`` begin with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -38,7 +38,6 @@ from tunescope.version import __version__
 
 _BODIES: dict[str, type[Body]] = {}
 _METHODS = ["GET", "POST", "PUT", "DELETE"]
-_B = TypeVar("_B", bound=Body)
 
 
 def make_app(

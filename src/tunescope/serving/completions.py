@@ -21,7 +21,6 @@ from tunescope.serving.rows import asked_of, checked, prompt_of
 from tunescope.serving.served import Served
 from tunescope.serving.service import Asked, Flight, RawPrompt, Service, Usage
 
-_HALF = "\ufffd"  # what a part of a character is decoded to
 _REASONS = {"stop": "stop", "choice": "stop", "length": "length", "cancelled": "abort"}
 
 
@@ -112,10 +111,8 @@ class Conversation:
         return {"token": self.text_of(token), "logprob": nats, "bytes": None if raw is None else list(raw)}
 
     def text_of(self, token: int) -> str:
-        """What a token says; its name in the vocabulary where it is a special one, or part of a character."""
-        engine = self.service.engine
-        known = engine.token_texts.text(token)
-        return known if known and _HALF not in known else str(engine.base.tokenizer.convert_ids_to_tokens(token))
+        """What a token says, for people."""
+        return self.service.engine.token_texts.shown(token)
 
     def _request(self, messages: Any, sampling: Sampling) -> Request:
         scale = 1.0 if self.body.customization_scale is None else self.body.customization_scale
@@ -152,9 +149,7 @@ class Continuation(Conversation):
             raise ApiError(400, "prompt is empty: send at least one character or token.", param="prompt")
         wants = {"logprobs": body.logprobs is not None, "top_logprobs": body.logprobs or 0}
         sampling = self._sampling(body.max_tokens, wants)
-        each = [sampling] if body.seed is not None and len(body.prompts) == 1 else None
-        each = each or [for_prompt(sampling, number) for number in range(len(body.prompts))]
-        return [self._asked(prompt, how) for prompt, how in zip(body.prompts, each, strict=True)]
+        return [self._asked(prompt, for_prompt(sampling, number)) for number, prompt in enumerate(body.prompts)]
 
     def _asked(self, prompt: str | list[int], sampling: Sampling) -> Asked:
         record = self.served.record
@@ -200,11 +195,8 @@ async def whole(call: Conversation) -> tuple[dict[str, Any], Usage]:
     """The answer at once."""
     service, served, usage = call.service, call.served, Usage()
 
-    async def one(asked: Asked) -> Generated:
-        return await service.answer(await service.submit(asked, served))
-
     choices: list[dict[str, Any]] = []
-    for answer in await all_of(one(asked) for asked in call.asked()):
+    for answer in await all_of(service.answer(asked, served) for asked in call.asked()):
         usage.add(answer, served)
         for each in (answer, *answer.others):
             piece = Piece(

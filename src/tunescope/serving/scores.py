@@ -90,11 +90,8 @@ async def _answers(service: Service, asked: list[Asked], served: Served) -> tupl
     if not asked or len(asked) > most:
         raise ApiError(400, f"The call has {len(asked)} inputs: send 1 to {most}.", param="input")
 
-    async def one(each: Asked) -> Generated:
-        return await service.answer(await service.submit(each, served))
-
     usage = Usage()
-    answers = await all_of(one(each) for each in asked)
+    answers = await all_of(service.answer(each, served) for each in asked)
     for answer in answers:
         usage.add(answer, served)
     return answers, usage

@@ -230,7 +230,8 @@ class Models:
 
     def _found(self, name: str) -> Path | None:
         """Where the entry of this name lies; None where there is none."""
-        if name in self._hidden or (name not in self._paths and name not in self.names):
+        known = name in self._held or name in self._paths  # the bank is listed for names that are new only
+        if name in self._hidden or not (known or name in self.names):
             return None
         path = self._place(name)
         return path if (path / bank.RECORD).is_file() else None

@@ -19,8 +19,8 @@ from tunescope.serving.metrics import Metrics
 from tunescope.serving.served import Models, Served
 
 _T = TypeVar("_T")
-# No token has more letters than this: a longer text needs no tokenizing to be refused.
-_LETTERS = 128
+# No token has more characters than this: a longer text needs no tokenizing to be refused.
+_CHARACTERS = 128
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class Service:
         if not isinstance(asked, RawPrompt):
             return self.engine.submit(asked)
         base, prompt = self.engine.base, asked.prompt
-        if isinstance(prompt, str) and len(prompt) > _LETTERS * base.context_length:
+        if isinstance(prompt, str) and len(prompt) > _CHARACTERS * base.context_length:
             raise EngineError(
-                f"The prompt has {len(prompt)} letters, and the context {base.context_length} tokens: shorten it."
+                f"The prompt has {len(prompt)} characters, and the context {base.context_length} tokens: shorten it."
             )
         ids = base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
         most = min(asked.sampling.max_new_tokens, max(base.context_length - len(ids), 1))
@@ -165,8 +165,9 @@ class Service:
             self._rows[flight.served.name] -= len(ticket.jobs)
             self._measure(flight)
 
-    async def answer(self, flight: Flight) -> Generated:
-        """Follow a request to its end."""
+    async def answer(self, asked: Asked, served: Served) -> Generated:
+        """Submit a request and follow it to its end."""
+        flight = await self.submit(asked, served)
         async for _ in self.follow(flight):
             pass
         return self.result(flight)
