@@ -204,7 +204,8 @@ def test_the_base_stands_in_memory_once() -> None:
 
     def storages() -> set[int]:
         found = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
-        return {each.untyped_storage().data_ptr() for each in found if each.is_leaf and each.numel() in sizes}
+        strided = (each for each in found if each.layout is torch.strided and each.is_leaf)
+        return {each.untyped_storage().data_ptr() for each in strided if each.numel() in sizes}
 
     before, seen = storages(), set[int]()
 
