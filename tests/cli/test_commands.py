@@ -408,7 +408,10 @@ def test_compare(compared: tuple[Path, Ended]) -> None:
     assert said["report"] == str(out / "report.html")
     assert json.loads((out / "comparison.json").read_text()) == said
     assert "<html" in (out / "report.html").read_text()
-    assert "[3/4] lora" in ended.err
+    assert "lora: lr 0.001" in ended.err and "on the test rows" in ended.err
+    assert said["split"] == "test" and not said["test_seen"]
+    for row in said["rows"]:
+        assert row["candidates"] == len(row["search"]) and row["seeds"] == len(row["scores"])
 
 
 def test_compare_again_repeats_nothing(compared: tuple[Path, Ended], place: Place, cli: Cli) -> None:
@@ -420,8 +423,9 @@ def test_compare_again_repeats_nothing(compared: tuple[Path, Ended], place: Plac
     ]  # fmt: skip
     ended = cli(*arguments, "--budget", "1m")
     assert ended.code == 0
-    assert "training" not in ended.err and "Report:" in ended.out and "zero-shot" in ended.out
-    assert cli(*arguments, "--budget", "2m").code == 0  # more time goes on from what is there
+    assert "step" not in ended.err and "Report:" in ended.out and "zero-shot" in ended.out
+    further = cli(*arguments, "--budget", "2m", "--json")  # more time goes on from what is there
+    assert further.code == 0 and further.json["test_seen"]
     refused = cli(*arguments, "--budget", "1m", "--batch-size", 4)
     assert refused.code == 2 and "settings" in refused.err and "--restart" in refused.err
     assert before.code == 0

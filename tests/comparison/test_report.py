@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from tunescope.comparison.candidate import Candidate, Rung
 from tunescope.comparison.report import figures as plots
 from tunescope.comparison.report.figures import figures
 from tunescope.comparison.report.page import render_report
 from tunescope.comparison.report.scatter import Plot, linear
+from tunescope.comparison.report.tables import as_csv, as_markdown
+from tunescope.comparison.report.tried import tried
 from tunescope.comparison.results import Comparison
 
 from .fixtures import make_comparison, make_row, realistic_rows
@@ -148,3 +153,50 @@ def test_failed_rows_single_rows_and_other_metrics_make_a_page(metric: str) -> N
         assert "How this was measured" in page
         assert failed not in rows or "skipped: needs 3.1 GB" in page
         assert "inf" not in re.findall(r'data-key="([^"]*)"', page)
+
+
+def test_the_table_as_markdown_and_csv() -> None:
+    comparison = make_comparison()
+    lines = as_markdown(comparison).splitlines()
+    assert len({line.count("|") for line in lines[: 2 + len(comparison.rows)]}) == 1
+    assert any(line.startswith("| **") for line in lines)
+    assert f"> {comparison.advice.headline}" in lines
+    read = list(csv.DictReader(io.StringIO(as_csv(comparison))))
+    assert [row["name"] for row in read] == [row.name for row in comparison.rows]
+    for row, found in zip(comparison.rows, read, strict=True):
+        assert found["score"] == ("" if row.score is None else str(row.score))
+        assert json.loads(found["settings"]) == row.settings
+
+
+def test_names_with_bars_do_not_break_the_table() -> None:
+    rows = [make_row("lora", 0.9, name="a|b"), make_row("full", note="failed|here\nand there")]
+    table = as_markdown(make_comparison(rows)).splitlines()[:4]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+
+
+def test_a_search_is_drawn_and_listed() -> None:
+    rung = Rung(steps=5, trained_tokens=500, seconds=5.0, rows=64, score=0.5, loss=1.0)
+    low = Candidate(method="lora", number=0, settings={}, lr=1e-3, seed=0, steps=15, rungs=[rung])
+    best = rung.model_copy(update={"steps": 15, "trained_tokens": 1500, "score": 0.75})
+    high = low.model_copy(update={"number": 2, "lr": 3e-3, "rungs": [rung, best]})
+    failed = low.model_copy(update={"number": 3, "lr": 1e-2, "rungs": [], "error": "The loss is not finite."})
+    row = make_row("lora", 0.9, search=[low, high, failed], settings={"lr": 3e-3}, validation_score=0.75)
+    listed = tried(row, "accuracy")
+    assert listed[0] == ("lr 0.003", "step 15 of 15", "75.0%", True)
+    assert [(words, taken) for words, _, _, taken in listed[1:]] == [("lr 0.001", False), ("lr 0.01", False)]
+    assert "not finite" in listed[2][2]
+    comparison = make_comparison([row])
+    drawn = {figure["id"]: figure for figure in figures(comparison)}
+    assert [trace["x"] for trace in drawn["effort"]["traces"]] == [[500], [500, 1500]]
+    assert drawn["rates"]["traces"][0]["x"] == [1e-3, 3e-3]
+    page = render_report(comparison)
+    assert "What was tried" in page and "lr 0.003" in page
+
+
+def test_what_the_recommended_method_answers() -> None:
+    counts = {"acq": {"acq": 30, "earn": 10}, "earn": {"earn": 60}}
+    comparison = make_comparison([make_row("lora", 0.9, confusion=counts)])
+    (drawn,) = [figure for figure in figures(comparison) if figure["id"] == "confusion"]
+    (trace,) = drawn["traces"]
+    assert (trace["y"], trace["x"]) == (["earn", "acq"], ["acq", "earn"])
+    assert trace["z"] == [[0, 100], [75, 25]]

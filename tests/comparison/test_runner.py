@@ -1,4 +1,4 @@
-"""The comparison from rows to report: what is kept when it is killed, what it refuses."""
+"""The comparison from rows to report: what is chosen by which rows, what is kept when it is killed, what it refuses."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny import tiny_base
 
-from tunescope.comparison import CompareSettings, Comparison, Watcher, compare, read_comparison, runner
+from tunescope import bank
+from tunescope.comparison import (
+    CompareSettings,
+    Comparison,
+    Watcher,
+    compare,
+    read_comparison,
+    runner,
+    schedule,
+    search,
+)
 from tunescope.data.rows import Row
 from tunescope.errors import Interrupted, TunescopeError, UnknownNameError
 from tunescope.evaluation import Probes
@@ -19,97 +30,164 @@ from tunescope.training import StepMetrics
 
 ROWS = [
     Row(({"role": "user", "content": f"the {('sun', 'rain')[i % 2]} number {i}"},), ("warm", "wet")[i % 2], i + 1)
-    for i in range(60)
+    for i in range(120)
 ]
 PROBES = Probes(["A text that is general. " * 8], {}, True)
+# Enough for three settings of a trained method: 1,500 tokens a pass, and half of it again for those that stop early.
+TOKENS = 8000
 
 
 def run(
-    out: Path, *, methods: str = "zero-shot,few-shot,lora,full", watcher: Watcher | None = None, **changes: object
+    out: Path, *, methods: str = "zero-shot,few-shot,lora,full", watcher: Watcher | None = None, **changes: Any
 ) -> Comparison:
+    finish = changes.pop("finish", False)
     settings = CompareSettings(
-        **{"budget": 60, "methods": tuple(methods.split(",")), "generate_rows": 2, "epochs": 2.0, **changes}
+        **{"budget_tokens": TOKENS, "methods": tuple(methods.split(",")), "generate_rows": 2, "epochs": 2.0, **changes}
     )
     torch.set_num_threads(1)
-    return compare(tiny_base(), ROWS, out=out, settings=settings, probes=PROBES, name="weather", watcher=watcher)
+    return compare(
+        tiny_base(), ROWS, out=out, settings=settings, probes=PROBES, name="weather", watcher=watcher, finish=finish
+    )
+
+
+def known(found: Comparison) -> list[dict[str, Any]]:
+    """What does not depend on the clock."""
+    return [
+        {
+            "row": (row.method, row.score, row.per_row, row.scores, row.settings, row.trained_tokens, row.kl_task),
+            "losses": [loss for _, loss, _ in row.curve],
+            "search": [
+                (each.number, each.settings, [(rung.steps, rung.score, rung.loss) for rung in each.rungs])
+                for each in row.search
+            ],
+        }
+        for row in found.rows
+    ]
 
 
 def test_rows_report_and_bank(tmp_path: Path) -> None:
     found = run(tmp_path / "run")
     assert [row.method for row in found.rows] == ["zero-shot", "few-shot", "lora", "full"]
-    assert (found.data.train_rows, found.data.test_rows) == (48, 12)
-    assert found.data.labels == ["warm", "wet"]
+    assert (found.data.train_rows, found.data.validation_rows, found.data.test_rows) == (77, 19, 24)
+    assert (found.data.labels, found.split, found.test_seen) == (["warm", "wet"], "test", False)
     lora = found.row("lora")
-    assert lora.steps == 12
-    assert lora.forgetting_off == 0.0
-    assert lora.forgetting_on is not None
+    assert lora.forgetting_off == 0.0 and lora.forgetting_on is not None
+    assert found.row("zero-shot").kl_task == 0.0 and lora.kl_task is not None and lora.kl_task > 0
     assert found.row("full").forgetting_off == found.row("full").forgetting_on
     assert found.row("full").trainable_parameters == tiny_base().parameters
-    assert len(lora.per_row) == 12
+    assert len(lora.per_row) == 24
     assert read_comparison(tmp_path / "run") == found
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
-    assert {path.name for path in (tmp_path / "run" / "bank").iterdir() if path.name[0] != "."} == {
-        row.name for row in found.rows
-    }
+    assert bank.names_in(tmp_path / "run" / "bank") == sorted(row.name for row in found.rows)
+    assert not list((tmp_path / "run" / "candidates").glob("*/")), "what candidates were trained to is not kept"
+    assert found.first_table_seconds is not None
+    assert found.first_table_seconds + found.evaluation_seconds <= found.seconds + 0.2
 
 
-@pytest.mark.parametrize("place", ["training", "task"])
+def test_a_method_is_searched_and_the_best_by_validation_is_taken(tmp_path: Path) -> None:
+    lora = run(tmp_path / "run", methods="lora").row("lora")
+    assert lora.candidates == 3 == len({each.lr for each in lora.search})
+    first, last = lora.search[0].rungs[0].steps, lora.steps
+    assert last is not None and first == last // 3
+    went_on = [each for each in lora.search if len(each.rungs) == 2]
+    assert len(went_on) == 1 and went_on[0].rungs[1].steps == last == went_on[0].steps
+    assert went_on[0] is min(lora.search, key=lambda each: each.rungs[0].order)
+    assert lora.settings["lr"] == went_on[0].lr
+    assert lora.trained_tokens == went_on[0].rungs[1].trained_tokens
+    entry = bank.read_record(tmp_path / "run" / "bank" / "lora")
+    assert entry.train_settings is not None and entry.train_settings["lr"] == went_on[0].lr
+    assert entry.card is not None and entry.card["accuracy"] == lora.accuracy
+
+
+def test_settings_are_chosen_on_rows_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, validation and test share no row, and the test rows are asked once a method, after every search."""
+    asked: list[tuple[str, frozenset[str]]] = []
+    measure, evaluate, train = search.Task.measure, schedule.evaluate, search.train
+
+    def texts(rows: Any) -> frozenset[str]:
+        return frozenset(row.prompt for row in rows)
+
+    monkeypatch.setattr(
+        search.Task, "measure", lambda self, c, rows: (asked.append(("choose", texts(rows))), measure(self, c, rows))[1]
+    )
+    monkeypatch.setattr(
+        schedule, "evaluate", lambda c, rows, **how: (asked.append(("test", texts(rows))), evaluate(c, rows, **how))[1]
+    )
+    monkeypatch.setattr(
+        search, "train", lambda *a, data, **how: (asked.append(("learn", texts(data))), train(*a, data=data, **how))[1]
+    )
+    run(tmp_path / "run", methods="few-shot,lora")
+    seen = {kind: frozenset().union(*(rows for each, rows in asked if each == kind)) for kind, _ in asked}
+    assert not seen["learn"] & seen["choose"] and not seen["learn"] & seen["test"] and not seen["choose"] & seen["test"]
+    kinds = [kind for kind, _ in asked]
+    assert kinds.count("test") == 2
+    assert "choose" not in kinds[kinds.index("test") :]
+
+
+@pytest.mark.parametrize("place", ["first rung", "later rung", "test rows"])
 def test_killed_comparison_goes_on(place: str, tmp_path: Path) -> None:
     """A child is killed while LoRA trains, or while it is measured; the next call repeats nothing that was done."""
 
     class Killer(Watcher):
-        name = ""
+        what = ""
 
-        def begin(self, method: str, number: int, count: int) -> None:
-            self.name = method
+        def begin(self, method: str, what: str) -> None:
+            self.what = f"{method}: {what}"
 
-        def stage(self, stage: str, steps: int | None = None) -> None:
-            if self.name == "lora" and stage == place == "task":
+        def stage(self, stage: str) -> None:
+            if place == "test rows" and self.what.startswith("lora") and stage == "latency":
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def step(self, metrics: StepMetrics) -> None:
-            if self.name == "lora" and place == "training" and metrics.step == 3:
+            at = {"first rung": 2, "later rung": metrics.steps - 2}.get(place)
+            if self.what.startswith("lora") and metrics.step == at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     class Recorder(Watcher):
         def __init__(self) -> None:
-            self.stages: list[tuple[str, str]] = []
+            self.done: list[str] = []
 
-        def begin(self, method: str, number: int, count: int) -> None:
-            self.method = method
+        def begin(self, method: str, what: str) -> None:
+            self.done.append(f"{method}: {what}")
 
-        def stage(self, stage: str, steps: int | None = None) -> None:
-            self.stages.append((self.method, stage))
-
-    whole = run(tmp_path / "whole")
+    whole, recorder = Recorder(), Recorder()
+    expected = run(tmp_path / "whole", watcher=whole)
     if (child := os.fork()) == 0:
         run(tmp_path / "killed", watcher=Killer())
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "comparison.json").exists()
-    recorder = Recorder()
     again = run(tmp_path / "killed", watcher=recorder)
-    assert [row.per_row for row in again.rows] == [row.per_row for row in whole.rows]
-    assert [row.score for row in again.rows] == [row.score for row in whole.rows]
-    lora = [[loss for _, loss, _ in found.row("lora").curve] for found in (again, whole)]
-    assert lora[0] == lora[1]
-    done_before = {method for method, _ in recorder.stages}
-    assert done_before == {"lora", "full"}
-    assert (("lora", "training") in recorder.stages) == (place == "training")
+    assert known(again) == known(expected)
+    assert recorder.done == whole.done[-len(recorder.done) :]
+    assert len(recorder.done) < len(whole.done)
 
 
-def test_control_c_while_measuring_says_how_to_go_on(tmp_path: Path) -> None:
+def test_control_c_leaves_a_report_that_says_what_it_is(tmp_path: Path) -> None:
     class Stopper(Watcher):
-        def begin(self, method: str, number: int, count: int) -> None:
-            self.at = method
+        tables = 0
 
-        def stage(self, stage: str, steps: int | None = None) -> None:
-            if self.at == "lora" and stage == "task":
+        def table(self, comparison: Comparison) -> None:
+            self.tables += 1
+            assert comparison.split == "validation"
+            assert all(row.score is not None for row in comparison.rows)  # the first table already has every method
+
+        def step(self, metrics: StepMetrics) -> None:
+            if self.tables:
                 raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"Stopped in lora, after \d of \d methods\. Make the same call"):
+    with pytest.raises(Interrupted, match=r"report\.html.*--finish"):
         run(tmp_path / "run", watcher=Stopper())
-    assert all(row.score is not None for row in run(tmp_path / "run").rows)
+    found = read_comparison(tmp_path / "run")
+    assert found.split == "validation" and "So far" in found.advice.headline and "search goes on" in found.advice.text
+    assert found.row("lora").validation_score == found.row("lora").score
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'http-equiv="refresh"' in page
+    tested = run(tmp_path / "run", finish=True)  # no further search: what is there is measured
+    assert tested.split == "test" and "Take" in tested.advice.headline
+    lora = tested.row("lora")
+    assert lora.note is not None and "stopped after" in lora.note
+    assert lora.steps == lora.search[0].rungs[-1].steps < (lora.search[0].steps or 0)
+    assert 'http-equiv="refresh"' not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_finished_comparison_is_read_not_repeated(tmp_path: Path) -> None:
@@ -117,6 +195,38 @@ def test_finished_comparison_is_read_not_repeated(tmp_path: Path) -> None:
     wider = run(tmp_path / "run", methods="zero-shot,few-shot")
     assert wider.rows[0] == first.rows[0]
     assert len(wider.rows) == 2
+
+
+def test_more_budget_goes_on_and_says_that_the_test_rows_were_seen(tmp_path: Path) -> None:
+    first = run(tmp_path / "run", methods="lora")
+    more = run(tmp_path / "run", methods="lora", budget_tokens=2 * TOKENS)
+    assert more.test_seen and not first.test_seen
+    before, after = first.row("lora").search, more.row("lora").search
+    assert after[: len(before)] == before
+    numbers = [each.number for each in after]
+    assert len(numbers) == len(set(numbers)) > len(before)
+
+
+def test_the_best_is_trained_by_several_seeds_where_the_budget_pays(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", methods="lora,zero-shot", budget_tokens=40 * TOKENS).row("lora")
+    assert found.seeds == 3 == len(found.scores)
+    assert found.score == pytest.approx(sum(found.scores) / 3)
+    assert found.score == pytest.approx(sum(found.per_row) / len(found.per_row))
+    assert found.score_low <= found.score <= found.score_high
+    assert found.candidates == 27
+
+
+def test_fewer_rows_show_what_more_would_buy(tmp_path: Path) -> None:
+    methods = "zero-shot,few-shot,lora"
+    first = run(tmp_path / "run", methods=methods)
+    found = run(tmp_path / "run", methods=methods, sizes=(16, 4, 4, 1000))  # asked for later; more than all is all
+    assert not found.test_seen and found.row("zero-shot").sizes == []
+    for name in ("few-shot", "lora"):
+        row = found.row(name)
+        assert [size.rows for size in row.sizes] == [4, 16, 77]
+        assert row.sizes[-1].score == row.score == first.row(name).score
+        assert all(size.low <= size.score <= size.high for size in row.sizes)
+    assert run(tmp_path / "run", methods=methods, sizes=(4, 16)).rows == found.rows
 
 
 def test_other_data_or_settings_in_the_folder_are_refused(tmp_path: Path) -> None:
@@ -136,7 +246,11 @@ CONDITIONS = {
     "no probes": ({"probes": None}, "probes"),
     "training rows": ({"data": ROWS[1:]}, "training rows"),
     "dtype": ({"base": tiny_base(dtype=torch.bfloat16)}, r"dtype \(float32; now bfloat16\)"),
-    "seed": ({"settings": CompareSettings(methods=("zero-shot",), generate_rows=2, seed=1)}, r"settings \(seed\)"),
+    "unit": ({"settings": CompareSettings(methods=("zero-shot",), generate_rows=2)}, "budget's unit"),
+    "seed": (
+        {"settings": CompareSettings(methods=("zero-shot",), generate_rows=2, budget_tokens=9, seed=1)},
+        r"settings \(seed\)",
+    ),
 }
 
 
@@ -144,7 +258,8 @@ CONDITIONS = {
 def test_rows_of_other_conditions_do_not_share_a_table(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"settings": CompareSettings(methods=("zero-shot",), generate_rows=2), "probes": PROBES}
+    settings = CompareSettings(methods=("zero-shot",), generate_rows=2, budget_tokens=9)
+    given: dict[str, Any] = {"settings": settings, "probes": PROBES}
     given |= {"base": tiny_base(), "data": ROWS, "test": ROWS[:9], "out": tmp_path / "run"}
     compare(**given)
     before = (tmp_path / "run" / "comparison.json").read_bytes()
@@ -165,18 +280,19 @@ def test_rows_of_other_conditions_do_not_share_a_table(
         ("state.json", "{"),
         ("state.json", "[1, 2]"),
         ("state.json", None),
-        ("seconds", ""),
-        ("seconds", "nan"),
-        ("evaluation_seconds", "1.0\nx"),
+        ("times.json", ""),
+        ("times.json", '{"total": NaN}'),
+        ("plans/lora.json", '{"budget": 1}'),
+        ("plans/zero-shot.json", "many"),
         ("rows/zero-shot.json", '{"method": "zero-shot"'),
-        ("rows/lora.steps", "many"),
+        ("candidates/zero-shot-0.json", "[]"),
     ],
 )
 def test_damaged_state_is_named_with_the_remedy(name: str, content: str | None, tmp_path: Path) -> None:
     run(tmp_path / "run", methods="zero-shot")
     path = tmp_path / "run" / name
     path.unlink(missing_ok=True) if content is None else path.write_text(content)
-    with pytest.raises(TunescopeError, match=rf"{name} is damaged \(.*--restart"):
+    with pytest.raises(TunescopeError, match=rf"{path.name} is damaged \(.*--restart"):
         run(tmp_path / "run", methods="zero-shot,lora")
 
 
@@ -198,9 +314,34 @@ def test_a_method_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
     assert found.advice.recommended == "zero-shot"
 
 
+def test_a_candidate_that_diverges_stops_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = search.train
+
+    def diverging(base: Any, method: Any, **how: Any) -> Any:
+        if how["settings"].lr > 1e-3:
+            raise TunescopeError("The loss is not finite at step 3.")
+        return train(base, method, **how)
+
+    monkeypatch.setattr(search, "train", diverging)
+    lora = run(tmp_path / "run", methods="lora").row("lora")
+    errors = {each.number: each.error for each in lora.search}
+    assert errors == {0: None, 1: None, 2: "The loss is not finite at step 3."}
+    assert lora.score is not None
+
+
 def test_no_time_left_is_said(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", methods="zero-shot,lora", budget=0.01)
+    found = run(tmp_path / "run", methods="zero-shot,lora", budget_tokens=9)
     assert "no time" in (found.row("lora").note or "")
     assert json.loads((tmp_path / "run" / "comparison.json").read_text())["rows"][1]["score"] is None
-    again = run(tmp_path / "run", methods="zero-shot,lora", budget=60)  # a larger budget reaches it
+    again = run(tmp_path / "run", methods="zero-shot,lora")  # a larger budget reaches it
     assert again.row("lora").score is not None
+
+
+def test_free_texts_are_chosen_by_loss_and_shown_by_chrf(tmp_path: Path) -> None:
+    rows = [Row(r.messages, f"{r.completion} {i} {i + 1}", r.number) for i, r in enumerate(ROWS)]
+    settings = CompareSettings(
+        budget_tokens=TOKENS, methods=("system", "lora"), generate_rows=2, epochs=2.0, max_new_tokens=4
+    )
+    found = compare(tiny_base(), rows, out=tmp_path / "run", settings=settings)
+    assert found.metric == "chrf" and found.data.task == "text"
+    assert all(row.score is not None and row.settings.get("calibrate") is None for row in found.rows)

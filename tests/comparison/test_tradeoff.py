@@ -9,7 +9,7 @@ import pytest
 
 from tunescope.comparison.recommendation import advise
 from tunescope.comparison.results import MethodResult, Probe
-from tunescope.comparison.tradeoff import difference, latency_ms, notable_forgetting, pareto
+from tunescope.comparison.tradeoff import choose, difference, favorite_of, latency_ms, notable_forgetting, pareto
 from tunescope.errors import DataError
 
 from .fixtures import keys, make_row, realistic_rows
@@ -241,3 +241,27 @@ def test_lists_of_scores_without_keys_are_not_paired() -> None:
     assert difference(a, b, "accuracy").high == pytest.approx(0.1 * 2**0.5)
     with pytest.raises(ValueError, match="2 scores of rows, but 1 keys"):
         MethodResult(method="lora", name="a", score=0.5, per_row=[1.0, 0.0], row_keys=["x"])
+
+
+def test_many_comparisons_are_tested_together() -> None:
+    """A difference that 95% shows alone is none among eight; one that is clear stays clear, and frees the others."""
+    best, near = make_row("lora", 0.90), make_row("near", 0.8575, seed=1)
+    alone = difference(best, near, "accuracy")
+    assert alone.low > 0
+    assert not difference(best, near, "accuracy", 1 - 0.05 / 8).low > 0
+    pair = choose([best, near], "accuracy")
+    assert pair is not None and pair.comparable == [best]
+    many = choose([best, near, *(make_row(f"even {i}", 0.885, seed=2) for i in range(7))], "accuracy")
+    assert many is not None and near in many.comparable
+    clear = choose([best, near, *(make_row(f"far {i}", 0.3, seed=2) for i in range(7))], "accuracy")
+    assert clear is not None and clear.comparable == [best]
+
+
+def test_a_method_that_answers_one_label_whatever_the_text_is_named() -> None:
+    stuck = make_row("zero-shot", 0.5, confusion={"acq": {"acq": 40}, "earn": {"acq": 55, "earn": 5}})
+    fair = make_row("lora", 0.9, confusion={"acq": {"acq": 36, "earn": 4}, "earn": {"earn": 60}})
+    assert favorite_of(stuck) == ("acq", 0.95, 0.4)
+    assert favorite_of(fair) is None
+    assert favorite_of(make_row("full", 0.9, confusion={"earn": {"earn": 95, "acq": 1}, "acq": {"acq": 4}})) is None
+    text = advise([stuck, fair], "accuracy").text
+    assert "zero-shot answers 'acq' for 95% of the rows (its share is 40%)" in text

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunescope.data.splitting import overlap, split
+from tunescope.data.rows import Row
+from tunescope.data.splitting import nested, overlap, split
 from tunescope.errors import DataError
 
 
@@ -73,3 +74,24 @@ def test_overlap_ignores_case_spacing_and_unicode_forms() -> None:
         "e\N{COMBINING ACUTE ACCENT}t\N{LATIN SMALL LETTER E WITH ACUTE}",
     ]
     assert overlap(train, ["other", " STRASSE 42\n", "\N{LATIN SMALL LETTER E WITH ACUTE}té"]) == [1, 2]
+
+
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=120), st.integers(0, 99), st.data())
+def test_nested_parts_lie_in_each_other_and_hold_the_labels_in_proportion(
+    labels: list[str], seed: int, data: st.DataObject
+) -> None:
+    rows = [Row(({"role": "user", "content": str(i)},), label, i) for i, label in enumerate(labels)]
+    small = data.draw(st.integers(1, len(rows)))
+    large = data.draw(st.integers(small, len(rows)))
+    few, many = (nested(rows, sorted(set(labels)), size, seed) for size in (small, large))
+    assert (len(few), len(many)) == (small, large)
+    assert many[:small] == few
+    counts, whole = Counter(row.completion for row in few), Counter(labels)
+    assert len(counts) == min(small, len(whole))  # one of each label before a second of any
+    for label, count in counts.items():
+        assert abs(count - small * whole[label] / len(labels)) <= len(whole)
+
+
+def test_nested_parts_of_free_texts_follow_the_seed() -> None:
+    rows = [Row(({"role": "user", "content": str(i)},), f"text {i}", i) for i in range(30)]
+    assert nested(rows, None, 9, 0) == nested(rows, None, 20, 0)[:9] != nested(rows, None, 9, 1)

@@ -199,3 +199,17 @@ def test_contradictions_are_refused() -> None:
         wilson_interval(5, 4)
     with pytest.raises(ValueError, match="confidence"):
         bootstrap_interval([1, 2], confidence=1.0)
+
+
+def test_accuracies_over_several_trainings_lie_between_and_take_the_bootstrap() -> None:
+    """Means of three trainings: an interval around the mean, differences paired, nothing refused."""
+    one, two = [1.0, 1 / 3, 0.0, 2 / 3] * 20, [1.0, 0.0, 0.0, 1 / 3] * 20
+    found = interval_of(one, "accuracy")
+    assert found == bootstrap_interval(one, span=1.0)
+    assert found.low < 0.5 < found.high
+    assert paired_difference_of(one, two, "accuracy") == paired_difference(one, two, span=1.0)
+    whole = [1.0, 0.0] * 40
+    assert interval_of(whole, "accuracy") == wilson_interval(40, 80)
+    wider = paired_difference_of(whole, two, "accuracy", confidence=0.99)
+    narrow = paired_difference_of(whole, two, "accuracy")
+    assert wider.low < narrow.low and wider.high > narrow.high

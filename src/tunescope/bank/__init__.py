@@ -1,6 +1,17 @@
 """Customizations at rest."""
 
-from tunescope.bank.entry import check_free, claimed, export_model, load, read_record, save, size_mb, write_card
+from tunescope.bank.entry import (
+    ENTRY,
+    check_free,
+    claimed,
+    copy,
+    export_model,
+    load,
+    read_record,
+    save,
+    size_mb,
+    write_card,
+)
 from tunescope.bank.export import export
 from tunescope.bank.merge import Merged, merge, merge_into_base
 from tunescope.bank.names import RECORD, entry_folder, list_entries, names_in
@@ -10,6 +21,7 @@ from tunescope.bank.table import join, save_table, split
 from tunescope.bank.verify import Verified, verify
 
 __all__ = [
+    "ENTRY",
     "RECORD",
     "BaseRecord",
     "Continued",
@@ -19,6 +31,7 @@ __all__ = [
     "Verified",
     "check_free",
     "claimed",
+    "copy",
     "entry_folder",
     "export",
     "export_model",

@@ -85,6 +85,23 @@ def save(
     return folder
 
 
+def copy(entry: str | Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Copy an entry byte for byte.
+
+    Args:
+        entry: to copy.
+        out: the new entry.
+        overwrite: replace an entry that is there already.
+
+    Raises:
+        TunescopeError: ``out`` is taken, or another run writes there.
+    """
+    with claimed(out, overwrite=overwrite), writing_card(out), storage.atomic_folder(out, ENTRY) as partial:
+        ours = shutil.ignore_patterns(storage.MARKER)
+        shutil.copytree(entry_folder(entry), partial, ignore=ours, dirs_exist_ok=True)
+    return out
+
+
 @contextmanager
 def claimed(folder: Path, *, overwrite: bool, kind: storage.Kind = ENTRY) -> Iterator[None]:
     """Be the only writer of an entry while the block lasts; stops before any work where its result has no place.

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tunescope import storage
-from tunescope.bank.entry import ENTRY, claimed, read_record, save, writing_card
+from tunescope.bank.entry import claimed, copy, read_record, save, writing_card
 from tunescope.bank.names import TABLE, entry_folder, holds_entries, list_entries
 from tunescope.bank.record import Record
 from tunescope.errors import BankError, TunescopeError
@@ -122,8 +122,7 @@ def split(table: str | Path, bank: str | Path) -> list[Path]:
         for out in made.values():
             held.enter_context(claimed(out, overwrite=False))
         for entry, out in made.items():
-            with storage.atomic_folder(out, ENTRY) as partial:
-                shutil.copytree(entry, partial, ignore=shutil.ignore_patterns(storage.MARKER), dirs_exist_ok=True)
+            copy(entry, out)
     return list(made.values())
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tunescope.comparison.formatting import score_interval
-from tunescope.comparison.results import MethodResult
+from tunescope.comparison.formatting import duration
+from tunescope.comparison.report.terminal import render_table
+from tunescope.comparison.results import Comparison
 from tunescope.comparison.runner import Watcher
 from tunescope.training import StepMetrics
 
@@ -102,41 +103,39 @@ class CountProgress:
 
 
 class ComparisonProgress(Watcher):
-    """Shows the methods of a comparison one after the other."""
+    """Shows what a comparison does, a line each, and the table each time it has become sharper."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._training: TrainingProgress | None = None
-        self._name, self._said = "", ""
+        self._name, self._began = "", time.monotonic()
 
-    def begin(self, method: str, number: int, count: int) -> None:
-        """A heading."""
-        self._name, self._said = method, ""
-        self._console.print(f"[{number}/{count}] {method}", style="bold")
-
-    def stage(self, stage: str, steps: int | None = None) -> None:
-        """A line a stage; training draws its bar below it."""
+    def begin(self, method: str, what: str) -> None:
+        """A line."""
         self.close()
-        if stage != self._said:
-            self._said = stage
-            detail = f" {steps} steps" if steps else ""
-            self._console.print(f"      {stage}{detail} …", style="dim")
+        self._name = method
+        self._console.print(f"[{duration(time.monotonic() - self._began)}] {method}: {what}", markup=False)
 
     def step(self, metrics: StepMetrics) -> None:
         """The bar."""
         self._training = self._training or TrainingProgress(self._console, f"      {self._name}")
         self._training(metrics)
 
-    def end(self, row: MethodResult) -> None:
-        """The result in a line."""
+    def stage(self, stage: str) -> None:
+        """A dim line."""
         self.close()
-        if row.score is None:
-            self._console.print(f"      {row.note}", style="yellow")
-            return
-        metric = "accuracy" if row.accuracy is not None else "chrf"
-        score = score_interval(row.score, row.score_low, row.score_high, metric)
-        forgetting = "" if row.forgetting_on is None else f", forgetting {row.forgetting_on:.3f} nats/token"
-        self._console.print(f"      {metric} {score}{forgetting}")
+        self._console.print(f"      {stage} …", style="dim")
+
+    def end(self, text: str) -> None:
+        """What came out of it."""
+        self.close()
+        self._console.print(f"      {text}", markup=False)
+
+    def table(self, comparison: Comparison) -> None:
+        """The table so far; the last one is the command's own result."""
+        self.close()
+        if comparison.split == "validation":
+            self._console.print(render_table(comparison, self._console.width))
 
     def close(self) -> None:
         """End the bar that is shown, if any."""

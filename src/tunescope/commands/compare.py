@@ -61,6 +61,8 @@ class CompareRequest(Command):
     all_probes: fields.AllProbes = False
     skip_bad: fields.SkipBad = 0
     restart: fields.Restart = False
+    finish: bool = False
+    """Search no further: measure the best of each method so far on the test rows."""
     settings: CompareSettings = Field(default_factory=CompareSettings)
     """Budget, methods and sizes."""
 
@@ -92,6 +94,7 @@ class CompareRequest(Command):
                 probes=probes,
                 name=table.name,
                 restart=self.restart,
+                finish=self.finish,
                 watcher=watcher,
             )
         return Compared(found.model_dump(mode="json"), self.out, comparison=found)

@@ -1,32 +1,47 @@
 """The ledger of a comparison: what it keeps in its folder. Nothing else reads or writes there, but for the bank.
 
-A comparison that was stopped finds here the time it used, the methods it measured and the steps it gave them.
+A comparison that was stopped finds here the time it used, each method's plan, every candidate with what was measured of
+it, and the rows that the test data were opened for.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tunescope import bank, storage
+from tunescope.comparison.candidate import Candidate
+from tunescope.comparison.plan import Plan
 from tunescope.comparison.report.page import render_report
-from tunescope.comparison.results import Comparison, MethodResult
+from tunescope.comparison.report.tables import as_csv, as_markdown
+from tunescope.comparison.results import Comparison, Measured
 from tunescope.errors import TunescopeError
 from tunescope.methods.registry import METHODS
 from tunescope.training.metrics import METRICS
+from tunescope.training.unfinished import forget_run
 
-_STATE, _ROWS, _SECONDS, _COSTS = "state.json", "rows", "seconds", "evaluation_seconds"
+_STATE, _TIMES = "state.json", "times.json"
+_PLANS, _CANDIDATES, _ROWS = "plans", "candidates", "rows"
 COMPARISON = storage.Kind(
     "comparison",
-    unsealed=(_STATE, _SECONDS, _COSTS, "comparison.json", "report.html", f"{_ROWS}/*.json", f"{_ROWS}/*.steps"),
+    unsealed=(
+        _STATE,
+        _TIMES,
+        *(f"comparison.{kind}" for kind in ("json", "md", "csv")),
+        "report.html",
+        *(f"{folder}/*.json" for folder in (_PLANS, _CANDIDATES, _ROWS)),
+    ),
 )
 _RESTART = "--restart begins anew."
+_AGAIN = "Delete this file to measure it again, or begin anew with --restart."
 _T = TypeVar("_T")
+
+Clock = Literal["total", "search", "evaluation", "first_table"]
+"""What time is counted for: all, choosing settings, measuring on the test rows, until the first table."""
 
 
 class Ledger:
@@ -46,50 +61,84 @@ class Ledger:
         self.out = out
         self.report = out / "report.html"
         self._claim(conditions, methods, restart)
-        self._before = self._read(out / _SECONDS, _seconds, _RESTART) or 0.0
+        self._times = self._read(out / _TIMES, _times, _RESTART) or {}
         self._start = time.monotonic()
-        self._check(methods)
+        for method in methods:  # damage stops the comparison now, and is no failure of a method
+            self.plan(method)
+            self.row(method)
 
     def entry(self, method: str) -> Path:
         """Where the method's entry stands in the comparison's bank."""
         return self.out / "bank" / method
 
-    def row(self, method: str) -> MethodResult | None:
+    # Plans and candidates.
+
+    def plan(self, method: str) -> Plan | None:
+        """What the method may spend; None if that was not planned yet."""
+        return self._read(self._file(_PLANS, method), Plan.model_validate_json, _RESTART)
+
+    def keep_plan(self, method: str, plan: Plan) -> None:
+        """Keep what the method may spend."""
+        storage.atomic_write(self._file(_PLANS, method), plan.model_dump_json(indent=2))
+
+    def candidate(self, fresh: Candidate) -> Candidate:
+        """What is known of a candidate; ``fresh`` itself where nothing is."""
+        path = self._file(_CANDIDATES, fresh.name)
+        found = self._read(path, Candidate.model_validate_json, _AGAIN)
+        if found is None:
+            return fresh
+        if found.model_copy(update={"rungs": [], "error": None}) != fresh:
+            raise TunescopeError(f"{path} is of another candidate than this comparison's {fresh.name}. {_RESTART}")
+        return found
+
+    def keep_candidate(self, candidate: Candidate) -> None:
+        """Keep what is known of a candidate."""
+        storage.atomic_write(self._file(_CANDIDATES, candidate.name), candidate.model_dump_json(indent=2))
+
+    def candidate_entry(self, name: str) -> Path:
+        """Where a candidate is trained, and its entry until it is the method's."""
+        return self.out / _CANDIDATES / name
+
+    def forget_work(self, name: str) -> None:
+        """Delete what a candidate was trained to, not what was measured of it."""
+        entry = self.candidate_entry(name)
+        forget_run(entry)
+        storage.remove_folder(entry, bank.ENTRY)
+
+    # What was measured on the test rows.
+
+    def row(self, method: str) -> Measured | None:
         """What was measured of the method; None if it was not measured yet."""
-        remedy = "Delete this file to measure the method again, or begin anew with --restart."
-        return self._read(self._row_file(method), MethodResult.model_validate_json, remedy)
+        return self._read(self._file(_ROWS, method), Measured.model_validate_json, _AGAIN)
 
-    def keep_row(self, row: MethodResult) -> None:
+    def keep_row(self, method: str, row: Measured) -> None:
         """Keep what was measured of a method."""
-        storage.atomic_write(self._row_file(row.method), row.model_dump_json())
+        storage.atomic_write(self._file(_ROWS, method), row.model_dump_json())
 
-    def steps(self, method: str) -> int | None:
-        """The optimizer steps that the method was given; None if it was given none yet."""
-        return self._read(self._steps_file(method), int, _RESTART)
+    @property
+    def test_opened(self) -> bool:
+        """Whether anything was measured on the test rows."""
+        return any((self.out / _ROWS).glob("*.json"))
 
-    def keep_steps(self, method: str, steps: int) -> None:
-        """Keep the steps given, so that a training that was interrupted goes on with the same number."""
-        storage.atomic_write(self._steps_file(method), str(steps))
+    # Time.
 
-    def seconds(self) -> float:
-        """Time used so far, over all calls; also remembered on disk."""
-        used = self._before + time.monotonic() - self._start
-        storage.atomic_write(self.out / _SECONDS, f"{used:.3f}")
-        return used
+    def seconds(self, clock: Clock = "total") -> float:
+        """Time used so far, over all calls; the total is also remembered on disk."""
+        if clock != "total":
+            return self._times.get(clock, 0.0)
+        now = time.monotonic()
+        self._times["total"] = self._times.get("total", 0.0) + now - self._start
+        self._start = now
+        self._keep_times()
+        return self._times["total"]
 
-    def cost(self) -> float:
-        """What evaluating a method takes, in seconds: the part of the budget that training must leave.
-
-        The median of those done, which one slow method (few-shot and its long prompts) does not move.
-        """
-        return statistics.median(self._costs() or [0.0])
-
-    def keep_cost(self, seconds: float) -> None:
-        """Keep what evaluating one more method took."""
-        storage.atomic_write(self.out / _COSTS, "".join(f"{each:.1f}\n" for each in [*self._costs(), seconds]))
+    def spend(self, clock: Clock, seconds: float) -> None:
+        """Count time."""
+        self._times[clock] = self._times.get(clock, 0.0) + seconds
+        self._keep_times()
 
     def curve(self, method: str, most: int = 200) -> list[tuple[int, float, float]]:
-        """Training losses (step, loss, seconds), thinned to at most ``most`` points."""
+        """Training losses of the method's entry (step, loss, seconds), thinned to at most ``most`` points."""
         path = self.entry(method) / METRICS
         if not path.is_file():
             return []
@@ -97,9 +146,11 @@ class Ledger:
         every = -(-len(steps) // most)
         return [(step["step"], step["loss"], round(step["seconds"], 2)) for step in steps[::every]]
 
-    def close(self, comparison: Comparison) -> None:
-        """Write what came out: ``comparison.json`` and ``report.html``."""
+    def publish(self, comparison: Comparison) -> None:
+        """Write what is known by now: ``report.html``, and ``comparison`` as JSON, Markdown and CSV."""
         storage.atomic_write(self.out / "comparison.json", comparison.to_json())
+        storage.atomic_write(self.out / "comparison.md", as_markdown(comparison))
+        storage.atomic_write(self.out / "comparison.csv", as_csv(comparison))
         storage.atomic_write(self.report, render_report(comparison))
 
     def _claim(self, conditions: dict[str, Any], methods: Sequence[str], restart: bool) -> None:
@@ -109,7 +160,7 @@ class Ledger:
             storage.remove_folder(self.out, COMPARISON)
         storage.claim_folder(self.out, COMPARISON)
         path = self.out / _STATE
-        if path.exists() or (self.out / _ROWS).exists():
+        if path.exists() or (self.out / _PLANS).exists():
             before = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART)
             if differing := [
                 _differing(key, before.get(key), now) for key, now in conditions.items() if before.get(key) != now
@@ -122,28 +173,19 @@ class Ledger:
 
     def _refuse_others(self, methods: Sequence[str]) -> None:
         """Keep the entries that someone trained into a comparison's bank: they are no part of it."""
-        own = {*methods, *METHODS.names(), *(path.stem for path in (self.out / _ROWS).glob("*"))}
+        own = {*methods, *METHODS.names(), *(path.stem for path in (self.out / _PLANS).glob("*"))}
         if others := [entry for entry in bank.list_entries(self.out / "bank") if entry.name not in own]:
             raise TunescopeError(
                 f"{others[0]} is no entry of the comparison in {self.out}, so nothing was deleted. Move it away, or "
                 "choose another --out."
             )
 
-    def _check(self, methods: Iterable[str]) -> None:
-        """Read once what is kept of an earlier call: damage stops the comparison, and is no failure of a method."""
-        self._costs()
-        for method in methods:
-            self.row(method)
-            self.steps(method)
+    def _keep_times(self) -> None:
+        shown = {clock: round(seconds, 3) for clock, seconds in self._times.items()}
+        storage.atomic_write(self.out / _TIMES, json.dumps(shown))
 
-    def _costs(self) -> list[float]:
-        return self._read(self.out / _COSTS, lambda text: list(map(_seconds, text.split())), _RESTART) or []
-
-    def _row_file(self, method: str) -> Path:
-        return self.out / _ROWS / f"{method}.json"
-
-    def _steps_file(self, method: str) -> Path:
-        return self.out / _ROWS / f"{method}.steps"
+    def _file(self, folder: str, name: str) -> Path:
+        return self.out / folder / f"{name}.json"
 
     @staticmethod
     def _read(path: Path, parse: Callable[[str], _T], remedy: str) -> _T | None:
@@ -159,8 +201,8 @@ def _differing(name: str, before: Any, now: Any) -> str:
     return name
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{text.strip()} is no time")
-    return value
+def _times(text: str) -> dict[str, float]:
+    found = {str(clock): float(seconds) for clock, seconds in dict(json.loads(text)).items()}
+    if not all(0 <= seconds < math.inf for seconds in found.values()):
+        raise ValueError("holds a number that is no time")
+    return found

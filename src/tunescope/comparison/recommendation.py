@@ -19,6 +19,7 @@ from tunescope.comparison.tradeoff import (
     cost_of,
     cost_order,
     difference,
+    favorite_of,
     latency_ms,
     notable_forgetting,
     pareto,
@@ -33,12 +34,13 @@ ALTERNATIVES_SHOWN = 4
 """How many alternatives the text describes; the record holds them all."""
 
 
-def advise(rows: Sequence[MethodResult], metric: str) -> Advice:
+def advise(rows: Sequence[MethodResult], metric: str, split: str = "test") -> Advice:
     """Recommend one of the rows.
 
     Args:
         rows: as measured; rows without a score are named with their note and otherwise left out.
         metric: name of the main score, which higher is better; decides how scores are written.
+        split: what the scores are of: ``test`` rows, or ``validation`` rows while the search goes on.
     """
     failed = [f"{row.name} has no score: {row.note}." for row in rows if row.score is None]
     choice = choose(rows, metric)
@@ -49,17 +51,19 @@ def advise(rows: Sequence[MethodResult], metric: str) -> Advice:
     fronts = {cost: pareto(choice.scored, cost) for cost in COSTS}
     alternatives = [_alternative(row, chosen, row in comparable, metric) for row in choice.scored if row is not chosen]
     reasons = [
+        _not_final(split),
         _against_best(choice),
         _against_zero_shot(choice),
-        _resolution(choice),
+        _resolution(choice, split),
         _forgetting(chosen),
         *(_forgetting(row) for row in comparable if row is not chosen and notable_forgetting(row)),
         _whole_copy(chosen),
+        _favorites(choice.scored),
         _other_rows(chosen, choice.scored),
         *failed,
     ]
     reasons = [reason for reason in reasons if reason]
-    headline = _headline(chosen, metric)
+    headline = _headline(chosen, metric, split)
     worth = sorted(
         (other for other in alternatives if _worth_a_thought(other, fronts)), key=lambda other: not other.comparable
     )[:ALTERNATIVES_SHOWN]
@@ -73,12 +77,20 @@ def advise(rows: Sequence[MethodResult], metric: str) -> Advice:
     )
 
 
-def _headline(chosen: MethodResult, metric: str) -> str:
+def _headline(chosen: MethodResult, metric: str, split: str) -> str:
     interval = ""
     if chosen.score_low is not None and chosen.score_high is not None:
         interval = f" ({form.score(chosen.score_low, metric)} to {form.score(chosen.score_high, metric)})"
+    lead = f"Take {chosen.name}" if split == "test" else f"So far {chosen.name}"
+    return f"{lead}: {form.metric_name(metric)} {form.score(chosen.score, metric)}{interval} on the {split} rows."
+
+
+def _not_final(split: str) -> str:
+    if split == "test":
+        return ""
     return (
-        f"Take {chosen.name}: {form.metric_name(metric)} {form.score(chosen.score, metric)}{interval} on the test rows."
+        "The search goes on: these are scores on validation rows, by which settings are chosen, so the best ones "
+        "flatter a little. Forgetting and latency are not measured yet."
     )
 
 
@@ -144,8 +156,10 @@ def _against_zero_shot(choice: Choice) -> str:
     return f"Against {plain.name}, the base model as it is, {chosen.name} gains {_with_interval(gain, metric)}."
 
 
-def _resolution(choice: Choice) -> str:
-    """What the number of test rows cannot show, and roughly how many would."""
+def _resolution(choice: Choice, split: str) -> str:
+    """What the number of rows cannot show, and roughly how many would."""
+    if split != "test":
+        return ""
     best, behind, comparable, metric = choice.best, choice.behind, choice.comparable, choice.metric
     if len(comparable) < 2:
         return ""
@@ -195,6 +209,18 @@ def _forgetting(row: MethodResult) -> str:
     elif row.trains and row.forgetting_off == 0:
         parts.append("switched off, the base is back exactly")
     return f"Forgetting with {row.name} on is notable: {'; '.join(parts)}."
+
+
+def _favorites(scored: Sequence[MethodResult]) -> str:
+    """Which methods answer one label nearly always, whatever the text."""
+    found = [(row.name, *favorite) for row in scored if (favorite := favorite_of(row))]
+    if not found:
+        return ""
+    told = [
+        f"{name} answers {label!r} for {share:.0%} of the rows (its share is {own:.0%})"
+        for name, label, share, own in found
+    ]
+    return f"Some answer one label whatever the text: {form.listing(told)}."
 
 
 def _whole_copy(chosen: MethodResult) -> str:

@@ -12,18 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from tunescope.comparison.candidate import Candidate
+from tunescope.comparison.part import Part
 from tunescope.errors import TunescopeError
 
 PROMPTING = frozenset({"zero-shot", "few-shot", "system"})
 """Methods that train nothing."""
-
-
-class Part(BaseModel):
-    """Base of the parts: immutable, unknown fields refused, the docstring under a field describes it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class BaseInfo(Part):
@@ -41,11 +37,13 @@ class DataInfo(Part):
     sha256: str
     train_rows: int
     test_rows: int
+    validation_rows: int = 0
+    """Held out of the training rows to choose settings by."""
     template: str
     """The template as written, or the name of the chat template used."""
     task: Literal["classification", "text"]
-    labels: list[str] = []
-    notes: list[str] = []
+    labels: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
     """What a reader must know: rows truncated or dropped, test rows that also stand in train."""
 
 
@@ -66,6 +64,18 @@ class Probe(Part):
     rows: int
 
 
+class Size(Part):
+    """The chosen settings trained on fewer rows, in as many steps."""
+
+    rows: int
+    """To learn from."""
+    score: float
+    """On the test rows."""
+    low: float
+    high: float
+    """95% confidence interval of `score`."""
+
+
 class MethodResult(Part):
     """One method as measured. A row that was skipped or failed has no `score` and says why in `note`."""
 
@@ -74,13 +84,29 @@ class MethodResult(Part):
     name: str
     """What people see; unique within the comparison."""
     score: float | None = None
-    """The main metric on the test rows; higher is better."""
+    """The main metric on the rows that the comparison's `split` names, over `seeds` trainings; higher is better."""
     score_low: float | None = None
     score_high: float | None = None
-    """95% confidence interval of `score`."""
+    """95% confidence interval of `score`, over the rows."""
+    validation_score: float | None = None
+    """The same metric on the validation rows, by which its settings were chosen."""
+    scores: list[float] = Field(default_factory=list)
+    """`score` of each training, the first one's first."""
+    seeds: int | None = None
+    """How many trainings `score` is the mean of; they differ by the seed alone."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What was chosen: of the method's settings those that are not its defaults, and ``lr``."""
+    sizes: list[Size] = Field(default_factory=list)
+    """The same settings trained on fewer rows, fewest first, and at last on all."""
+    candidates: int | None = None
+    """How many settings were tried."""
+    search: list[Candidate] = Field(default_factory=list)
+    """Every setting that was tried, and how it did on the validation rows."""
     accuracy: float | None = None
     """Share of test rows whose most likely label is the right one."""
     macro_f1: float | None = None
+    confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """How often each label (outer key) was answered by each (inner key), on the test rows; zeros are left out."""
     exact_match: float | None = None
     """Share of test rows whose freely generated text equals the target."""
     exact_match_low: float | None = None
@@ -99,13 +125,17 @@ class MethodResult(Part):
     general_loss: float | None = None
     general_loss_base: float | None = None
     """Loss on general text, nats per token, with the customization on and of the base."""
-    probes: dict[str, Probe] = {}
+    kl_task: float | None = None
+    """KL divergence to the base on the task's own rows, nats per completion token: how far it moved to learn this."""
+    probes: dict[str, Probe] = Field(default_factory=dict)
     """General-knowledge accuracies by name of the set."""
     trainable_parameters: int | None = None
     seconds: float | None = None
     """Time in the training loop; 0 for prompting."""
     steps: int | None = None
     """Optimizer steps."""
+    trained_tokens: int | None = None
+    """Tokens that it learned from."""
     rows_per_s: float | None = None
     tokens_per_s: float | None = None
     """Real tokens trained on per second, padding not counted."""
@@ -124,11 +154,11 @@ class MethodResult(Part):
     """Tokens, real or virtual, put before every user text."""
     path: str | None = None
     """Where the customization was saved."""
-    per_row: list[float] = []
+    per_row: list[float] = Field(default_factory=list)
     """Score of each test row that was measured, in the order of the test set."""
-    row_keys: list[str] = []
+    row_keys: list[str] = Field(default_factory=list)
     """Which row each of `per_row` is of, by ``data.identity``: what paired comparisons pair by."""
-    curve: list[tuple[int, float | None, float]] = []
+    curve: list[tuple[int, float | None, float]] = Field(default_factory=list)
     """Training loss as (step, loss in nats per trained token, seconds since the start)."""
     note: str | None = None
     """Why the row was skipped or failed, or what to know about it."""
@@ -168,6 +198,27 @@ class MethodResult(Part):
         return self.method not in PROMPTING
 
 
+class Repeat(Part):
+    """A further training of the chosen settings, by another seed."""
+
+    seed: int
+    score: float
+    per_row: list[float]
+    row_keys: list[str]
+
+
+class Measured(Part):
+    """What the test rows were opened for: one method at its chosen settings."""
+
+    candidate: str
+    """Which one."""
+    row: MethodResult
+    repeats: list[Repeat] = Field(default_factory=list)
+    """Further trainings of it."""
+    sizes: list[Size] = Field(default_factory=list)
+    """Trainings of it on fewer rows."""
+
+
 class Alternative(Part):
     """One method set against the recommended one. Differences are alternative minus recommended."""
 
@@ -197,9 +248,9 @@ class Advice(Part):
     headline: str
     """The recommendation in one sentence."""
     reasons: list[str]
-    alternatives: list[Alternative] = []
+    alternatives: list[Alternative] = Field(default_factory=list)
     """All other methods with a score, highest score first."""
-    fronts: dict[str, list[str]] = {}
+    fronts: dict[str, list[str]] = Field(default_factory=dict)
     """Pareto fronts: cost field of a row to the names of the rows no other beats on both score and that cost."""
     text: str
     """Headline, reasons and the alternatives worth a thought, as plain text."""
@@ -216,6 +267,10 @@ class Comparison(Part):
     budget_seconds: float | None
     """Time allowed for the whole comparison."""
     seed: int
+    split: Literal["test", "validation"] = "test"
+    """What the scores were measured on: validation rows until the search is over and the test rows are opened."""
+    test_seen: bool = False
+    """Whether settings were chosen after the test rows had been opened, so that their score may flatter."""
     metric: str
     """Name of the main score, a field of `MethodResult`: ``accuracy``, ``chrf``."""
     rows: list[MethodResult] = Field(min_length=1)
@@ -224,6 +279,12 @@ class Comparison(Part):
     """Path of the HTML report."""
     seconds: float
     """Time the whole comparison took."""
+    first_table_seconds: float | None = None
+    """When every method had its first score."""
+    search_seconds: float = 0.0
+    """Time in training and scoring candidates."""
+    evaluation_seconds: float = 0.0
+    """Time in measuring the chosen ones on the test rows, their forgetting and latency."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

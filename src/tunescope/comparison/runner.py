@@ -1,13 +1,13 @@
-"""The comparison: every method, one after the other, on the same base, rows, machine and budget.
+"""The comparison: every method on the same base, rows, machine and budget, each searched with an equal share.
 
-Each trainable method gets the same share of the time. What is done is kept: a comparison that was killed goes on where
-it was, down to the optimizer step.
+Every method gets its first score, then the searches of all go on rung by rung, and the table sharpens. At the end the
+test rows are opened once, for the settings that the validation rows chose. What is done is kept: a comparison that was
+killed goes on where it was, down to the optimizer step, and one that gets more budget goes on from what it has.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,40 +17,53 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, Field
 
-from tunescope import bank
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
-from tunescope.comparison.budget import affordable_steps
 from tunescope.comparison.ledger import Ledger
-from tunescope.comparison.recommendation import advise
-from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo, MethodResult, Probe
+from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo
+from tunescope.comparison.schedule import Schedule
+from tunescope.comparison.search import Task
 from tunescope.data.inputs import Source, has_part, understand
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
 from tunescope.data.template import default_template
 from tunescope.errors import DataError, Interrupted, TunescopeError
-from tunescope.evaluation import PER_ROW, Probes, evaluate
+from tunescope.evaluation import Probes
 from tunescope.evaluation.task import check_labels
 from tunescope.locks import writing
-from tunescope.methods import Customized, Method
 from tunescope.methods.registry import METHODS
 from tunescope.settings import Duration, Settings
-from tunescope.training import StepMetrics, TrainSettings, train
+from tunescope.training import StepMetrics, TrainSettings
 from tunescope.training.prepared import rows_hash
 from tunescope.version import __version__
+
+# Validation rows of the first rung: enough to tell a setting that learns from one that does not.
+_FIRST_ROWS = 64
 
 
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _rising(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(sizes)))
+
+
 class CompareSettings(Settings):
     """What a comparison takes; each is a flag of ``tunescope compare``."""
 
     budget: Duration = 600.0
-    """Time for everything: 90s, 10m, 1h30m. Trainable methods share equally what evaluating leaves."""
+    """Time for everything: 90s, 10m, 1h30m. The methods share equally what measuring them leaves. More of it later, in
+    the same folder, goes on from there."""
+    budget_tokens: int | None = Field(None, gt=0)
+    """Tokens that each method may learn from (prompting: may read) in its search, in place of a share of the time."""
     methods: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
     """Methods to compare, in order. All by default."""
+    validation_rows: int = Field(200, gt=0)
+    """Training rows to hold out and choose settings by, at most a fifth of them."""
+    sizes: Annotated[tuple[Annotated[int, Field(gt=1)], ...], AfterValidator(_rising)] = ()
+    """Numbers of rows to train the chosen settings on, too: 16,64,256 shows what more labels would buy. None by
+    default: each takes as long as a training."""
     test_rows: int = Field(300, gt=0)
     """Most test rows to take, a stratified sample by the seed. 300 rows resolve about 5 points of accuracy."""
     generate_rows: int = Field(64, gt=0)
@@ -70,35 +83,48 @@ class CompareSettings(Settings):
 class Watcher:
     """Callbacks on the progress of a comparison; base class of progress displays. This one shows nothing."""
 
-    def begin(self, method: str, number: int, count: int) -> None:
-        """Called before a method is measured."""
-
-    def stage(self, stage: str, steps: int | None = None) -> None:
-        """Called with what is done next; ``steps`` when it is training."""
+    def begin(self, method: str, what: str) -> None:
+        """Called before something is done for a method: what, in words."""
 
     def step(self, metrics: StepMetrics) -> None:
         """Called after an optimizer step."""
 
-    def end(self, row: MethodResult) -> None:
-        """Called after a method was measured, or failed."""
+    def stage(self, stage: str) -> None:
+        """Called with what is measured next of a chosen candidate."""
+
+    def end(self, text: str) -> None:
+        """Called with what came out of it, in words."""
+
+    def table(self, comparison: Comparison) -> None:
+        """Called with what is known by now, each time the table has become sharper."""
 
 
-@dataclass
-class _Work:
-    """What every method's measurement needs."""
+@dataclass(frozen=True)
+class Given:
+    """What a comparison was given, for its record.
 
-    base: Base
+    Attributes:
+        name: of the data.
+        train_rows: all that is learned from, those to choose by among them.
+        task: what candidates learn, and choose by.
+        test_rows: to measure the chosen ones on.
+        probes: what forgetting is measured on.
+        settings: of the comparison.
+        notes: what a reader must know of the data.
+    """
+
+    name: str
     train_rows: list[Row]
+    task: Task
     test_rows: list[Row]
-    labels: tuple[str, ...] | None
-    pattern: str | None
-    style: str
     probes: Probes | None
     settings: CompareSettings
-    ledger: Ledger
-    name: str
-    watcher: Watcher
     notes: list[str]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of rows to train the chosen settings on, too: fewer than all."""
+        return [size for size in self.settings.sizes if size < len(self.task.rows)]
 
 
 def compare(
@@ -114,6 +140,7 @@ def compare(
     name: str | None = None,
     skip_bad: int = 0,
     restart: bool = False,
+    finish: bool = False,
     watcher: Watcher | None = None,
 ) -> Comparison:
     """Measure what each method buys and costs on these rows.
@@ -123,7 +150,7 @@ def compare(
         data: rows to learn from: what ``read`` takes, a table, mappings from column to value, or rows.
         test: rows to measure on, given in the same ways. By default the test part of a built-in set that has one, and
             else a fifth of ``data``, stratified.
-        out: folder for the bank of trained customizations, ``comparison.json`` and ``report.html``; a comparison there
+        out: folder for the bank of chosen customizations, ``comparison.json`` and ``report.html``; a comparison there
             that was not finished goes on.
         settings: budget, methods, sizes.
         pattern: how columns make prompt and completion; with rows as they are, how they did, for the record.
@@ -132,6 +159,7 @@ def compare(
         name: of the data, for the report; by default its own.
         skip_bad: how many rows of each of the two may be bad and left out.
         restart: forget what ``out`` holds.
+        finish: search no further: open the test rows for the best of each method so far.
         watcher: its callbacks report how it goes.
 
     Raises:
@@ -139,10 +167,10 @@ def compare(
         DataError: rows that do not fit, or too few.
         TunescopeError: ``out`` holds a comparison under other conditions (named) or something else, or another run
             writes there.
-        Interrupted: after Ctrl-C; call again to go on.
+        Interrupted: after Ctrl-C; what is known by then is in ``out``. Call again to go on.
     """
     settings, out = settings or CompareSettings(), Path(out)
-    methods = [METHODS.load(method)() for method in settings.methods or METHODS.names()]
+    kinds = [METHODS.load(method) for method in settings.methods or METHODS.names()]
     given = understand(data, pattern, skip_bad=skip_bad)
     test = data if test is None and has_part(data, "test") else test
     measured = None if test is None else understand(test, given.pattern, skip_bad=skip_bad, split="test")
@@ -152,45 +180,46 @@ def compare(
     if labels:
         check_labels(test_rows, labels)
     conditions = _conditions(base, train_rows, test_rows, settings, style, probes)
+    watcher = watcher or Watcher()
     with writing(out):
-        ledger = Ledger(out, conditions, [method.name for method in methods], restart=restart)
-        work = _Work(
-            base, train_rows, test_rows, labels, given.pattern, style, probes, settings, ledger,
-            name or given.name, watcher or Watcher(), notes,
-        )  # fmt: skip
-        return _compared(work, methods)
-
-
-def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
-    """Measure every method that is not measured yet, and write what came out."""
-    base, settings, ledger, labels = work.base, work.settings, work.ledger, work.labels
-    rows = []
-    for number, method in enumerate(methods):
-        work.watcher.begin(method.name, number + 1, len(methods))
+        ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart)
+        task = _task(base, train_rows, labels, given.pattern, style, name or given.name, settings)
+        found = Given(task.name, train_rows, task, test_rows, probes, settings, notes)
+        schedule = Schedule(kinds, found, ledger, watcher, publish=lambda: _publish(schedule, found, ledger, watcher))
         try:
-            row = ledger.row(method.name) or _measure(
-                work, method, [each for each in methods[number:] if not ledger.row(each.name)]
-            )
-        except KeyboardInterrupt:
+            if not finish:
+                schedule.search()
+            schedule.finish()
+        except (KeyboardInterrupt, Interrupted):
+            _publish(schedule, found, ledger, watcher)
             raise Interrupted(
-                f"Stopped in {method.name}, after {number} of {len(methods)} methods. Make the same call to go on."
+                f"Stopped. What is known by now is in {ledger.report}. Make the same call to go on, with more budget "
+                "to go further, or with --finish to test the best settings so far."
             ) from None
-        work.watcher.end(row)
-        rows.append(row)
-    if all(row.score is None for row in rows):
-        raise TunescopeError(f"No method could be measured. {rows[0].name}: {rows[0].note}")
+        comparison = _publish(schedule, found, ledger, watcher)
+    if all(row.score is None for row in comparison.rows):
+        raise TunescopeError(f"No method could be measured. {comparison.rows[0].name}: {comparison.rows[0].note}")
+    return comparison
+
+
+def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher) -> Comparison:
+    """Write what is known by now."""
+    task, settings, labels = given.task, given.settings, given.task.labels
+    base, metric = task.base, "accuracy" if task.labels else "chrf"
+    rows = schedule.rows()
     comparison = Comparison(
         tunescope=__version__,
         base=BaseInfo(name=base.name, fingerprint=base.fingerprint.short, parameters=base.parameters),
         data=DataInfo(
-            name=work.name,
-            sha256=rows_hash(work.train_rows),
-            train_rows=len(work.train_rows),
-            test_rows=len(work.test_rows),
-            template=work.pattern or "as given in the rows",
+            name=given.name,
+            sha256=rows_hash(given.train_rows),
+            train_rows=len(task.rows),
+            test_rows=len(given.test_rows),
+            validation_rows=len(task.validation[1]),
+            template=task.pattern or "as given in the rows",
             task="classification" if labels else "text",
             labels=list(labels or ()),
-            notes=work.notes,
+            notes=given.notes,
         ),
         machine=MachineInfo(
             device_name=device_name(base.device),
@@ -200,13 +229,19 @@ def _compared(work: _Work, methods: Sequence[Method]) -> Comparison:
         ),
         budget_seconds=settings.budget,
         seed=settings.seed,
-        metric="accuracy" if labels else "chrf",
+        split=schedule.split,
+        test_seen=schedule.test_seen,
+        metric=metric,
         rows=rows,
-        advice=advise(rows, "accuracy" if labels else "chrf"),
+        advice=schedule.advice(rows, metric),
         report=str(ledger.report),
-        seconds=round(work.ledger.seconds(), 1),
+        seconds=round(ledger.seconds(), 1),
+        first_table_seconds=ledger.seconds("first_table") or None,
+        search_seconds=round(ledger.seconds("search"), 1),
+        evaluation_seconds=round(ledger.seconds("evaluation"), 1),
     )
-    ledger.close(comparison)
+    ledger.publish(comparison)
+    watcher.table(comparison)
     return comparison
 
 
@@ -223,15 +258,50 @@ def _prepare(
     test_rows = list(test_rows)
     if len(test_rows) > settings.test_rows:
         of = len(test_rows)
-        _, chosen = split(of, _labels_of(test_rows, labels), settings.test_rows, settings.seed)
-        test_rows = [test_rows[i] for i in chosen]
+        test_rows = _sampled(test_rows, labels, settings.test_rows, settings.seed)
         notes.append(f"Tested on {len(test_rows)} of {of} test rows, a stratified sample by the seed.")
-    if not test_rows or not train_rows:
+    if not test_rows or len(train_rows) < 2:
         raise DataError("Too few rows to compare: give more data, or test data of its own with --test.")
     if shared := overlap([row.prompt for row in train_rows], [row.prompt for row in test_rows]):
         lines = ", ".join(str(test_rows[i].number) for i in shared[:10]) + (" …" if len(shared) > 10 else "")
         notes.append(f"{len(shared)} test rows also stand in the training data (lines {lines}).")
     return train_rows, test_rows, notes
+
+
+def _task(
+    base: Base,
+    train_rows: list[Row],
+    labels: tuple[str, ...] | None,
+    pattern: str | None,
+    style: str,
+    name: str,
+    settings: CompareSettings,
+) -> Task:
+    """What candidates learn, and what they are chosen by: rows held out of those to learn from."""
+    count = min(settings.validation_rows, max(len(train_rows) // 5, 1))
+    kept, held = split(len(train_rows), _labels_of(train_rows, labels), count, settings.seed)
+    validation = [train_rows[i] for i in held]
+    return Task(
+        base=base,
+        rows=[train_rows[i] for i in kept],
+        validation=(_sampled(validation, labels, _FIRST_ROWS, settings.seed), validation),
+        labels=labels,
+        pattern=pattern,
+        style=style,
+        name=name,
+        settings=TrainSettings(
+            batch_size=settings.batch_size, epochs=settings.epochs, max_length=settings.max_length, seed=settings.seed
+        ),
+        generate_rows=min(settings.generate_rows, 16),
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+def _sampled(rows: Sequence[Row], labels: tuple[str, ...] | None, count: int, seed: int) -> list[Row]:
+    """At most ``count`` of the rows, stratified."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[i] for i in split(len(rows), _labels_of(rows, labels), count, seed)[1]]
 
 
 def _labels_of(rows: Sequence[Row], labels: Sequence[str] | None) -> list[str] | None:
@@ -260,124 +330,7 @@ def _conditions(
         "base": base.fingerprint.model_dump(),
         "training rows": rows_hash(train_rows),
         "test rows": rows_hash(test_rows),
+        "budget's unit": "seconds" if settings.budget_tokens is None else "tokens",
         "probes": probes.sha256() if probes is not None else None,
-        "settings": settings.model_dump(mode="json", exclude={"methods", "budget"}),
+        "settings": settings.model_dump(mode="json", exclude={"methods", "budget", "budget_tokens", "sizes"}),
     }
-
-
-def _measure(work: _Work, method: Method, remaining: Sequence[Method]) -> MethodResult:
-    """Train and evaluate one method; a failure is a row that says why, so that the others go on."""
-    try:
-        row = _measured(work, method, remaining)
-    except Interrupted:
-        raise
-    except TunescopeError as error:
-        return MethodResult(method=method.name, name=method.name, note=str(error))
-    if row.score is not None:  # what got no time is tried again when the comparison goes on with a larger budget
-        work.ledger.keep_row(row)
-    return row
-
-
-def _measured(work: _Work, method: Method, remaining: Sequence[Method]) -> MethodResult:
-    entry = work.ledger.entry(method.name)
-    trained = _trained(work, method, remaining, entry)
-    if trained is None:
-        return MethodResult(method=method.name, name=method.name, note="the budget left no time to train it")
-    customized, training = trained
-    started, record = time.monotonic(), bank.read_record(entry)
-    card = evaluate(
-        customized,
-        work.test_rows,
-        labels=work.labels,
-        probes=work.probes,
-        generate_rows=work.settings.generate_rows,
-        max_new_tokens=work.settings.max_new_tokens,
-        max_length=work.settings.max_length,
-        on_stage=work.watcher.stage,
-    )
-    bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
-    work.ledger.keep_cost(time.monotonic() - started)
-    _note(work, "testing", card["notes"])
-    return _row(work.ledger, method, card, training)
-
-
-def _trained(
-    work: _Work, method: Method, remaining: Sequence[Method], entry: Path
-) -> tuple[Customized, dict[str, Any]] | None:
-    """The method's customization and what its training measured; None if the budget leaves no time.
-
-    An entry that a comparison left when it was stopped between training and measuring is not trained again.
-    """
-    if (entry / bank.RECORD).is_file():
-        return bank.load(entry, work.base), bank.read_record(entry).training
-    settings = _train_settings(work, method, remaining)
-    if settings is None:
-        return None
-    work.watcher.stage("training" if settings.max_steps else "preparing", settings.max_steps)
-    trained = train(
-        work.base,
-        method,
-        data=work.train_rows,
-        settings=settings,
-        out=entry,
-        pattern=work.pattern,
-        style=work.style,
-        labels=work.labels,
-        name=work.name,
-        on_step=work.watcher.step,
-    )
-    _note(work, "training", trained.notes)
-    return trained.customized, trained.record.training
-
-
-def _note(work: _Work, stage: str, notes: Sequence[str]) -> None:
-    work.notes += [note for each in notes if (note := f"In {stage}: {each}") not in work.notes]
-
-
-def _train_settings(work: _Work, method: Method, remaining: Sequence[Method]) -> TrainSettings | None:
-    """The loop's settings with the steps that the method's share of the budget pays for; None if it pays for none.
-
-    They are kept beside the rows: a method whose training was interrupted goes on with the same number of steps.
-    """
-    common = TrainSettings(
-        batch_size=work.settings.batch_size,
-        epochs=work.settings.epochs,
-        max_length=work.settings.max_length,
-        seed=work.settings.seed,
-    )
-    if method.trains == "nothing":
-        return common
-    steps = work.ledger.steps(method.name)
-    if steps is None:
-        work.watcher.stage("estimating")
-        to_train = sum(other.trains != "nothing" for other in remaining)
-        left = work.settings.budget - work.ledger.seconds() - work.ledger.cost() * len(remaining)
-        steps = affordable_steps(
-            work.base, method, work.train_rows, common, left / max(to_train, 1), pattern=work.pattern, style=work.style
-        )
-        if not steps:
-            return None
-        work.ledger.keep_steps(method.name, steps)
-    return common.model_copy(update={"max_steps": steps})
-
-
-def _row(ledger: Ledger, method: Method, card: dict[str, Any], training: dict[str, Any]) -> MethodResult:
-    shared = set(MethodResult.model_fields) & set(card)
-    values = {key: card[key] for key in shared if card[key] is not None}
-    values |= {
-        key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if training
-    }
-    values["peak_memory_mb"] = max(card["peak_memory_mb"], training.get("peak_memory_mb", 0.0))
-    values["probes"] = {
-        name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
-    }
-    values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
-    return MethodResult(
-        method=method.name,
-        name=method.name,
-        seconds=training.get("seconds", 0.0),
-        artifact_mb=bank.size_mb(ledger.entry(method.name)),
-        path=str(ledger.entry(method.name)),
-        curve=ledger.curve(method.name),
-        **values,
-    )

@@ -17,13 +17,15 @@ The rule:
 
    Steps, because a thousandth of a nat or of a millisecond is noise and must not decide.
 
-Each difference is tested at 95% on its own. Of many methods, the highest score is a little flattered by chance. Where
-differences are small, this only makes the comparable set larger.
+The differences to the highest score are tested together, at 95% for all of them (Holm 1979): the clearest one at 1 -
+0.05/k of k, the next at 1 - 0.05/(k - 1), until one shows nothing. Intervals that are shown are at 95% each. The
+highest of many scores is a little flattered by chance, so what validation rows choose is measured anew on test rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +50,9 @@ LATENCY_STEP = 1.1
 
 ANSWER_TOKENS = 20
 """Tokens of the typical answer whose latency is compared: the first, and 19 more."""
+
+_ERROR = 0.05
+"""Chance that any method is called worse that is not."""
 
 COSTS = ("trainable_parameters", "seconds", "latency_ms")
 """Costs a Pareto front is given for."""
@@ -86,10 +91,25 @@ def choose(rows: Sequence[MethodResult], metric: str) -> Choice | None:
         return None
     best = scored[0]
     behind = {row.name: difference(best, row, metric) for row in scored[1:]}
-    comparable = [row for row in scored if row is best or behind[row.name].low <= 0]
+    worse = _shown_worse(best, scored[1:], behind, metric)
+    comparable = [row for row in scored if row is best or row.name not in worse]
     return Choice(
         metric, scored, best, behind, comparable, min(comparable, key=lambda row: cost_order(row, comparable))
     )
+
+
+def _shown_worse(
+    best: MethodResult, others: Sequence[MethodResult], behind: dict[str, Difference], metric: str
+) -> set[str]:
+    """Names of the methods that are shown to be worse than the best, by Holm's step-down procedure."""
+    shown: set[str] = set()
+    by_evidence = sorted(others, key=lambda row: -behind[row.name].mean / max(behind[row.name].half_width, 1e-12))
+    for number, row in enumerate(by_evidence):
+        confidence = 1 - _ERROR / (len(others) - number)
+        if difference(best, row, metric, confidence).low <= 0:
+            break
+        shown.add(row.name)
+    return shown
 
 
 def pareto(rows: Sequence[MethodResult], cost_key: str) -> list[str]:
@@ -118,8 +138,8 @@ def pareto(rows: Sequence[MethodResult], cost_key: str) -> list[str]:
     return [row.name for _, row in front]
 
 
-def difference(a: MethodResult, b: MethodResult, metric: str) -> Difference:
-    """Score of ``a`` minus score of ``b`` with its 95% interval, paired over the test rows that both were measured on.
+def difference(a: MethodResult, b: MethodResult, metric: str, confidence: float = 0.95) -> Difference:
+    """Score of ``a`` minus score of ``b`` with its interval, paired over the test rows that both were measured on.
 
     Where a row was dropped for one of them, the difference is that of the rows they share. Without per-row scores the
     two intervals are combined, which is conservative; without intervals nothing is known about the uncertainty and the
@@ -131,7 +151,8 @@ def difference(a: MethodResult, b: MethodResult, metric: str) -> Difference:
     mean = score_of(a) - score_of(b)
     if a.row_keys and b.row_keys:
         first, second = common_rows(a.row_keys, b.row_keys)
-        found = paired_difference_of([a.per_row[i] for i in first], [b.per_row[i] for i in second], metric)
+        values = [a.per_row[i] for i in first], [b.per_row[i] for i in second]
+        found = paired_difference_of(*values, metric, confidence)
         if set(a.row_keys) != set(b.row_keys):
             return found
         # A corpus score (chrF) is not the mean of its rows; the spread is theirs, the center the score's.
@@ -151,6 +172,23 @@ def latency_ms(row: MethodResult) -> float | None:
 def notable_forgetting(row: MethodResult) -> bool:
     """Whether the row forgets more than `NOTABLE_FORGETTING`, or loses accuracy on a probe beyond its interval."""
     return (row.forgetting_on or 0.0) > NOTABLE_FORGETTING or any(probe_drop(probe).low > 0 for probe in _probes(row))
+
+
+def favorite_of(row: MethodResult) -> tuple[str, float, float] | None:
+    """A label that is answered far more often than it is right: the label, its share of the answers and of the rows.
+
+    None where no label has more than half of the answers, and twice its share of the rows or nearly all answers.
+    """
+    answers, truth = Counter[str](), Counter[str]()
+    for true, given in row.confusion.items():
+        answers.update(given)
+        truth[true] += sum(given.values())
+    if not answers:
+        return None
+    label, count = answers.most_common(1)[0]
+    total = sum(answers.values())
+    share, own = count / total, truth[label] / total
+    return (label, share, own) if share > 0.5 and share > min(2 * own, own + 0.25) else None
 
 
 def probe_drop(probe: Probe) -> Difference:

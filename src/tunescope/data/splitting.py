@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
+from tunescope.data.rows import Row
 from tunescope.errors import DataError
 
 
@@ -44,6 +45,32 @@ def split(
         chosen += generator.sample(members, count)
     held = set(chosen)
     return [index for index in range(total) if index not in held], sorted(held)
+
+
+def nested(rows: Sequence[Row], labels: Sequence[Hashable] | None, size: int, seed: int) -> list[Row]:
+    """The first ``size`` of the rows in an order by the seed in which every beginning is stratified.
+
+    So a smaller subset lies in every larger one, and holds the labels in their proportions, one of each at first.
+
+    Args:
+        rows: to choose from.
+        labels: of a classification task; None for free texts.
+        size: how many.
+        seed: of the order.
+    """
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    if labels is None:
+        return [rows[i] for i in order[:size]]
+    members: dict[Hashable, list[int]] = {}
+    for index in order:
+        members.setdefault(rows[index].completion, []).append(index)
+    # The k-th of n rows of a label stands at (k + 1/2) / n of the whole, but each label's first stands before all.
+    places = [
+        (-1.0 if rank == 0 else (rank + 0.5) / len(found), index)
+        for found in members.values()
+        for rank, index in enumerate(found)
+    ]
+    return [rows[index] for _, index in sorted(places)[:size]]
 
 
 def overlap(train_texts: Sequence[str], test_texts: Sequence[str]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -44,6 +45,9 @@ class Template(Settings):
     """How many of the virtual tokens stand at each marked place of the pattern, <|VIRTUAL_PROMPT_0|> and so on."""
     steering: Steering | None = None
     """The attributes that an answer is asked for; none where the customization was not trained on any."""
+    label_prior: dict[str, float] = Field(default_factory=dict)
+    """What each label's log-probability (nats) is behind texts that say nothing; taken off where labels are chosen from
+    (contextual calibration). Empty where they are not calibrated."""
     stop: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
     """Token ids that end a completion; the first one is trained."""
     heal: bool = False
@@ -55,6 +59,15 @@ class Template(Settings):
         """The pattern's white space right before the field to learn: the template's own, whether typed or not."""
         head = (self.pattern or "").rpartition("{")[0]
         return head[len(head.rstrip(IGNORED_SPACE)) :]
+
+    def calibrated(self, logprobs: Mapping[str, float]) -> list[float]:
+        """Log-probabilities of texts to choose from, in order, less what each has behind no text at all.
+
+        Args:
+            logprobs: by text. Texts that are not the calibrated labels, all of them and no other, stay as they are.
+        """
+        prior = self.label_prior if self.label_prior.keys() == logprobs.keys() else dict[str, float]()
+        return [value - prior.get(text, 0.0) for text, value in logprobs.items()]
 
     @property
     def virtual_ids(self) -> list[int]:

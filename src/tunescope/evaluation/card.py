@@ -9,6 +9,7 @@ from tunescope import peak_memory
 from tunescope.data.encoding import Encoder
 from tunescope.data.inputs import Source, understand
 from tunescope.data.rows import Row
+from tunescope.evaluation.distance import task_divergence
 from tunescope.evaluation.forgetting import Probes, measure_forgetting
 from tunescope.evaluation.latency import measure_latency
 from tunescope.evaluation.statistics import Interval, interval_of, wilson_interval
@@ -47,8 +48,8 @@ def evaluate(
         on_stage: callback with what is being measured now.
 
     Returns:
-        ``nll_per_token, tokens, accuracy, macro_f1, exact_match, exact_match_low, exact_match_high, chrf, score,
-        score_low, score_high, metric, per_row, row_keys, forgetting_on, forgetting_off, general_loss,
+        ``nll_per_token, tokens, accuracy, macro_f1, confusion, exact_match, exact_match_low, exact_match_high, chrf,
+        score, score_low, score_high, metric, per_row, row_keys, forgetting_on, forgetting_off, kl_task, general_loss,
         general_loss_base, probes, trainable_parameters, ttft_ms, ms_per_token, prompt_tokens, extra_prompt_tokens,
         peak_memory_mb, rows, notes``. ``score`` is the accuracy with its 95% Wilson interval, or the mean of the
         sentences' chrF (0-100) with its 95% bootstrap interval. Exact match and the probes' accuracies have Wilson
@@ -83,6 +84,7 @@ def evaluate(
         "tokens": task.tokens,
         "accuracy": task.accuracy,
         "macro_f1": task.macro_f1,
+        "confusion": task.confusion,
         "exact_match": task.exact_match,
         "exact_match_low": matches and matches.low,
         "exact_match_high": matches and matches.high,
@@ -93,6 +95,7 @@ def evaluate(
         "score_high": interval.high,
         "forgetting_on": None,
         "forgetting_off": None,
+        "kl_task": task_divergence(customized, rows, max_length),
         "trainable_parameters": customized.trainable_parameters,
         "ttft_ms": round(latency.ttft_ms, 2),
         "ms_per_token": round(latency.ms_per_token, 2),

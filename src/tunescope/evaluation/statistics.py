@@ -87,18 +87,23 @@ class Difference:
 
 
 def interval_of(values: ArrayLike, metric: str) -> Interval:
-    """95% interval of the mean of per-row scores [n]: Wilson's for accuracies, the bootstrap's for other metrics."""
-    if metric in PROPORTIONS:
-        scores = _scores(values)
+    """95% interval of the mean of per-row scores [n]: Wilson's where rows are right or wrong, else the bootstrap's.
+
+    Accuracies that are means over several trainings lie between, too.
+    """
+    scores = _scores(values)
+    if metric in PROPORTIONS and np.isin(scores, [0, 1]).all():
         return wilson_interval(float(scores.sum()), len(scores))
-    return bootstrap_interval(values, span=SPANS.get(metric))
+    return bootstrap_interval(scores, span=1.0 if metric in PROPORTIONS else SPANS.get(metric))
 
 
-def paired_difference_of(a: ArrayLike, b: ArrayLike, metric: str) -> Difference:
-    """95% interval of ``mean(a) - mean(b)``, per-row scores [n] of the same rows in the same order."""
-    if metric in PROPORTIONS:
-        return paired_proportions(a, b)
-    return paired_difference(a, b, span=SPANS.get(metric))
+def paired_difference_of(a: ArrayLike, b: ArrayLike, metric: str, confidence: float = 0.95) -> Difference:
+    """Interval of ``mean(a) - mean(b)``, per-row scores [n] of the same rows in the same order."""
+    if metric not in PROPORTIONS:
+        return paired_difference(a, b, confidence, span=SPANS.get(metric))
+    if np.isin([_scores(a), _scores(b)], [0, 1]).all():
+        return paired_proportions(a, b, confidence)
+    return paired_difference(a, b, confidence, span=1.0)
 
 
 def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tunescope.data.encoding import Encoder
 from tunescope.data.identity import row_keys
 from tunescope.data.rows import Row
+from tunescope.data.template import Template
 from tunescope.errors import DataError
 from tunescope.inference import Item, Sampling, Score, generate_ids, score
 from tunescope.methods import Customized
@@ -25,6 +26,7 @@ class TaskScores:
         tokens: how many tokens that mean is over.
         accuracy: share of rows whose true label is the likeliest of all labels; None without labels.
         macro_f1: unweighted mean of each label's F1; None without labels.
+        confusion: how often each label (outer key) was answered by each (inner key); empty without labels.
         exact_match: share of freely generated texts that equal the completion, spaces at the ends aside.
         chrf: sacrebleu's chrF (0-100) of the generated texts; None with labels.
         generated_rows: how many rows exact_match and chrf are over.
@@ -38,6 +40,7 @@ class TaskScores:
     tokens: int
     accuracy: float | None
     macro_f1: float | None
+    confusion: dict[str, dict[str, int]]
     exact_match: float | None
     chrf: float | None
     generated_rows: int
@@ -96,13 +99,14 @@ def measure_task(
     prompts = [encoder.prompt(e.messages, rows[i].tools) for i, e in fitting[:generate_rows]]
     written = [g.text for g in generate_ids(customized, prompts, Sampling(max_new_tokens=limit))]
     matches = [a.strip() == b.strip() for a, b in zip(written, texts, strict=True)]
-    chosen = [_likeliest(scores) for scores in scored]
+    chosen = [_likeliest(customized.template, labels or ("",), scores) for scores in scored]
     right = [float(a == b) for a, b in zip(chosen, truth, strict=True)]
     return TaskScores(
         nll_per_token=-logprob / tokens,
         tokens=tokens,
         accuracy=sum(right) / len(right) if labels else None,
         macro_f1=_macro_f1(truth, chosen) if labels else None,
+        confusion=_confusion(truth, chosen, labels or ()),
         exact_match=sum(matches) / len(matches) if matches else None,
         chrf=None if labels or not texts else _chrf(written, texts),
         generated_rows=len(texts),
@@ -113,8 +117,9 @@ def measure_task(
     )
 
 
-def _likeliest(scores: Sequence[Score]) -> int:
-    return max(range(len(scores)), key=lambda i: scores[i].logprob)
+def _likeliest(template: Template, labels: Sequence[str], scores: Sequence[Score]) -> int:
+    logprobs = template.calibrated({label: each.logprob for label, each in zip(labels, scores, strict=True)})
+    return max(range(len(logprobs)), key=logprobs.__getitem__)
 
 
 def check_labels(rows: Sequence[Row], labels: Sequence[str]) -> None:
@@ -141,6 +146,15 @@ def _macro_f1(truth: Sequence[int], chosen: Sequence[int]) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth, chosen, average="macro", zero_division=0))
+
+
+def _confusion(truth: Sequence[int], chosen: Sequence[int], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Counts by true label and answer; what never happened is left out."""
+    found: dict[str, dict[str, int]] = {}
+    for true, answer in sorted(zip(truth, chosen, strict=True)) if labels else ():
+        row = found.setdefault(labels[true], {})
+        row[labels[answer]] = row.get(labels[answer], 0) + 1
+    return found
 
 
 def _chrf(written: Sequence[str], texts: Sequence[str]) -> float:

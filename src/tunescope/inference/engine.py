@@ -290,6 +290,7 @@ class Engine:
                 sample,
                 frozenset((*loaded.template.stop, *sampling.stop_tokens)),
                 Detokenizer(self.base.tokenizer, sampling.stop, prompt.owed),
+                loaded.template,
                 completions,
                 head,
                 loaded.prefix_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tunescope.data.template import Template
 from tunescope.inference.candidates import Candidates
 from tunescope.inference.compiled import Compiled
 from tunescope.inference.detokenizing import Detokenizer
@@ -24,6 +25,7 @@ class Job:
         stop: token ids that end it.
         text: its words so far.
         completions: as tokens, where some are given to be scored instead of one written.
+        template: of the customization; the base's own for the base.
         head: the customization's head that scores them; None for log-probabilities, by which one of them is chosen.
         prefix_tokens: how many tokens of the prompt every prompt of this customization has.
         owed: what its answer must begin with.
@@ -45,6 +47,7 @@ class Job:
     sample: int
     stop: frozenset[int]
     text: Detokenizer
+    template: Template
     completions: list[list[int]] = field(default_factory=list)
     head: str | None = None
     prefix_tokens: int = 0
@@ -73,6 +76,11 @@ class Job:
             owed=self.owed,
             grammar=self.grammar,
         )
+
+    @property
+    def totals(self) -> list[float]:
+        """The log-probability of each text to choose from as a whole, in nats; calibrated where its labels are."""
+        return self.template.calibrated(dict(zip(self.sampling.choices, map(sum, self.scores), strict=True)))
 
     @property
     def done(self) -> bool:

@@ -277,7 +277,9 @@ class Predictor:
             on_answers({q.index: self._chosen(scores) for q, scores in zip(part, scored, strict=True)})
 
     def _chosen(self, scores: Sequence[Score]) -> Prediction:
-        probabilities = probabilities_of(dict(zip(self.labels, (each.logprob for each in scores), strict=True)))
+        logprobs = dict(zip(self.labels, (each.logprob for each in scores), strict=True))
+        calibrated = self.customized.template.calibrated(logprobs)
+        probabilities = probabilities_of(dict(zip(self.labels, calibrated, strict=True)))
         if probabilities is None:
             return Prediction("", error="the model's probabilities are not finite")
         label = max(self.labels, key=lambda name: probabilities[name])

@@ -138,9 +138,7 @@ def _generated(job: Job) -> Generated:
         cached_tokens=job.cached,
         logprobs=job.logprobs if job.sampling.logprobs else None,
         top_logprobs=job.likeliest if job.sampling.top_logprobs else None,
-        choice_logprobs=dict(zip(job.sampling.choices, map(sum, job.scores), strict=True))
-        if job.reason == "choice"
-        else None,
+        choice_logprobs=dict(zip(job.sampling.choices, job.totals, strict=True)) if job.reason == "choice" else None,
         scores=job.scores if job.reason == "score" else None,
     )
 

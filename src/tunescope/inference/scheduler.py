@@ -426,7 +426,7 @@ class Scheduler:
         Raises:
             EngineError: log-probabilities that are not numbers.
         """
-        totals = [sum(nats) for nats in job.scores]
+        totals = job.totals
         if not math.isfinite(max(totals, key=lambda total: math.inf if math.isnan(total) else total)):
             raise EngineError(_NOT_FINITE)
         best = job.draw.among(totals)

@@ -17,7 +17,7 @@ Being a network of its own in each layer it cannot be merged into the weights, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from tunescope.base import Base
 from tunescope.methods.effects import Bottleneck, Effect
 from tunescope.methods.method import Method
+from tunescope.methods.space import Between, OneOf
 from tunescope.settings import MOST
 
 _PLACES = {"pfeiffer": ("mlp_out",), "houlsby": ("attention_out", "mlp_out")}
@@ -36,9 +37,10 @@ class Adapter(Method):
 
     name: ClassVar[str] = "adapter"
     learning_rate: ClassVar[float] = 1e-3
+    rates: ClassVar[Between | None] = Between(1e-4, 1e-2)
     effect: ClassVar[type[Effect] | None] = Bottleneck
 
-    placement: Literal["pfeiffer", "houlsby"] = "pfeiffer"
+    placement: Annotated[Literal["pfeiffer", "houlsby"], OneOf("pfeiffer", "houlsby")] = "pfeiffer"
     """After the feed-forward block only (pfeiffer), or after attention too (houlsby)."""
     bottleneck: int | None = Field(None, gt=0, le=MOST)
     """Width of the adapter. By default the hidden size divided by the reduction factor."""

@@ -110,6 +110,6 @@ def _made(classes: tuple[type[Method], ...]) -> type[Composed]:
     made = create_model("".join(kind.__name__ for kind in classes), __base__=Composed, **fields)
     made.__doc__ = " and ".join((kind.__doc__ or kind.name).strip().splitlines()[0].rstrip(".") for kind in classes)
     made.name = "+".join(kind.name for kind in classes)
-    made.learning_rate = classes[0].learning_rate
+    made.learning_rate, made.rates = classes[0].learning_rate, classes[0].rates
     made.part_classes, made.owners = classes, owners
     return made

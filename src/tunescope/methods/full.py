@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from tunescope.methods.method import Method
+from tunescope.methods.space import Between
 
 
 class Full(Method):
@@ -17,4 +18,5 @@ class Full(Method):
 
     name: ClassVar[str] = "full"
     trains: ClassVar[Literal["nothing", "effects", "base"]] = "base"
-    learning_rate: ClassVar[float] = 3e-5
+    learning_rate: ClassVar[float] = 1e-4
+    rates: ClassVar[Between | None] = Between(1e-5, 1e-3)

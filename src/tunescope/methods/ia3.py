@@ -22,6 +22,7 @@ from tunescope.base import Base
 from tunescope.errors import TrainingError
 from tunescope.methods.effects import Effect, Scale
 from tunescope.methods.method import SiteMethod, by_site, check_by_site
+from tunescope.methods.space import Between
 
 
 class IA3(SiteMethod):
@@ -29,6 +30,7 @@ class IA3(SiteMethod):
 
     name: ClassVar[str] = "ia3"
     learning_rate: ClassVar[float] = 1e-2
+    rates: ClassVar[Between | None] = Between(1e-3, 1e-1)
     effect: ClassVar[type[Effect] | None] = Scale
 
     targets: tuple[str, ...] = ("k", "v", "down")

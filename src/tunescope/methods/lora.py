@@ -23,6 +23,7 @@ from pydantic import Field
 from tunescope.base import Base
 from tunescope.methods.effects import Effect, LowRank
 from tunescope.methods.method import SiteMethod, by_site, check_by_site
+from tunescope.methods.space import Between, OneOf
 from tunescope.settings import MOST
 
 
@@ -31,9 +32,10 @@ class LoRA(SiteMethod):
 
     name: ClassVar[str] = "lora"
     learning_rate: ClassVar[float] = 1e-3
+    rates: ClassVar[Between | None] = Between(1e-4, 1e-2)
     effect: ClassVar[type[Effect] | None] = LowRank
 
-    rank: int = Field(8, gt=0, le=MOST)
+    rank: Annotated[int, OneOf(8, 32)] = Field(8, gt=0, le=MOST)
     """Rank of the change. 8 is the paper's choice for most of its tables."""
     alpha: float = Field(16.0, gt=0)
     """The change is scaled by alpha / rank."""
@@ -43,7 +45,7 @@ class LoRA(SiteMethod):
     """Scale by alpha / sqrt(rank) instead, so that larger ranks learn as fast."""
     dora: bool = False
     """Learn the length of each output row beside its direction (DoRA)."""
-    targets: tuple[str, ...] = ("q", "v")
+    targets: Annotated[tuple[str, ...], OneOf(("q", "v"), ("all-linear",))] = ("q", "v")
     """Sites, comma-separated: names (q k v o gate up down), all-linear, or layer.name with wildcards (0.q, 1?.*)."""
     rank_pattern: dict[str, Annotated[int, Field(gt=0, le=MOST)]] = Field(default_factory=dict)
     """Other ranks for some sites, as site=rank: down=4,0.*=16. Of several that match, the last counts."""

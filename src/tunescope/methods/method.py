@@ -16,6 +16,7 @@ from tunescope.data.rows import Row
 from tunescope.data.template import Template
 from tunescope.errors import UnknownNameError
 from tunescope.methods.effects import Effect
+from tunescope.methods.space import Between
 from tunescope.settings import Settings
 
 T = TypeVar("T")
@@ -36,6 +37,15 @@ class Method(Settings, ABC):
     """The kind of effect it compiles to, if any."""
     learning_rate: ClassVar[float] = 0.0
     """A rate that works without tuning, on batches of 8."""
+    rates: ClassVar[Between | None] = None
+    """Rates that a search tries; about 10 times less and more than those that were best on several sets."""
+    draws: ClassVar[bool] = False
+    """Whether its prompt is drawn, so that another seed is another prompt."""
+
+    @property
+    def fits_texts(self) -> bool:
+        """Whether its settings have a meaning for tasks without labels."""
+        return True
 
     def prompt(self, template: Template, rows: Sequence[Row], labels: Sequence[str] | None, seed: int) -> Template:
         """The template this method puts around a row; ``rows`` are training rows it may show."""

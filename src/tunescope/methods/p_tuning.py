@@ -30,6 +30,7 @@ from torch import nn
 from tunescope.base import Base
 from tunescope.methods.effects import Effect, SoftPrompt
 from tunescope.methods.prompt_tuning import VirtualTokens, embed, random_rows
+from tunescope.methods.space import Between
 from tunescope.settings import MOST
 
 
@@ -38,6 +39,7 @@ class PTuning(VirtualTokens):
 
     name: ClassVar[str] = "p-tuning"
     learning_rate: ClassVar[float] = 1e-2
+    rates: ClassVar[Between | None] = Between(1e-3, 1e-1)
 
     encoder: Literal["mlp", "lstm"] = "mlp"
     """What predicts the virtual tokens. The LSTM is the paper's; the MLP trains faster."""

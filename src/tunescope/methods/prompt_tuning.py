@@ -29,6 +29,7 @@ from tunescope.data.template import Template
 from tunescope.errors import TrainingError
 from tunescope.methods.effects import Effect, SoftPrompt
 from tunescope.methods.method import Method
+from tunescope.methods.space import Between, OneOf
 from tunescope.settings import MOST
 
 
@@ -37,7 +38,7 @@ class VirtualTokens(Method):
 
     effect: ClassVar[type[Effect] | None] = SoftPrompt
 
-    virtual_tokens: int = Field(20, gt=0, le=MOST)
+    virtual_tokens: Annotated[int, OneOf(20, 50)] = Field(20, gt=0, le=MOST)
     """How many virtual tokens. 20 is where the paper's gains level off."""
     splits: tuple[Annotated[int, Field(gt=0, le=MOST)], ...] = ()
     """How many of them stand at each marked place (<|VIRTUAL_PROMPT_0|> …) of the template; all before the text by
@@ -85,8 +86,11 @@ class PromptTuning(VirtualTokens):
 
     name: ClassVar[str] = "prompt-tuning"
     learning_rate: ClassVar[float] = 3e-2
+    rates: ClassVar[Between | None] = Between(3e-3, 3e-1)
 
-    initialize: Literal["vocabulary", "text", "labels", "random"] = "vocabulary"
+    initialize: Annotated[Literal["vocabulary", "text", "labels", "random"], OneOf("vocabulary", "random")] = (
+        "vocabulary"
+    )
     """Where the virtual tokens begin: at drawn words, at a text, at the task's labels, or at random numbers."""
     text: str | None = Field(None, min_length=1)
     """The text to begin at, with initialize text: repeated or cut to the number of virtual tokens."""

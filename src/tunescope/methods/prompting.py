@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,28 +17,55 @@ from tunescope.data.rows import Row
 from tunescope.data.template import Shot, Template
 from tunescope.errors import DataError
 from tunescope.methods.method import Method
+from tunescope.methods.space import OneOf
 
 
-class ZeroShot(Method):
+class Prompting(Method):
+    """What the methods that train nothing share."""
+
+    trains: ClassVar[Literal["nothing", "effects", "base"]] = "nothing"
+
+    calibrate: Annotated[bool, OneOf(False, True)] = False
+    """Take off what each label scores behind texts that say nothing (Zhao et al. 2021); for classification."""
+
+    @property
+    def fits_texts(self) -> bool:
+        """Only labels are calibrated."""
+        return not self.calibrate
+
+
+class ZeroShot(Prompting):
     """The base as it is, under the row's own prompt."""
 
     name: ClassVar[str] = "zero-shot"
-    trains: ClassVar[Literal["nothing", "effects", "base"]] = "nothing"
 
 
-class System(Method):
+class System(Prompting):
     """An instruction before every prompt."""
 
     name: ClassVar[str] = "system"
-    trains: ClassVar[Literal["nothing", "effects", "base"]] = "nothing"
 
-    instruction: str | None = None
-    """The instruction's text. By default one is written from the labels of a classification task."""
+    instruction: Annotated[
+        str | None,
+        OneOf(
+            None,
+            "Say what the text is about. Answer with one of: {labels}.",
+            "Label the text. Possible labels: {labels}. Write the label only.",
+            "Answer in one word.",
+        ),
+    ] = None
+    """The instruction's text; {labels} in it stands for the labels of a classification task. By default one is written
+    from these."""
+
+    @property
+    def fits_texts(self) -> bool:
+        """An instruction may name the labels."""
+        return super().fits_texts and "{labels}" not in (self.instruction or "")
 
     def prompt(self, template: Template, rows: Sequence[Row], labels: Sequence[str] | None, seed: int) -> Template:
         """The template with the instruction as its system text."""
         if self.instruction is not None:
-            text = self.instruction
+            text = self.instruction.replace("{labels}", ", ".join(labels or ()))
         elif labels:
             text = (
                 "You are an exact classifier. Read the user's text and answer with the one label that fits it best, "
@@ -49,14 +76,16 @@ class System(Method):
         return template.model_copy(update={"system": text})
 
 
-class FewShot(Method):
+class FewShot(Prompting):
     """Worked examples before every prompt."""
 
     name: ClassVar[str] = "few-shot"
-    trains: ClassVar[Literal["nothing", "effects", "base"]] = "nothing"
+    draws: ClassVar[bool] = True
 
-    shots: int = Field(4, gt=0)
-    """How many examples to show. They are drawn by the seed, one of each label before a second of any."""
+    shots: Annotated[int, OneOf(2, 4, 8, 16)] = Field(4, gt=0)
+    """How many examples to show. They are drawn by the seed."""
+    choice: Annotated[Literal["balanced", "random"], OneOf("balanced", "random")] = "balanced"
+    """Which: one of each label before a second of any, or as the rows come."""
     longest: int = Field(1200, gt=0)
     """Characters above which a training row is too long to be shown."""
 
@@ -74,7 +103,7 @@ class FewShot(Method):
             )
         drawn = random.Random(seed)
         drawn.shuffle(usable)
-        chosen = _spread(usable, self.shots) if labels else usable[: self.shots]
+        chosen = _spread(usable, self.shots) if labels and self.choice == "balanced" else usable[: self.shots]
         drawn.shuffle(chosen)
         shots = tuple(Shot(prompt=r.prompt, completion=r.completion or "") for r in chosen)
         return template.model_copy(update={"shots": shots})

@@ -237,12 +237,10 @@ class Jobs:
             "ttft_ms",
             "trainable_parameters",
         )
-        rows = []
-        for path in sorted((self.reports / name / "rows").glob("*.json")):
-            with contextlib.suppress(ValueError):
-                row = json.loads(_text(path))
-                rows.append({key: row.get(key) for key in keys})
-        return rows
+        with contextlib.suppress(ValueError):
+            found = json.loads(_text(self.reports / name / "comparison.json"))
+            return [{key: row.get(key) for key in keys} for row in found["rows"]]
+        return []
 
     def _queue(self, id: str) -> None:
         self._waiting.append(id)

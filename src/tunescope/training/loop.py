@@ -29,7 +29,9 @@ OnStep = Callable[[Learner, StepMetrics], object]
 _Part = tuple[Learner, Batch]
 
 
-def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner, metrics: None) -> None:
+def train_loop(
+    learners: Sequence[Learner], *, on_step: OnStep = lambda learner, metrics: None, until: int | None = None
+) -> None:
     """Train learners over one base, each until its own steps are done, going on from their checkpoints.
 
     Each computes what it would compute alone: they share passes of the frozen base and nothing else. One whose loss or
@@ -39,6 +41,7 @@ def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner,
         learners: at their start, or at a checkpoint; their results grow.
         on_step: called after each step of each learner, while nothing acts on the base: an engine may serve rows of it.
             Where it returns True, that learner ends there.
+        until: a step of the first learner after which all pause: they save a checkpoint and still run.
 
     Raises:
         TrainingError: several learners of which one moves the base's weights, or which have bases of their own; a
@@ -58,6 +61,11 @@ def train_loop(learners: Sequence[Learner], *, on_step: OnStep = lambda learner,
         }
         stopped = opened.enter_context(_interruptible())
         while running := [learner for learner in learners if learner.runs]:
+            if until is not None and learners[0].step >= until:
+                for learner in running:
+                    if not learner.owned:
+                        _save(learner, logs)
+                break
             for learner in running:
                 learner.begin_round()
             found = step(running, hooks)

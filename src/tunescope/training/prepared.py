@@ -17,7 +17,9 @@ from tunescope.data.inputs import Source, understand
 from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row
 from tunescope.errors import TrainingError
+from tunescope.inference.calibration import label_prior
 from tunescope.methods import Customized
+from tunescope.methods.prompting import Prompting
 from tunescope.objectives import SFT, Objective
 from tunescope.training.settings import TrainSettings
 from tunescope.training.start import Start
@@ -25,6 +27,9 @@ from tunescope.version import __version__
 
 # Rows that a prompting method looks at to see how completions join their prompts.
 _LOOKED_AT = 256
+# Sets of rows whose tokens are kept, and the most rows that one may have (about 10 MB of ids).
+_KEPT, _MOST_KEPT = 4, 20_000
+_kept: dict[Any, tuple[Encoder, list[Any]]] = {}
 Data = Source | Sequence[Row] | Sequence[Preference]
 
 
@@ -114,10 +119,15 @@ def prepare(
     added = objective.effects(base, torch.Generator().manual_seed(settings.seed), rows) if learns else {}
     customized = begin.customize(template, rows, labels, settings.seed, added)
     encoder = _encoder(customized, objective, settings, name, given.skip_bad)
-    examples = objective.examples(rows if learns else rows[:_LOOKED_AT], encoder)
+    encoder, examples = _examples(objective, rows if learns else rows[:_LOOKED_AT], encoder)
     unseen, unseen_notes = _validation(validation, customized, objective, settings, given.pattern, how.skip_bad)
     if encoder.joined:
         customized.customization.template = customized.template.model_copy(update={"heal": True})
+    if isinstance(method, Prompting) and method.calibrate:
+        if not labels:
+            raise TrainingError(f"{method.name} is to be calibrated, and only labels are: this task has none.")
+        prior = label_prior(customized, labels, settings.max_length)
+        customized.customization.template = customized.template.model_copy(update={"label_prior": prior})
     record = Record(
         tunescope=__version__,
         method=method.name,
@@ -134,6 +144,24 @@ def prepare(
     )
     notes = given.notes if not learns else [*given.notes, *encoder.notes(), *unseen_notes]
     return Prepared(customized, record, rows, examples, unseen, notes)
+
+
+def _examples(objective: Objective, rows: list[Any], encoder: Encoder) -> tuple[Encoder, list[Any]]:
+    """``objective.examples``, and the encoder with what it noted; kept for the next run on the same rows.
+
+    A comparison trains many candidates on the same rows, each in stages, and tokenizing them may take as long as a
+    stage does.
+    """
+    if type(objective) is not SFT or len(rows) > _MOST_KEPT:
+        return encoder, objective.examples(rows, encoder)
+    how = (encoder.template.model_dump_json(), encoder.context, encoder.max_length, encoder.cut, encoder.skip_bad)
+    what = (encoder.source, rows_hash(rows), tuple(row.number for row in rows))
+    key = (id(encoder.tokenizer), objective.model_dump_json(), how, what)
+    if key not in _kept:
+        _kept[key] = encoder, objective.examples(rows, encoder)
+        while len(_kept) > _KEPT:
+            _kept.pop(next(iter(_kept)))
+    return _kept[key]
 
 
 def rows_hash(rows: Sequence[Row] | Sequence[Preference]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 from tunescope import bank
 from tunescope.bank import Record
 from tunescope.base import Base
+from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
 from tunescope.objectives import SFT, Objective
 from tunescope.training.learner import Learner
@@ -83,6 +84,7 @@ def train(
     continued: str | Path | Trained | None = None,
     restart: bool = False,
     overwrite: bool = False,
+    until: int | None = None,
     on_step: Callable[[StepMetrics], object] = lambda metrics: None,
 ) -> Trained:
     """Customize ``base`` by ``method``.
@@ -110,6 +112,8 @@ def train(
             entry as it is now is the reference.
         restart: drop an unfinished run's checkpoints.
         overwrite: replace an entry that is at ``out``.
+        until: pause after this step: what was learned so far is returned, without an entry, and the same call goes on
+            from there, under one schedule of the rate, as if there had been no pause. Needs ``out``.
         on_step: called after each optimizer step. Where it returns True the run ends there, and what it has is kept.
 
     Raises:
@@ -120,6 +124,8 @@ def train(
         TunescopeError: ``out`` is taken, or another run writes there.
     """
     settings, objective = settings or TrainSettings(), objective or SFT()
+    if until is not None and (out is None or until < 1):
+        raise TrainingError("until pauses a run after a step, from 1 on, and needs an out to go on from.")
     begin = find_start(base, method, start, continued)
     pattern = pattern or pattern_of(start if start is not None else continued, objective)
     how = Reading(pattern, style, skip_bad, tuple(labels) if labels is not None else None, name)
@@ -128,22 +134,30 @@ def train(
     if not run.learns:
         path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
         return Trained(customized, record, TrainResult(), path, run.notes)
-    with unfinished_run(out, recipe_of(record), restart=restart) as work:
+    with unfinished_run(out, recipe_of(record), restart=restart) as unfinished:
+        work = unfinished.folder
         learners = learners_of(customized, objective, run.examples, settings, work, validation=run.unseen)
-        learn(learners, work, record, on_step)
+        learn(learners, work, record, on_step, until)
         for learner in learners:
             if learner.error is not None:
                 raise learner.error
+        unfinished.pauses = learners[0].runs
         customized.finish()
         result = learners[0].result
         record = record.model_copy(update={"training": result.summary()})
         path = None
-        if out is not None:
+        if out is not None and not unfinished.pauses:
             path = bank.save(customized, Path(out), record, extra=kept_files(work), overwrite=overwrite)
     return Trained(customized, record, result, path, [*run.notes, *objective.notes(run.rows)])
 
 
-def learn(learners: Sequence[Learner], work: Path, record: Record, on_step: Callable[[StepMetrics], object]) -> None:
+def learn(
+    learners: Sequence[Learner],
+    work: Path,
+    record: Record,
+    on_step: Callable[[StepMetrics], object],
+    until: int | None = None,
+) -> None:
     """Train learners; the first one's steps are reported. Where it ends early, or one of them fails, all end.
 
     Args:
@@ -151,6 +165,7 @@ def learn(learners: Sequence[Learner], work: Path, record: Record, on_step: Call
         work: the run's folder.
         record: of the first, for trackers.
         on_step: called after each step of the first. Where it returns True, all end there.
+        until: a step of the first after which all pause, with a checkpoint to go on from.
     """
     lead = learners[0]
     with tracked(lead.settings.trackers, work, record) as track:
@@ -162,4 +177,4 @@ def learn(learners: Sequence[Learner], work: Path, record: Record, on_step: Call
             track(metrics)
             return on_step(metrics) is True or failed
 
-        train_loop(learners, on_step=reported)
+        train_loop(learners, on_step=reported, until=until)

@@ -93,7 +93,8 @@ def train_tasks(
             if isinstance(method, PTuning):  # its encoder is none of the task's own
                 runs[name].customized.finish()
         recipe = {"names": list(runs), "tasks": {name: recipe_of(run.record) for name, run in runs.items()}}
-        with unfinished_run(out, recipe, restart=restart) as work:
+        with unfinished_run(out, recipe, restart=restart) as unfinished:
+            work = unfinished.folder
             train = _train_shared if isinstance(method, PTuning) else _train_apart
             found = train(base, method, runs, settings, work, on_step)
             records = {

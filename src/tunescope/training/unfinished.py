@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ _WHOLE = ("start", "continued")
 _PARTS = "parts"
 
 
+@dataclass
+class Unfinished:
+    """A run's folder.
+
+    Attributes:
+        folder: where its checkpoints and metrics lie.
+        pauses: the run is to go on in a later call, so the folder stays.
+    """
+
+    folder: Path
+    pauses: bool = False
+
+
 def recipe_of(record: Record) -> dict[str, Any]:
     """What an unfinished run must have in common with the call that goes on with it."""
     return dict(json.loads(record.model_dump_json(exclude={"tunescope", "training", "card"})))
@@ -46,8 +60,8 @@ def work_folder(out: Path) -> Path:
 
 
 @contextmanager
-def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart: bool) -> Iterator[Path]:
-    """The folder of an unfinished run, removed when the run ends well and kept when it does not.
+def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart: bool) -> Iterator[Unfinished]:
+    """The folder of an unfinished run, removed when the run ends well and kept when it pauses or fails.
 
     Args:
         out: what the run makes; None for a run that is kept in memory, whose folder is temporary.
@@ -59,7 +73,7 @@ def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart
     """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="tunescope-") as temporary:
-            yield Path(temporary)
+            yield Unfinished(Path(temporary))
         return
     folder = work_folder(Path(out))
     if restart or not _has_checkpoints(folder):  # a run that kept nothing binds nobody to its settings
@@ -73,13 +87,20 @@ def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart
                 "on with it, or --restart to start over."
             )
     storage.atomic_write(folder / RECIPE, json.dumps(recipe, indent=2))
+    run = Unfinished(folder)
     try:
-        yield folder
+        yield run
     except BaseException:
         if not _has_checkpoints(folder):
             _remove(folder)
         raise
-    _remove(folder)
+    if not run.pauses:
+        _remove(folder)
+
+
+def forget_run(out: str | Path) -> None:
+    """Remove what an unfinished run of ``out`` left, if there is one. The caller holds ``out``."""
+    storage.remove_folder(work_folder(Path(out)), UNFINISHED)
 
 
 def part_of_run(folder: Path, name: str) -> Path:

@@ -20,6 +20,9 @@ from tunescope.comparison.report.marks import (
 from tunescope.comparison.results import Comparison, MethodResult
 from tunescope.evaluation.statistics import wilson_interval
 
+# A map of more labels than this cannot be read.
+_MOST_LABELS = 40
+
 
 def scores(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     """A bar a row with the interval of its score, the best on top; the score of the base as a line."""
@@ -33,7 +36,7 @@ def scores(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     plain = next((row for row in rows if row.method == "zero-shot"), None)
     return {
         "id": "scores",
-        "title": f"{form.metric_name(comparison.metric)} on the test rows".capitalize(),
+        "title": f"{form.metric_name(comparison.metric)} on the {comparison.split} rows".capitalize(),
         "how": "Bars are the scores, thin lines their 95% intervals; the dotted line is the base model as it is. "
         "Overlapping intervals do not settle a comparison of two methods, the paired differences in the tables do.",
         "wide": True,
@@ -62,6 +65,49 @@ def scores(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
             "xaxis": {"title": {"text": score_title(comparison)}, "range": [0, 1.01 * max(ends) or 1]},
             "yaxis": names_axis(ordered),
             "shapes": [] if plain is None else [vertical_line(shown_score(plain.score, comparison))],
+        },
+        "labels": [],
+    }
+
+
+def confusion(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
+    """What the recommended method answers for each label: a heat map of shares, a row a true label."""
+    chosen = next((row for row in rows if row.name == comparison.advice.recommended), None)
+    if chosen is None or not chosen.confusion or len(comparison.data.labels) > _MOST_LABELS:
+        return {}
+    labels = [label for label in comparison.data.labels if label in chosen.confusion]
+    answers = [label for label in comparison.data.labels if any(label in given for given in chosen.confusion.values())]
+    shares, texts = [], []
+    for label in labels[::-1]:
+        given = chosen.confusion[label]
+        total = sum(given.values())
+        shares.append([100 * given.get(answer, 0) / total for answer in answers])
+        texts.append([f"{escape(label)}: {given.get(each, 0)} of {total} answered {escape(each)}" for each in answers])
+    return {
+        "id": "confusion",
+        "title": f"What {chosen.name} answers",
+        "how": "Each row is a true label, each column an answer; the darker, the larger its share of the row. "
+        "What lies off the diagonal are errors.",
+        "height": 150 + 34 * len(labels),
+        "traces": [
+            {
+                "type": "heatmap",
+                "z": shares,
+                "x": [escape(label) for label in answers],
+                "y": [escape(label) for label in labels[::-1]],
+                "zmin": 0,
+                "zmax": 100,
+                "colorscale": [[0, "rgba(14,134,212,0)"], [1, "rgba(14,134,212,1)"]],
+                "showscale": False,
+                "hovertext": texts,
+                "hoverinfo": "text",
+                "xgap": 2,
+                "ygap": 2,
+            }
+        ],
+        "layout": {
+            "xaxis": {"title": {"text": "answer"}, "type": "category", "automargin": True},
+            "yaxis": {"title": {"text": "label"}, "type": "category", "automargin": True},
         },
         "labels": [],
     }

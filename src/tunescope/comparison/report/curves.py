@@ -1,11 +1,12 @@
-"""The training loss of each method over time."""
+"""Curves of each method: the training loss over time, the score over the number of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunescope.comparison.report.marks import Figure, color, escape, label
-from tunescope.comparison.results import MethodResult
+from tunescope.comparison import formatting as form
+from tunescope.comparison.report.marks import Figure, color, escape, label, score_title, shown_score
+from tunescope.comparison.results import Comparison, MethodResult
 
 _SMOOTH_FROM = 12
 """Points from which a loss curve is smoothed; the raw one stays behind it, faint."""
@@ -41,6 +42,54 @@ def curves(rows: Sequence[MethodResult]) -> Figure:
         },
         "labels": labels,
         "line_ends": True,
+    }
+
+
+def by_rows(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
+    """A line a method that was trained on several numbers of rows, with its intervals as bars."""
+    traces, labels = [], []
+    for row in rows:
+        if not row.sizes:
+            continue
+        values = [shown_score(size.score, comparison) or 0.0 for size in row.sizes]
+        scale = form.metric_scale(comparison.metric)
+        trace = _line(row, [float(size.rows) for size in row.sizes], values, opacity=1.0, width=2.2)
+        trace |= {
+            "mode": "lines+markers",
+            "hoverinfo": "text",
+            "hovertext": [
+                f"<b>{escape(row.name)}</b><br>{size.rows:,} rows<br>"
+                f"{form.score_interval(size.score, size.low, size.high, comparison.metric)}"
+                for size in row.sizes
+            ],
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [(size.high - size.score) * scale for size in row.sizes],
+                "arrayminus": [(size.score - size.low) * scale for size in row.sizes],
+                "color": color(row.method),
+                "thickness": 1,
+                "width": 0,
+            },
+        }
+        traces.append(trace)
+        labels.append(label(row, row.sizes[-1].rows, values[-1]))
+    if not traces:
+        return {}
+    return {
+        "id": "rows",
+        "title": "Score against the number of rows",
+        "how": "The chosen settings, trained on fewer rows in as many steps; every smaller set lies in the larger ones "
+        "and holds the labels in proportion. Bars are 95% intervals over the test rows. Where a line still rises, more "
+        "labels would help; where prompting lies above it, training does not pay yet.",
+        "wide": True,
+        "height": 420,
+        "traces": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "rows learned from"}, "type": "log"},
+            "yaxis": {"title": {"text": score_title(comparison)}},
+        },
+        "labels": labels,
     }
 
 

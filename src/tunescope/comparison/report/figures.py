@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import partial
 
 from tunescope.comparison import formatting as form
-from tunescope.comparison.report.by_method import probes, scores
-from tunescope.comparison.report.curves import curves
+from tunescope.comparison.report.by_method import confusion, probes, scores
+from tunescope.comparison.report.curves import by_rows, curves
 from tunescope.comparison.report.marks import Figure
 from tunescope.comparison.report.scatter import Plot, around_zero, decades, linear
+from tunescope.comparison.report.tried import effort, rates
 from tunescope.comparison.results import Comparison
 
 PLOTS = (
@@ -76,4 +77,7 @@ def figures(comparison: Comparison) -> list[Figure]:
     """All figures that the comparison has numbers for, in the order of the page."""
     rows = [row for row in comparison.rows if row.score is not None]
     drawn = (plot.draw(rows, comparison) for plot in PLOTS)
-    return [figure for figure in (scores(rows, comparison), *drawn, curves(rows), *probes(rows)) if figure]
+    search = (by_rows(rows, comparison), effort(rows, comparison), rates(rows, comparison))
+    maps = confusion(rows, comparison)
+    found = (scores(rows, comparison), *search, *drawn, curves(rows), maps, *probes(rows))
+    return [figure for figure in found if figure]

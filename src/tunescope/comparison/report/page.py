@@ -19,6 +19,7 @@ from markupsafe import Markup
 from tunescope.comparison import formatting as form
 from tunescope.comparison.report.figures import figures
 from tunescope.comparison.report.marks import color
+from tunescope.comparison.report.tried import tried
 from tunescope.comparison.results import Comparison, MethodResult
 from tunescope.comparison.tradeoff import COSTS, difference, notable_forgetting
 
@@ -57,6 +58,7 @@ def render_report(comparison: Comparison) -> str:
         tiles=_tiles(comparison),
         fronts=[(_COST_NAMES[key], comparison.advice.fronts[key]) for key in COSTS if key in comparison.advice.fronts],
         measured=_measured(comparison),
+        tried=[(row, tried(row, comparison.metric)) for row in comparison.rows if row.search],
         color=color,
         form=form,
         metric=form.metric_name(comparison.metric),
@@ -88,10 +90,11 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
     """Headings of the table with what they mean."""
     return [
         ("method", "Click a heading to sort"),
-        (form.metric_name(comparison.metric), "Score on the test rows, with its 95% interval"),
-        ("against zero-shot", "Difference of the score to the base model as it is, paired over the test rows"),
-        ("loss", "Nats per completion token on the test rows"),
+        (form.metric_name(comparison.metric), f"Score on the {comparison.split} rows, with its 95% interval"),
+        ("against zero-shot", "Difference of the score to the base model as it is, paired over the rows"),
+        ("loss", f"Nats per completion token on the {comparison.split} rows"),
         ("forgetting", "Rise of the loss on general text, nats per token: customization on, and switched off"),
+        ("moved", "KL divergence to the base on the task's rows, nats per completion token"),
         ("trained", "Trainable parameters"),
         ("training", "Time in the training loop"),
         ("first token", "Milliseconds to the first token"),
@@ -117,6 +120,7 @@ def _cells(row: MethodResult, comparison: Comparison) -> list[Cell]:
         _gain(row, comparison),
         Cell(form.number(row.nll_per_token, 3), row.nll_per_token),
         Cell(form.number(row.forgetting_on, 3), row.forgetting_on, off, warn=notable_forgetting(row)),
+        Cell(form.number(row.kl_task, 2), row.kl_task),
         Cell(form.count(row.trainable_parameters), row.trainable_parameters),
         Cell(form.duration(row.seconds), row.seconds, rate),
         Cell(_unit(form.milliseconds(row.ttft_ms), "ms"), row.ttft_ms),
@@ -183,6 +187,12 @@ def _measured(comparison: Comparison) -> list[tuple[str, str]]:
         *listed,
         ("machine", f"{machine.device_name}, {machine.cores} cores, torch {machine.torch}, {machine.dtype}"),
         ("budget", f"{budget} for all methods; the comparison took {form.duration(comparison.seconds)}"),
+        (
+            "time",
+            f"first table after {form.duration(comparison.first_table_seconds)}, search "
+            f"{form.duration(comparison.search_seconds)}, measuring {form.duration(comparison.evaluation_seconds)}",
+        ),
+        ("settings chosen on", f"{data.validation_rows:,} rows held out of the rows to train on"),
         ("seed", str(comparison.seed)),
         ("tunescope", comparison.tunescope),
     ]

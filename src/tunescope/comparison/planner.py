@@ -1,0 +1,159 @@
+"""Makes each method's plan: measures how fast it trains here, and turns its share of the budget into steps."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunescope.base import Base
+from tunescope.comparison.plan import Bracket, Costs, Plan, bracket_of, prompting_bracket
+from tunescope.data.batching import BatchOrder
+from tunescope.data.encoding import Encoder
+from tunescope.data.rows import Row
+from tunescope.data.template import default_template
+from tunescope.methods import Method, ZeroShot
+from tunescope.objectives import SFT
+from tunescope.training import TrainSettings, train
+from tunescope.training.learner import steps_of_round
+
+if TYPE_CHECKING:
+    from tunescope.comparison.runner import Given
+
+# The first steps of a trial are slower (fresh memory, cold caches) and are not counted.
+_TRIAL_STEPS, _WARM_UP = 3, 1
+# Rows whose lengths stand for all: their mean is within a few percent, the machine's speed is not.
+_SAMPLE = 512
+# Rows that scoring is timed on.
+_TIMED_ROWS = 16
+# Tokens that the built-in probes take, twice the general text among them, and seconds of the latency's requests.
+_PROBE_TOKENS, _LATENCY_SECONDS = 26_000, 5.0
+
+
+class Planner:
+    """Makes the plans of a comparison's methods.
+
+    Args:
+        methods: how many share the budget.
+        given: data and settings.
+    """
+
+    def __init__(self, methods: int, given: Given) -> None:
+        self._methods, self._given = methods, given
+        self._row_seconds: float | None = None
+
+    def plan(self, kind: type[Method], before: Plan | None, budget: float, *, test_seen: bool) -> Plan:
+        """What a method may spend.
+
+        Args:
+            kind: of the method.
+            before: its plan for a smaller budget; what that has not spent becomes a further bracket.
+            budget: of the whole comparison, in seconds, or tokens of each method.
+            test_seen: whether the test rows were opened before.
+
+        Raises:
+            TunescopeError: the method cannot be trained on these rows.
+        """
+        given, task = self._given, self._given.task
+        brackets = before.brackets if before is not None else []
+        by_tokens = given.settings.budget_tokens is not None
+        if before is not None and brackets:
+            share = (budget - before.budget) if by_tokens else (budget - before.budget) / self._methods
+            speed = Speed(before.step_seconds, before.step_tokens)
+        else:
+            share = budget if by_tokens else self._share(budget)
+            speed = self._speed(kind)
+        first = max((bracket.first + bracket.count for bracket in brackets), default=0)
+        rows = (len(task.validation[0]), len(task.validation[1]), len(given.test_rows))
+        if kind.trains == "nothing":
+            made: Bracket | None = prompting_bracket(
+                share, speed.step_tokens if by_tokens else speed.step_seconds, rows, first
+            )
+        else:
+            costs = (
+                Costs(speed.step_tokens, 0.0, 0.0)
+                if by_tokens
+                else Costs(speed.step_seconds, speed.stage_seconds, self._row())
+            )
+            most = steps_of_round(task.settings, len(task.rows))
+            made = bracket_of(share, costs, most, rows, first, len(given.sizes))
+        if made is not None:
+            brackets = [*brackets, made.model_copy(update={"test_seen": test_seen})]
+        return Plan(
+            budget=budget,
+            methods=self._methods,
+            step_seconds=speed.step_seconds,
+            step_tokens=speed.step_tokens,
+            brackets=brackets,
+        )
+
+    def _share(self, budget: float) -> float:
+        """Seconds of each method's search: its share of the budget, less what measuring it on the test rows takes."""
+        tokens = _PROBE_TOKENS if self._given.probes is not None else 0
+        rows = len(self._given.test_rows) + tokens / max(self._row_tokens(), 1)
+        return budget / self._methods - rows * self._row() - _LATENCY_SECONDS
+
+    def _row(self) -> float:
+        """Seconds that scoring a validation row takes the base."""
+        if self._row_seconds is None:
+            task = self._given.task
+            rows = task.validation[1][:_TIMED_ROWS]
+            plain = train(task.base, ZeroShot(), data=task.rows[:1], pattern=task.pattern, style=task.style)
+            task.measure(plain.customized, rows[:2])  # the first pass is slower
+            started = time.perf_counter()
+            task.measure(plain.customized, rows)
+            self._row_seconds = (time.perf_counter() - started) / len(rows)
+        return self._row_seconds
+
+    def _row_tokens(self) -> float:
+        task = self._given.task
+        return tokens_of_step(task.base, ZeroShot(), task.rows, task.settings, task.pattern, task.style)[1] / (
+            task.settings.batch_size
+        )
+
+    def _speed(self, kind: type[Method]) -> Speed:
+        task = self._given.task
+        if kind.trains == "nothing":
+            _, tokens = tokens_of_step(task.base, kind(), task.rows, task.settings, task.pattern, task.style)
+            return Speed(self._row(), tokens / task.settings.batch_size)
+        return speed_of(task.base, kind(), task.rows, task.settings, task.pattern, task.style)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of a method: seconds and tokens of a step, and seconds a training takes beside its steps."""
+
+    step_seconds: float
+    step_tokens: float
+    stage_seconds: float = 0.0
+
+
+def tokens_of_step(
+    base: Base, method: Method, rows: Sequence[Row], settings: TrainSettings, pattern: str | None, style: str
+) -> tuple[list[int], float]:
+    """Tokens of each of some steps, and their mean."""
+    sample = random.Random(settings.seed).sample(list(rows), min(_SAMPLE, len(rows)))
+    template = method.prompt(
+        default_template(base.tokenizer, pattern=pattern, style=style), sample, None, settings.seed
+    )
+    examples = SFT().examples(sample, Encoder(base.tokenizer, template, base.context_length, settings.max_length))
+    order = BatchOrder.of(examples, settings.batch_size, settings.seed)
+    tokens = [sum(order.lengths[i] for i in batch) for batch in order.epoch(0)]
+    return tokens, sum(tokens) / len(tokens)
+
+
+def speed_of(
+    base: Base, method: Method, rows: Sequence[Row], settings: TrainSettings, pattern: str | None, style: str
+) -> Speed:
+    """How fast the method trains here, by a few steps that are thrown away."""
+    tokens, mean = tokens_of_step(base, method, rows, settings, pattern, style)
+    sample = random.Random(settings.seed).sample(list(rows), min(_SAMPLE, len(rows)))
+    trial = settings.model_copy(update={"max_steps": _TRIAL_STEPS})
+    started = time.perf_counter()
+    result = train(base, method, data=sample, settings=trial, pattern=pattern, style=style).result
+    beside = time.perf_counter() - started - result.seconds
+    counted = sum(tokens[i % len(tokens)] for i in range(_WARM_UP, _TRIAL_STEPS))
+    per_token = (result.times[-1] - result.times[_WARM_UP - 1]) / counted
+    return Speed(per_token * mean, mean, beside)  # all rows are tokenized once, and kept

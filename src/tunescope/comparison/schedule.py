@@ -1,0 +1,391 @@
+"""What a comparison does, in which order: first every method's first score, then the searches of all, rung by rung, and
+at the end the measurements on the test rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunescope import bank
+from tunescope.comparison.candidate import Candidate
+from tunescope.comparison.ledger import Clock, Ledger
+from tunescope.comparison.plan import Bracket, Plan
+from tunescope.comparison.planner import Planner
+from tunescope.comparison.recommendation import advise
+from tunescope.comparison.results import Advice, Measured, MethodResult, Probe, Repeat, Size
+from tunescope.comparison.search import Search, Task
+from tunescope.data.splitting import nested
+from tunescope.errors import Interrupted, TunescopeError
+from tunescope.evaluation import PER_ROW, evaluate
+from tunescope.evaluation.statistics import interval_of
+from tunescope.evaluation.task import TaskScores, measure_task
+from tunescope.methods import Method, System, ZeroShot
+from tunescope.training.unfinished import kept_files, work_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tunescope.comparison.runner import Given, Watcher
+
+_NO_TIME = "the budget left no time to train it"
+
+
+class Schedule:
+    """The work of a comparison; all of it is kept by the ledger, and what is there already is not done again.
+
+    Args:
+        kinds: of the methods.
+        given: data and settings.
+        ledger: of the comparison.
+        watcher: hears how it goes.
+        publish: writes what is known by now.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[type[Method]],
+        given: Given,
+        ledger: Ledger,
+        watcher: Watcher,
+        publish: Callable[[], object],
+    ) -> None:
+        self._kinds, self._given, self._ledger, self._watcher = kinds, given, ledger, watcher
+        self._publish = publish
+        self._failed: dict[str, str] = {}
+        self._planner = Planner(len(kinds), given)
+
+    # The search.
+
+    def search(self) -> None:
+        """Plan what is not planned, and take every candidate as far as its plan says."""
+        for kind in self._kinds:
+            self._plan(kind)
+            for search in self._searches(kind):
+                self._advance(search, search.plan.brackets[0], 0, defaults_only=True)
+        if not self._ledger.seconds("first_table"):
+            self._ledger.spend("first_table", self._ledger.seconds())
+        self._publish()
+        searches = [search for kind in self._kinds for search in self._searches(kind)]
+        for number in range(max((len(search.plan.brackets) for search in searches), default=0)):
+            brackets = [(each, each.plan.brackets[number]) for each in searches if len(each.plan.brackets) > number]
+            for level in range(max(len(bracket.rungs) for _, bracket in brackets)):
+                done = [
+                    self._advance(search, bracket, level) for search, bracket in brackets if level < len(bracket.rungs)
+                ]
+                if any(done):
+                    self._publish()
+
+    def _advance(self, search: Search, bracket: Bracket, level: int, *, defaults_only: bool = False) -> bool:
+        """Take candidates to a rung; returns whether there was anything to do."""
+        due = [each for each in search.due(bracket, level) if each.number == 0 or not defaults_only]
+        name = search.kind.name
+        for candidate in due:
+            self._watcher.begin(name, candidate.words + self._where(search, bracket, level))
+            with self._timed("search"):
+                notes = search.advance(candidate, bracket, level, self._watcher.step)
+            self._note("training", notes)
+            found = self._ledger.candidate(candidate.model_copy(update={"rungs": [], "error": None}))
+            if found.error is not None:
+                self._watcher.end(found.error)
+            else:
+                self._watcher.end(f"validation {self._metric} {self._shown(found.rungs[-1].score)}")
+        if not defaults_only:
+            search.prune(bracket, level)
+        return bool(due)
+
+    @staticmethod
+    def _where(search: Search, bracket: Bracket, level: int) -> str:
+        return f", to step {bracket.rungs[level]} of {bracket.rungs[-1]}" if search.trains else ""
+
+    # Plans.
+
+    def _plan(self, kind: type[Method]) -> None:
+        """See that a method's plan is there, and spends what the budget has become."""
+        plan, settings = self._ledger.plan(kind.name), self._given.settings
+        unit = float(settings.budget_tokens or settings.budget)
+        if plan is not None and plan.brackets and plan.budget >= unit:
+            return
+        self._watcher.begin(kind.name, "measuring its speed")
+        try:
+            with self._timed("search"):
+                made = self._planner.plan(kind, plan, unit, test_seen=self._ledger.test_opened)
+        except Interrupted:
+            raise
+        except TunescopeError as error:
+            self._failed[kind.name] = str(error)
+            self._watcher.end(str(error))
+            return
+        self._ledger.keep_plan(kind.name, made)
+        self._watcher.end(_plan_words(made, kind.trains != "nothing"))
+
+    def _searches(self, kind: type[Method]) -> list[Search]:
+        """The method's search, where its plan has any candidates."""
+        plan = self._ledger.plan(kind.name)
+        if plan is None or not plan.brackets:
+            return []
+        return [Search(kind, plan, self._given.task, self._ledger)]
+
+    # The end.
+
+    def finish(self) -> None:
+        """Open the test rows for the best candidate of each method, where that was not done."""
+        chosen = [(search, best) for kind in self._kinds for search in self._searches(kind) if (best := search.best())]
+        for search, best in chosen:
+            name = search.kind.name
+            try:
+                measured = self._ledger.row(name)
+                if measured is None or measured.candidate != best.name:
+                    self._watcher.begin(name, f"{best.words}, on the test rows")
+                    measured = self._measure(search, best)
+                measured = self._repeat(search, best, measured)
+                self._on_fewer_rows(search, best, measured)
+            except Interrupted:
+                raise
+            except TunescopeError as error:
+                self._failed[name] = str(error)
+                self._watcher.end(str(error))
+                continue
+            self._ledger.forget_work(best.name)
+
+    def _measure(self, search: Search, best: Candidate) -> Measured:
+        """Make the best candidate's entry the method's, and measure it on the test rows."""
+        given, task, ledger, kind = self._given, self._given.task, self._ledger, search.kind
+        entry, own = ledger.entry(kind.name), ledger.candidate_entry(best.name)
+        with self._timed("evaluation"):
+            customized, record, _ = task.train(kind, best, ledger, best.rungs[-1].steps or None, self._watcher.step)
+            if (own / bank.RECORD).is_file():
+                bank.copy(own, entry, overwrite=True)
+            else:  # not trained to its end
+                bank.save(customized, entry, record, extra=kept_files(work_folder(own)), overwrite=True)
+            record = bank.read_record(entry)
+            card = evaluate(
+                customized,
+                given.test_rows,
+                labels=task.labels,
+                probes=given.probes,
+                generate_rows=given.settings.generate_rows,
+                max_new_tokens=given.settings.max_new_tokens,
+                max_length=task.settings.max_length,
+                on_stage=self._watcher.stage,
+            )
+            bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
+        self._note("testing", card["notes"])
+        measured = Measured(candidate=best.name, row=_row(kind.name, ledger, card, record.training))
+        ledger.keep_row(kind.name, measured)
+        score = f"test {self._metric} {self._shown(measured.row.score)}"
+        forgetting = measured.row.forgetting_on
+        self._watcher.end(score if forgetting is None else f"{score}, forgetting {forgetting:.3f} nats/token")
+        return measured
+
+    def _repeat(self, search: Search, best: Candidate, measured: Measured) -> Measured:
+        """Train the best again by other seeds, as often as the plan says, and measure these on the test rows, too."""
+        if best.steps is None or best.rungs[-1].steps < best.steps:
+            return measured
+        seeds = next(bracket.seeds for bracket in search.plan.brackets if bracket.rungs[-1] == best.steps)
+        for number in range(len(measured.repeats) + 1, seeds):
+            again = best.again(number)
+            self._watcher.begin(search.kind.name, f"{best.words}, training {number + 1} of {seeds}")
+            found = self._tested(search, again, self._given.task)
+            repeat = Repeat(seed=again.seed, score=_mean(found), per_row=found.per_row, row_keys=found.row_keys)
+            measured = measured.model_copy(update={"repeats": [*measured.repeats, repeat]})
+            self._ledger.keep_row(search.kind.name, measured)
+            self._watcher.end(f"test {self._metric} {self._shown(repeat.score)}")
+        return measured
+
+    def _on_fewer_rows(self, search: Search, best: Candidate, measured: Measured) -> None:
+        """Train the best on fewer rows, and measure that on the test rows, too; what reads no rows stays as it is."""
+        task, rows = self._given.task, self._given.task.rows
+        if isinstance(best.make(search.kind), ZeroShot | System):
+            return
+        for size in self._given.sizes:
+            if size in [each.rows for each in measured.sizes]:
+                continue
+            self._watcher.begin(search.kind.name, f"{best.words}, from {size} rows")
+            subset = replace(task, rows=nested(rows, task.labels, size, task.settings.seed))
+            found = self._tested(search, best.on_fewer(size), subset)
+            interval = interval_of(found.per_row, self._metric)
+            made = Size(rows=size, score=_mean(found), low=interval.low, high=interval.high)
+            measured = measured.model_copy(update={"sizes": [*measured.sizes, made]})
+            self._ledger.keep_row(search.kind.name, measured)
+            self._watcher.end(f"test {self._metric} {self._shown(made.score)}")
+
+    def _tested(self, search: Search, candidate: Candidate, task: Task) -> TaskScores:
+        """A further training, measured on the test rows and thrown away."""
+        with self._timed("evaluation"):
+            customized, _, _ = task.train(search.kind, candidate, self._ledger, None, self._watcher.step)
+            found = measure_task(
+                customized, self._given.test_rows, task.labels,
+                generate_rows=0 if task.labels else self._given.settings.generate_rows,
+                max_new_tokens=self._given.settings.max_new_tokens, max_length=task.settings.max_length,
+            )  # fmt: skip
+        self._ledger.forget_work(candidate.name)
+        return found
+
+    # What is known by now.
+
+    @property
+    def split(self) -> Literal["test", "validation"]:
+        """What the rows' scores are of: of the test rows once all that is to be measured on them was."""
+        return "test" if all(self._final(kind) for kind in self._kinds) else "validation"
+
+    @property
+    def test_seen(self) -> bool:
+        """Whether any candidate was tried after the test rows had been opened."""
+        plans = (self._ledger.plan(kind.name) for kind in self._kinds)
+        return any(bracket.test_seen for plan in plans if plan is not None for bracket in plan.brackets)
+
+    def rows(self) -> list[MethodResult]:
+        """A row a method, on the rows that ``split`` says."""
+        tested = self.split == "test"
+        return [self._result(kind, tested) for kind in self._kinds]
+
+    def advice(self, rows: Sequence[MethodResult], metric: str) -> Advice:
+        """What to take by now."""
+        return advise(rows, metric, self.split)
+
+    def _final(self, kind: type[Method]) -> bool:
+        """Whether nothing is left to measure of a method on the test rows."""
+        best = next((search.best() for search in self._searches(kind)), None)
+        if best is None:
+            return kind.name in self._failed or self._ledger.plan(kind.name) is not None
+        measured = self._ledger.row(kind.name)
+        return kind.name in self._failed or (measured is not None and measured.candidate == best.name)
+
+    def _result(self, kind: type[Method], tested: bool) -> MethodResult:
+        search = next(iter(self._searches(kind)), None)
+        tried = search.all if search is not None else []
+        measured, best = self._ledger.row(kind.name), search.best() if search is not None else None
+        if best is None or (tested and kind.name in self._failed):
+            errors = [each.error for each in tried if each.error is not None]
+            note = self._failed.get(kind.name) or (errors[0] if errors else _NO_TIME)
+            if search is None and self._ledger.plan(kind.name) is None and kind.name not in self._failed:
+                note = "not begun yet"
+            return MethodResult(method=kind.name, name=kind.name, note=note, search=tried)
+        known: dict[str, Any] = {
+            "settings": best.settings | ({} if best.lr is None else {"lr": best.lr}),
+            "candidates": sum(bool(each.rungs or each.error) for each in tried),
+            "search": tried,
+            "validation_score": best.rungs[-1].score,
+            "trained_tokens": best.rungs[-1].trained_tokens,
+        }
+        if tested and measured is not None:
+            known |= _over_seeds(measured, self._metric) | {"sizes": self._with_all(measured)}
+            if best.steps is not None and best.rungs[-1].steps < best.steps:
+                known["note"] = f"stopped after {best.rungs[-1].steps} of {best.steps} steps"
+            return measured.row.model_copy(update=known)
+        return self._interim(kind, best, known)
+
+    def _with_all(self, measured: Measured) -> list[Size]:
+        """What fewer rows gave, and behind it what all gave."""
+        row = measured.row
+        if not measured.sizes or row.score is None or row.score_low is None or row.score_high is None:
+            return []
+        every = Size(rows=len(self._given.task.rows), score=row.score, low=row.score_low, high=row.score_high)
+        return [*sorted(measured.sizes, key=lambda each: each.rows), every]
+
+    def _interim(self, kind: type[Method], best: Candidate, known: dict[str, Any]) -> MethodResult:
+        """A row of what the validation rows say."""
+        rung = best.rungs[-1]
+        interval = (
+            interval_of([1.0] * round(rung.score * rung.rows) + [0.0] * round((1 - rung.score) * rung.rows), "accuracy")
+            if self._given.task.labels
+            else None
+        )
+        return MethodResult(
+            method=kind.name,
+            name=kind.name,
+            score=rung.score,
+            score_low=interval and min(interval.low, rung.score),
+            score_high=interval and max(interval.high, rung.score),
+            nll_per_token=rung.loss,
+            seconds=rung.seconds,
+            steps=rung.steps or None,
+            seeds=1,
+            scores=[rung.score],
+            **known,
+        )
+
+    # Small things.
+
+    @property
+    def _metric(self) -> str:
+        return "accuracy" if self._given.task.labels else "chrf"
+
+    def _shown(self, score: float | None) -> str:
+        return "none" if score is None else f"{score:.1%}" if self._given.task.labels else f"{score:.1f}"
+
+    def _note(self, stage: str, notes: Sequence[str]) -> None:
+        known = self._given.notes
+        known += [note for each in notes if (note := f"In {stage}: {each}") not in known]
+
+    @contextmanager
+    def _timed(self, clock: Clock) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ledger.spend(clock, time.monotonic() - started)
+
+
+def _mean(found: TaskScores) -> float:
+    return sum(found.per_row) / len(found.per_row)
+
+
+def _plan_words(plan: Plan, trains: bool) -> str:
+    if not plan.brackets:
+        return _NO_TIME
+    bracket = plan.brackets[-1]
+    tries = f"{bracket.count} setting{'s' if bracket.count > 1 else ''}"
+    if not trains:
+        return f"up to {tries}"
+    again = f", the best {bracket.seeds} times" if bracket.seeds > 1 else ""
+    return f"{tries}, measured at step {', '.join(map(str, bracket.rungs))}{again}"
+
+
+def _row(method: str, ledger: Ledger, card: dict[str, Any], training: dict[str, Any]) -> MethodResult:
+    """What a card says, as a row."""
+    shared = set(MethodResult.model_fields) & set(card)
+    values = {key: card[key] for key in shared if card[key] is not None}
+    values |= {
+        key: training[key] for key in ("steps", "rows_per_s", "tokens_per_s", "pad_fraction", "loss") if key in training
+    }
+    values["peak_memory_mb"] = max(card["peak_memory_mb"], training.get("peak_memory_mb", 0.0))
+    values["probes"] = {
+        name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
+    }
+    values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
+    return MethodResult(
+        method=method,
+        name=method,
+        seconds=training.get("seconds", 0.0),
+        artifact_mb=bank.size_mb(ledger.entry(method)),
+        path=str(ledger.entry(method)),
+        curve=ledger.curve(method),
+        **values,
+    )
+
+
+def _over_seeds(measured: Measured, metric: str) -> dict[str, Any]:
+    """Score, interval and per-row scores as means over the trainings, over the rows that all were measured on."""
+    row, repeats = measured.row, measured.repeats
+    if not repeats or row.score is None:
+        return {"seeds": 1, "scores": [] if row.score is None else [row.score]}
+    trainings = [(row.row_keys, row.per_row), *((each.row_keys, each.per_row) for each in repeats)]
+    by_seed = [dict(zip(keys, scores, strict=True)) for keys, scores in trainings]
+    keys = [key for key in row.row_keys if all(key in found for found in by_seed)]
+    per_row = [sum(found[key] for found in by_seed) / len(by_seed) for key in keys]
+    interval = interval_of(per_row, metric)
+    scores = [row.score, *(each.score for each in repeats)]
+    return {
+        "seeds": len(scores),
+        "scores": scores,
+        "score": sum(scores) / len(scores),
+        "score_low": interval.low,
+        "score_high": interval.high,
+        "per_row": per_row,
+        "row_keys": keys,
+    }

@@ -1,0 +1,184 @@
+"""The search within one method: which settings are tried, how far each goes, and which one is taken.
+
+Every step of it is kept by the ledger as soon as it is done, and depends on nothing but the plan, the data and what was
+measured before, so that a search that was killed goes on to the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from tunescope import bank
+from tunescope.base import Base
+from tunescope.comparison.candidate import Candidate, Rung
+from tunescope.comparison.ledger import Ledger
+from tunescope.comparison.plan import Bracket, Plan
+from tunescope.data.rows import Row
+from tunescope.errors import Interrupted, TunescopeError
+from tunescope.evaluation.task import measure_task
+from tunescope.methods import Customized, Method
+from tunescope.methods.space import points
+from tunescope.training import StepMetrics, TrainSettings, train
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every method's candidates learn and are measured on.
+
+    Attributes:
+        base: frozen.
+        rows: to learn from.
+        validation: rows to choose by: those of the first rung, and all of them.
+        labels: of a classification task.
+        pattern: how columns became rows.
+        style: of the template.
+        name: of the data.
+        settings: of the loop, but for what a candidate brings.
+        generate_rows: validation rows to generate freely for, where there are no labels.
+        max_new_tokens: most tokens of a generated text.
+    """
+
+    base: Base
+    rows: list[Row]
+    validation: tuple[list[Row], list[Row]]
+    labels: tuple[str, ...] | None
+    pattern: str | None
+    style: str
+    name: str
+    settings: TrainSettings
+    generate_rows: int
+    max_new_tokens: int
+
+    def train(
+        self,
+        kind: type[Method],
+        candidate: Candidate,
+        ledger: Ledger,
+        until: int | None,
+        on_step: Callable[[StepMetrics], object],
+    ) -> tuple[Customized, bank.Record, list[str]]:
+        """A candidate, trained up to a step, or to its end and then an entry; with its record, and notes.
+
+        Raises:
+            TunescopeError: it cannot be trained.
+            Interrupted: after Ctrl-C.
+        """
+        entry = ledger.candidate_entry(candidate.name)
+        if (entry / bank.RECORD).is_file():
+            return bank.load(entry, self.base), bank.read_record(entry), []
+        changes = {"lr": candidate.lr, "seed": candidate.seed, "max_steps": candidate.steps}
+        trained = train(
+            self.base, candidate.make(kind), data=self.rows, settings=self.settings.model_copy(update=changes),
+            out=entry, pattern=self.pattern, style=self.style, labels=self.labels, name=self.name, until=until,
+            on_step=on_step,
+        )  # fmt: skip
+        return trained.customized, trained.record, trained.notes
+
+    def measure(self, customized: Customized, rows: Sequence[Row]) -> tuple[float, float, list[str]]:
+        """The metric and the loss on validation rows, and notes."""
+        found = measure_task(
+            customized, rows, self.labels,
+            generate_rows=0 if self.labels else self.generate_rows,
+            max_new_tokens=self.max_new_tokens, max_length=self.settings.max_length,
+        )  # fmt: skip
+        return sum(found.per_row) / len(found.per_row), found.nll_per_token, found.notes
+
+
+class Search:
+    """The search within one method.
+
+    Args:
+        kind: of the method.
+        plan: what it may spend.
+        task: what its candidates learn.
+        ledger: keeps them.
+    """
+
+    def __init__(self, kind: type[Method], plan: Plan, task: Task, ledger: Ledger) -> None:
+        self.kind, self.plan, self.task, self.ledger = kind, plan, task, ledger
+
+    @property
+    def trains(self) -> bool:
+        """Whether its candidates are trained."""
+        return self.kind.trains != "nothing"
+
+    def candidates(self, bracket: Bracket) -> list[Candidate]:
+        """Those of a bracket, with what is known of them; the space may have fewer than the bracket could take."""
+        found = points(self.kind, labels=self.task.labels is not None)
+        steps = bracket.rungs[-1] if self.trains else None
+        chosen = islice(found, bracket.first, bracket.first + bracket.count)
+        return [
+            self.ledger.candidate(Candidate.at(point, self.kind.name, self.task.settings.seed, steps))
+            for point in chosen
+        ]
+
+    @property
+    def all(self) -> list[Candidate]:
+        """Every candidate, with what is known of it."""
+        return [candidate for bracket in self.plan.brackets for candidate in self.candidates(bracket)]
+
+    def due(self, bracket: Bracket, level: int) -> Iterator[Candidate]:
+        """Candidates that are to reach a rung and have not: the best of the rung before it, one after the other."""
+        for candidate in self._alive(bracket, level):
+            if len(candidate.rungs) == level and candidate.error is None:
+                yield candidate
+
+    def advance(
+        self, candidate: Candidate, bracket: Bracket, level: int, on_step: Callable[[StepMetrics], object]
+    ) -> list[str]:
+        """Take a candidate to a rung, measure it there, and keep that; returns notes.
+
+        A candidate that fails is kept as one that failed.
+
+        Raises:
+            Interrupted: after Ctrl-C.
+        """
+        last = level == len(bracket.rungs) - 1
+        until = bracket.rungs[level] if self.trains and not last else None
+        try:
+            customized, record, notes = self.task.train(self.kind, candidate, self.ledger, until, on_step)
+            rows = self.task.validation[bracket.on_all_rows(level)]
+            score, loss, more = self.task.measure(customized, rows)
+        except Interrupted:
+            raise
+        except TunescopeError as error:
+            self.ledger.keep_candidate(candidate.model_copy(update={"error": str(error)}))
+            return []
+        training = record.training
+        rung = Rung(
+            steps=int(training.get("steps", 0)),
+            trained_tokens=int(training.get("tokens", 0)),
+            seconds=training.get("seconds", 0.0),
+            rows=len(rows),
+            score=score,
+            loss=loss,
+        )
+        self.ledger.keep_candidate(candidate.model_copy(update={"rungs": [*candidate.rungs, rung]}))
+        return [*notes, *more]
+
+    def prune(self, bracket: Bracket, level: int) -> None:
+        """Delete the checkpoints and entries of candidates that went no further than a rung."""
+        kept = {candidate.name for candidate in self._alive(bracket, level + 1)}
+        if level + 1 == len(bracket.rungs):
+            kept = {best.name} if (best := self.best()) else set()
+        for candidate in self.candidates(bracket):
+            if candidate.name not in kept:
+                self.ledger.forget_work(candidate.name)
+
+    def best(self) -> Candidate | None:
+        """The best so far: of those that came furthest, by the validation rows; None where none was measured."""
+        measured = [candidate for candidate in self.all if candidate.rungs]
+        furthest = max((candidate.progress for candidate in measured), default=0)
+        pool = [candidate for candidate in measured if candidate.progress == furthest]
+        return min(pool, key=lambda candidate: (candidate.rungs[-1].order, candidate.number), default=None)
+
+    def _alive(self, bracket: Bracket, level: int) -> list[Candidate]:
+        """Candidates that may reach a rung, best first; all of them may reach the first."""
+        candidates = self.candidates(bracket)
+        if level == 0:
+            return candidates
+        passed = [each for each in candidates if len(each.rungs) >= level]
+        passed.sort(key=lambda each: (each.rungs[level - 1].order, each.number))
+        return passed[: bracket.alive(level)]
