@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/tunescope compare --base smollm2-135m --data reuters-r8 --budget 25m --max-length 128 \
+	$(BIN)/tunescope compare --base smollm2-135m --data reuters-r8 --budget 15m --max-length 128 \
 		--test-rows 200 --generate-rows 24 --out runs/demo
 
 # The studio of what the demo made.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tunescope.comparison import formatting as form
@@ -73,9 +74,10 @@ def by_rows(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
             },
         }
         traces.append(trace)
-        labels.append(label(row, row.sizes[-1].rows, values[-1]))
+        labels.append(label(row, math.log10(row.sizes[-1].rows), values[-1]))
     if not traces:
         return {}
+    sizes = sorted({size.rows for row in rows for size in row.sizes})
     return {
         "id": "rows",
         "title": "Score against the number of rows",
@@ -86,10 +88,16 @@ def by_rows(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
         "height": 420,
         "traces": traces,
         "layout": {
-            "xaxis": {"title": {"text": "rows learned from"}, "type": "log"},
+            "xaxis": {
+                "title": {"text": "rows learned from"},
+                "type": "log",
+                "tickvals": sizes,
+                "ticktext": [f"{size:,}" for size in sizes],
+            },
             "yaxis": {"title": {"text": score_title(comparison)}},
         },
         "labels": labels,
+        "line_ends": True,
     }
 
 

@@ -76,7 +76,7 @@ function textWidth(text) {
 function labelAnnotations(figure, plot) {
   const { xaxis, yaxis } = plot._fullLayout;
   const inside = { x0: 0, y0: 0, x1: xaxis._length, y1: yaxis._length };
-  const at = figure.labels.map((label) => ({ x: xaxis.d2p(label.x), y: yaxis.d2p(label.y) }));
+  const at = figure.labels.map((label) => ({ x: xaxis.type === "log" ? xaxis.l2p(label.x) : xaxis.d2p(label.x), y: yaxis.d2p(label.y) }));
   if (figure.line_ends) return endAnnotations(figure, at, inside);
   const markers = figure.traces.filter((trace) => trace.mode === "markers").flatMap((trace) => trace.x.map((x, i) => {
     const center = { x: xaxis.d2p(x), y: yaxis.d2p(trace.y[i]) };

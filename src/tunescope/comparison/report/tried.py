@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tunescope.comparison import formatting as form
@@ -71,7 +72,7 @@ def rates(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
                 "hoverinfo": "text",
             }
         )
-        labels.append(label(row, points[-1][0], scores[-1] or 0.0))
+        labels.append(label(row, math.log10(points[-1][0]), scores[-1] or 0.0))
     if not traces:
         return {}
     return {
@@ -82,7 +83,12 @@ def rates(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
         "height": 400,
         "traces": traces,
         "layout": {
-            "xaxis": {"title": {"text": "highest learning rate"}, "type": "log"},
+            "xaxis": {
+                "title": {"text": "highest learning rate"},
+                "type": "log",
+                "dtick": 1,
+                "exponentformat": "power",
+            },
             "yaxis": {"title": {"text": f"validation {score_title(comparison)}"}},
         },
         "labels": labels,
