@@ -188,6 +188,10 @@ def test_control_c_leaves_a_report_that_says_what_it_is(tmp_path: Path) -> None:
     assert lora.note is not None and "stopped after" in lora.note
     assert lora.steps == lora.search[0].rungs[-1].steps < (lora.search[0].steps or 0)
     assert 'http-equiv="refresh"' not in (tmp_path / "run" / "report.html").read_text()
+    # The search goes on after that: to what it would have chosen, measured anew, and says that the test was seen.
+    further, whole = run(tmp_path / "run"), run(tmp_path / "whole")
+    assert further.test_seen and not whole.test_seen
+    assert known(further) == known(whole)
 
 
 def test_finished_comparison_is_read_not_repeated(tmp_path: Path) -> None:

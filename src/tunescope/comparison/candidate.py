@@ -30,6 +30,8 @@ class Rung(Part):
     """The comparison's metric on them."""
     loss: float
     """Nats per completion token on them."""
+    test_seen: bool = False
+    """Whether the test rows had been opened for this method before."""
 
     @property
     def order(self) -> tuple[float, float]:
@@ -80,6 +82,11 @@ class Candidate(Part):
         """Unique in a comparison: method, number, and which repetition it is."""
         repeat = f"-{self.repeat}" if self.repeat else ""
         return f"{self.method}-{self.number}{repeat}" + (f"-of-{self.row_count}" if self.row_count else "")
+
+    @property
+    def state(self) -> str:
+        """Its name, and how far it was trained: what was measured of it is of this state."""
+        return f"{self.name}, step {self.rungs[-1].steps if self.rungs else 0}"
 
     def again(self, repeat: int) -> Candidate:
         """The same setting under another seed, not measured yet."""

@@ -115,11 +115,6 @@ class Ledger:
         """Keep what was measured of a method."""
         storage.atomic_write(self._file(_ROWS, method), row.model_dump_json())
 
-    @property
-    def test_opened(self) -> bool:
-        """Whether anything was measured on the test rows."""
-        return any((self.out / _ROWS).glob("*.json"))
-
     # Time.
 
     def seconds(self, clock: Clock = "total") -> float:

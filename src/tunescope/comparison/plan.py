@@ -37,8 +37,6 @@ class Bracket(Part):
     """Where they are measured and two of three stop; the last is the end of the run."""
     seeds: int
     """How many times the best is trained, with seeds of its own."""
-    test_seen: bool = False
-    """Whether it was made after the test rows had been opened."""
 
     def alive(self, level: int) -> int:
         """How many settings are measured at a rung."""

@@ -44,14 +44,13 @@ class Planner:
         self._methods, self._given = methods, given
         self._row_seconds: float | None = None
 
-    def plan(self, kind: type[Method], before: Plan | None, budget: float, *, test_seen: bool) -> Plan:
+    def plan(self, kind: type[Method], before: Plan | None, budget: float) -> Plan:
         """What a method may spend.
 
         Args:
             kind: of the method.
             before: its plan for a smaller budget; what that has not spent becomes a further bracket.
             budget: of the whole comparison, in seconds, or tokens of each method.
-            test_seen: whether the test rows were opened before.
 
         Raises:
             TunescopeError: the method cannot be trained on these rows.
@@ -80,7 +79,7 @@ class Planner:
             most = steps_of_round(task.settings, len(task.rows))
             made = bracket_of(share, costs, most, rows, first, len(given.sizes))
         if made is not None:
-            brackets = [*brackets, made.model_copy(update={"test_seen": test_seen})]
+            brackets = [*brackets, made]
         return Plan(
             budget=budget,
             methods=self._methods,

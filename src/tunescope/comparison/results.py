@@ -211,7 +211,7 @@ class Measured(Part):
     """What the test rows were opened for: one method at its chosen settings."""
 
     candidate: str
-    """Which one."""
+    """Which one, and after how many steps."""
     row: MethodResult
     repeats: list[Repeat] = Field(default_factory=list)
     """Further trainings of it."""

@@ -112,7 +112,7 @@ class Schedule:
         self._watcher.begin(kind.name, "measuring its speed")
         try:
             with self._timed("search"):
-                made = self._planner.plan(kind, plan, unit, test_seen=self._ledger.test_opened)
+                made = self._planner.plan(kind, plan, unit)
         except Interrupted:
             raise
         except TunescopeError as error:
@@ -138,7 +138,7 @@ class Schedule:
             name = search.kind.name
             try:
                 measured = self._ledger.row(name)
-                if measured is None or measured.candidate != best.name:
+                if measured is None or measured.candidate != best.state:
                     self._watcher.begin(name, f"{best.words}, on the test rows")
                     measured = self._measure(search, best)
                 measured = self._repeat(search, best, measured)
@@ -174,7 +174,7 @@ class Schedule:
             )
             bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
         self._note("testing", card["notes"])
-        measured = Measured(candidate=best.name, row=_row(kind.name, ledger, card, record.training))
+        measured = Measured(candidate=best.state, row=_row(kind.name, ledger, card, record.training))
         ledger.keep_row(kind.name, measured)
         score = f"test {self._metric} {self._shown(measured.row.score)}"
         forgetting = measured.row.forgetting_on
@@ -234,9 +234,9 @@ class Schedule:
 
     @property
     def test_seen(self) -> bool:
-        """Whether any candidate was tried after the test rows had been opened."""
-        plans = (self._ledger.plan(kind.name) for kind in self._kinds)
-        return any(bracket.test_seen for plan in plans if plan is not None for bracket in plan.brackets)
+        """Whether a method's settings were searched further after the test rows had been opened for it."""
+        tried = (each for kind in self._kinds for search in self._searches(kind) for each in search.all)
+        return any(rung.test_seen for each in tried for rung in each.rungs)
 
     def rows(self) -> list[MethodResult]:
         """A row a method, on the rows that ``split`` says."""
@@ -253,7 +253,7 @@ class Schedule:
         if best is None:
             return kind.name in self._failed or self._ledger.plan(kind.name) is not None
         measured = self._ledger.row(kind.name)
-        return kind.name in self._failed or (measured is not None and measured.candidate == best.name)
+        return kind.name in self._failed or (measured is not None and measured.candidate == best.state)
 
     def _result(self, kind: type[Method], tested: bool) -> MethodResult:
         search = next(iter(self._searches(kind)), None)

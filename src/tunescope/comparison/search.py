@@ -154,6 +154,7 @@ class Search:
             rows=len(rows),
             score=score,
             loss=loss,
+            test_seen=self.ledger.row(self.kind.name) is not None,
         )
         self.ledger.keep_candidate(candidate.model_copy(update={"rungs": [*candidate.rungs, rung]}))
         return [*notes, *more]
