@@ -5,6 +5,7 @@ arXiv:2509.04259) finds forgetting to follow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,8 @@ from tunescope.objectives.forward import packed_hidden
 
 _ROWS = 32
 """Rows that it is the mean over: the sum of a vocabulary's terms varies little from row to row."""
+# Rows that share a pass: more make no pass faster, and the vocabulary's logits take memory.
+_TOGETHER = 8
 
 
 @torch.no_grad()
@@ -42,21 +45,21 @@ def task_divergence(customized: Customized, rows: Sequence[Row], max_length: int
         Encoder(origin.tokenizer, each, origin.context_length, max_length)
         for each in (template, plain.model_copy(update={"heal": template.heal}))
     ]
+    pairs = [tuple(encoder.encode_all([row]) for encoder in encoders) for row in rows[:_ROWS]]
+    fitting = [(own[0], its[0]) for own, its in pairs if own and its and own[0].completion == its[0].completion]
     total, tokens = 0.0, 0
-    for row in rows[:_ROWS]:
-        own, its = (encoder.encode_all([row]) for encoder in encoders)
-        if not own or not its or own[0].completion != its[0].completion:
-            continue
-        now, before = _log_probabilities(customized, own[0]), _log_probabilities(base, its[0])
+    for start in range(0, len(fitting), _TOGETHER):
+        own, its = zip(*fitting[start : start + _TOGETHER], strict=True)
+        now, before = _log_probabilities(customized, own), _log_probabilities(base, its)
         total += float((now.exp() * (now - before)).sum())
         tokens += len(now)
     return total / tokens if tokens else None
 
 
-def _log_probabilities(customized: Customized, encoded: Encoded) -> torch.Tensor:
-    """Of every token of the vocabulary in place of each token of the completion, [tokens, vocabulary] in float32."""
-    packed = SFT().collate([encoded]).to(customized.base.device).packed
+def _log_probabilities(customized: Customized, rows: Sequence[Encoded]) -> torch.Tensor:
+    """Of every token of the vocabulary in place of each token of the completions, [tokens, vocabulary] in float32."""
+    completions = [replace(row, earlier=()) for row in rows]
+    packed = SFT().collate(completions).to(customized.base.device).packed
     with customized.active() as base:
-        hidden = packed_hidden(base, packed)[packed.predictors]
-        logits = base.vocabulary_head(hidden[-len(encoded.completion) :])
+        logits = base.vocabulary_head(packed_hidden(base, packed)[packed.predictors])
     return logits.float().log_softmax(dim=-1)

@@ -7,6 +7,7 @@ import io
 import json
 
 from tunescope.comparison import formatting as form
+from tunescope.comparison.report.tried import taken_words
 from tunescope.comparison.results import Comparison, MethodResult
 
 _NUMBERS = (
@@ -58,19 +59,13 @@ def _cells(row: MethodResult, comparison: Comparison) -> list[str]:
     return [
         f"**{name}**" if row.name == comparison.advice.recommended else name,
         score if row.score is not None else _escaped(row.note or ""),
-        _escaped(_settings(row)) + tried,
+        _escaped(taken_words(row)) + tried,
         f"{form.number(row.forgetting_on, 3)} / {form.number(row.forgetting_off, 3)}",
         form.MISSING if row.trainable_parameters is None else f"{row.trainable_parameters:,}",
         form.duration(row.seconds) + steps,
         _unit(row.ttft_ms),
         _unit(row.ms_per_token),
     ]
-
-
-def _settings(row: MethodResult) -> str:
-    """The chosen ones as the candidate words them."""
-    taken = [c for c in row.search if (c.settings | ({} if c.lr is None else {"lr": c.lr})) == row.settings]
-    return taken[0].words if taken else form.MISSING
 
 
 def _unit(milliseconds: float | None) -> str:

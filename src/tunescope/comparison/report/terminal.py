@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunescope.comparison import formatting as form
+from tunescope.comparison.report.tried import taken_words
 from tunescope.comparison.results import Comparison
 
 
@@ -53,5 +54,6 @@ def _caption(comparison: Comparison) -> Text:
     lines = []
     if comparison.advice.recommended is not None:
         lines.append("▶ recommended; forgetting in nats per token of general text")
+    lines += [f"{row.name}: {taken_words(row)}, of {row.candidates} tried" for row in comparison.rows if row.search]
     lines += [f"{row.name}: {row.note}" for row in comparison.rows if row.note]
     return Text("\n".join(lines))

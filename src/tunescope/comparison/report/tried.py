@@ -113,6 +113,11 @@ def tried(row: MethodResult, metric: str) -> list[tuple[str, str, str, bool]]:
     return listed
 
 
+def taken_words(row: MethodResult) -> str:
+    """The settings that were taken, in words."""
+    return next((candidate.words for candidate in row.search if _taken(candidate, row)), form.MISSING)
+
+
 def _taken(candidate: Candidate, row: MethodResult) -> bool:
     settings = {name: value for name, value in row.settings.items() if name != "lr"}
     best = candidate.rungs and candidate.rungs[-1].score == row.validation_score
