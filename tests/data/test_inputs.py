@@ -89,7 +89,8 @@ def test_compare_takes_every_form(form: Callable[[list[dict[str, Any]]], Any], t
     found = ts.compare(
         tiny_base(), form(ROWS), form(ROWS[:5]), out=tmp_path / "run", settings=settings, pattern=PATTERN
     )
-    assert (found.data.train_rows, found.data.test_rows, found.data.labels) == (20, 5, ["warm", "wet"])
+    data = found.data
+    assert (data.train_rows, data.validation_rows, data.test_rows, data.labels) == (16, 4, 5, ["warm", "wet"])
     assert found.data.template == PATTERN
 
 
