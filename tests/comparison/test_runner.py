@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,19 @@ def test_a_candidate_that_diverges_stops_itself_alone(tmp_path: Path, monkeypatc
     assert lora.score is not None
 
 
+def test_further_trainings_that_fail_leave_the_row_as_it_is(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", methods="few-shot,zero-shot", sizes=(2, 20))  # four shots cannot come of two rows
+    row = found.row("few-shot")
+    assert row.score is not None and [size.rows for size in row.sizes] in ([20, 77], [2, 20, 77])
+    if len(row.sizes) == 2:
+        assert any("few-shot-" in note and "shots" in note for note in found.data.notes)
+
+
+def test_rows_that_do_not_fit_are_said(tmp_path: Path) -> None:
+    with pytest.raises(TunescopeError, match=r"No method could be measured.*[Rr]aise --max-length"):
+        run(tmp_path / "run", methods="zero-shot,lora", max_length=2)
+
+
 def test_no_time_left_is_said(tmp_path: Path) -> None:
     found = run(tmp_path / "run", methods="zero-shot,lora", budget_tokens=9)
     assert "no time" in (found.row("lora").note or "")
@@ -349,3 +363,110 @@ def test_free_texts_are_chosen_by_loss_and_shown_by_chrf(tmp_path: Path) -> None
     found = compare(tiny_base(), rows, out=tmp_path / "run", settings=settings)
     assert found.metric == "chrf" and found.data.task == "text"
     assert all(row.score is not None and row.settings.get("calibrate") is None for row in found.rows)
+
+
+def test_a_candidate_that_fails_on_its_way_leaves_its_place_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, failed = search.train, []
+
+    def diverging(base: Any, method: Any, **how: Any) -> Any:
+        if how["until"] is None and not failed:
+            failed.append(how["settings"].lr)
+            raise TunescopeError("The loss is not finite at step 17.")
+        return train(base, method, **how)
+
+    monkeypatch.setattr(search, "train", diverging)
+    lora = run(tmp_path / "run", methods="lora").row("lora")
+    (broken,) = [each for each in lora.search if each.error is not None]
+    ended = [each for each in lora.search if each.progress == 1]
+    assert [broken.lr] == failed and len(ended) == 1 and ended[0] is not broken
+    assert lora.settings["lr"] == ended[0].lr and lora.note is None
+
+
+def test_a_loss_that_is_not_finite_is_the_candidates_own_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, calls = search.measure_task, []
+
+    def broken(*given: Any, **how: Any) -> Any:
+        calls.append(1)
+        found = measure(*given, **how)
+        return replace(found, nll_per_token=float("nan")) if len(calls) == 1 else found
+
+    monkeypatch.setattr(search, "measure_task", broken)
+    lora = run(tmp_path / "run", methods="lora").row("lora")
+    assert "not finite" in (lora.search[0].error or "") and lora.score is not None
+
+
+def test_finalists_among_prompts_are_measured_on_all_validation_rows(tmp_path: Path) -> None:
+    rows = [Row(r.messages, r.completion, i + 1) for i, r in enumerate(ROWS * 4)]
+    for budget in (100, 60_000):
+        settings = CompareSettings(methods=("few-shot",), budget_tokens=budget, generate_rows=1, test_rows=8)
+        found = compare(tiny_base(), rows, out=tmp_path / "run", settings=settings)
+        finalists = [each for each in found.rows[0].search if len(each.rungs) == 2]
+        assert finalists
+        assert all([rung.rows for rung in each.rungs] == [64, found.data.validation_rows] for each in finalists)
+
+
+def test_a_budget_that_grows_in_small_steps_is_not_lost(tmp_path: Path) -> None:
+    for budget in range(TOKENS, 2 * TOKENS + 1, TOKENS // 4):
+        found = run(tmp_path / "run", methods="lora", budget_tokens=budget)
+    assert len(found.row("lora").search) > 3
+    assert (found.budget_seconds, found.budget_tokens) == (None, 2 * TOKENS)
+
+
+def test_notes_stay_when_the_call_is_repeated(tmp_path: Path) -> None:
+    rows = [
+        Row(({"role": "user", "content": f"{r.prompt} " + "long " * 30},), r.completion, r.number) for r in ROWS[:60]
+    ]
+    settings = CompareSettings(methods=("lora",), budget_tokens=TOKENS, generate_rows=1, max_length=60)
+    first, again = (compare(tiny_base(), rows, out=tmp_path / "run", settings=settings) for _ in range(2))
+    assert any("cut" in note for note in first.data.notes)
+    assert again.data.notes == first.data.notes
+
+
+def test_stopped_in_a_further_training(tmp_path: Path) -> None:
+    """What is there is no final table yet; without the further training in the next call, nothing of it is left."""
+
+    class Stopper(Watcher):
+        what = ""
+
+        def begin(self, method: str, what: str) -> None:
+            self.what = what
+
+        def step(self, metrics: StepMetrics) -> None:
+            if "from 16 rows" in self.what and metrics.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", methods="lora", sizes=(16,), watcher=Stopper())
+    assert read_comparison(tmp_path / "run").split == "validation"
+    assert list((tmp_path / "run" / "candidates" / ".training").glob("lora-*-of-16"))
+    assert run(tmp_path / "run", methods="lora").split == "test"
+    assert not list((tmp_path / "run" / "candidates").glob("*/")), "nothing is left, hidden folders neither"
+    assert not (tmp_path / "run" / "candidates" / ".training").exists()
+
+
+def test_fewer_rows_are_trained_as_far_as_all_were(tmp_path: Path) -> None:
+    class Stopper(Watcher):
+        what, steps, tables = "", 0, 0
+
+        def begin(self, method: str, what: str) -> None:
+            self.what = what
+
+        def table(self, comparison: Comparison) -> None:
+            self.tables += 1
+            if self.tables == 1:
+                raise KeyboardInterrupt
+
+        def step(self, metrics: StepMetrics) -> None:
+            if "from 16 rows" in self.what:
+                self.steps = metrics.step
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", methods="lora", watcher=Stopper())
+    watcher = Stopper()
+    watcher.tables = 1
+    found = run(tmp_path / "run", methods="lora", finish=True, sizes=(16,), watcher=watcher).row("lora")
+    assert watcher.steps == found.steps < (found.search[0].steps or 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,16 +25,18 @@ from tunescope.methods.registry import METHODS
 from tunescope.training.metrics import METRICS
 from tunescope.training.unfinished import forget_run
 
-_STATE, _TIMES = "state.json", "times.json"
+_STATE, _TIMES, _NOTES = "state.json", "times.json", "notes.json"
 _PLANS, _CANDIDATES, _ROWS = "plans", "candidates", "rows"
 COMPARISON = storage.Kind(
     "comparison",
     unsealed=(
         _STATE,
         _TIMES,
+        _NOTES,
         *(f"comparison.{kind}" for kind in ("json", "md", "csv")),
         "report.html",
-        *(f"{folder}/*.json" for folder in (_PLANS, _CANDIDATES, _ROWS)),
+        f"{_CANDIDATES}/*-[0-9]*.json",
+        *(f"{folder}/*.json" for folder in (_PLANS, _ROWS)),
     ),
 )
 _RESTART = "--restart begins anew."
@@ -104,6 +107,22 @@ class Ledger:
         entry = self.candidate_entry(name)
         forget_run(entry)
         storage.remove_folder(entry, bank.ENTRY)
+
+    def forget_all_work(self, method: str) -> None:
+        """Delete what any candidate of a method was trained to: also what a stopped call left of further trainings."""
+        own = re.compile(rf"{re.escape(method)}-\d+(-\d+)?(-of-\d+)?")
+        folder = self.out / _CANDIDATES
+        for path in [*folder.glob("*/"), *(folder / ".training").glob("*/")]:
+            if own.fullmatch(path.name):
+                self.forget_work(path.name)
+
+    def notes(self) -> list[str]:
+        """What a reader must know of how it went."""
+        return self._read(self.out / _NOTES, lambda text: list(map(str, json.loads(text))), _RESTART) or []
+
+    def keep_notes(self, notes: Sequence[str]) -> None:
+        """Keep what a reader must know."""
+        storage.atomic_write(self.out / _NOTES, json.dumps(notes, ensure_ascii=False))
 
     # What was measured on the test rows.
 

@@ -14,6 +14,7 @@ from tunescope.data.batching import BatchOrder
 from tunescope.data.encoding import Encoder
 from tunescope.data.rows import Row
 from tunescope.data.template import default_template
+from tunescope.errors import DataError
 from tunescope.methods import Method, ZeroShot
 from tunescope.objectives import SFT
 from tunescope.training import TrainSettings, train
@@ -80,8 +81,9 @@ class Planner:
             made = bracket_of(share, costs, most, rows, first, len(given.sizes))
         if made is not None:
             brackets = [*brackets, made]
+        unspent = before is not None and made is None  # too little for anything: it waits until there is more
         return Plan(
-            budget=budget,
+            budget=before.budget if before is not None and unspent else budget,
             methods=self._methods,
             step_seconds=speed.step_seconds,
             step_tokens=speed.step_tokens,
@@ -115,8 +117,7 @@ class Planner:
     def _speed(self, kind: type[Method]) -> Speed:
         task = self._given.task
         if kind.trains == "nothing":
-            _, tokens = tokens_of_step(task.base, kind(), task.rows, task.settings, task.pattern, task.style)
-            return Speed(self._row(), tokens / task.settings.batch_size)
+            return Speed(self._row(), self._row_tokens())
         return speed_of(task.base, kind(), task.rows, task.settings, task.pattern, task.style)
 
 
@@ -138,6 +139,8 @@ def tokens_of_step(
         default_template(base.tokenizer, pattern=pattern, style=style), sample, None, settings.seed
     )
     examples = SFT().examples(sample, Encoder(base.tokenizer, template, base.context_length, settings.max_length))
+    if not examples:
+        raise DataError("No training row is left: none fits. Raise --max-length or shorten the completions.")
     order = BatchOrder.of(examples, settings.batch_size, settings.seed)
     tokens = [sum(order.lengths[i] for i in batch) for batch in order.epoch(0)]
     return tokens, sum(tokens) / len(tokens)

@@ -265,7 +265,9 @@ class Comparison(Part):
     data: DataInfo
     machine: MachineInfo
     budget_seconds: float | None
-    """Time allowed for the whole comparison."""
+    """Time allowed for the whole comparison; None where tokens were."""
+    budget_tokens: int | None = None
+    """Tokens that each method might learn from, or for prompting read, in its search."""
     seed: int
     split: Literal["test", "validation"] = "test"
     """What the scores were measured on: validation rows until the search is over and the test rows are opened."""

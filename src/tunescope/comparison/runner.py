@@ -184,19 +184,20 @@ def compare(
     with writing(out):
         ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart)
         task = _task(base, train_rows, labels, given.pattern, style, name or given.name, settings)
+        notes += [note for note in ledger.notes() if note not in notes]
         found = Given(task.name, train_rows, task, test_rows, probes, settings, notes)
         schedule = Schedule(kinds, found, ledger, watcher, publish=lambda: _publish(schedule, found, ledger, watcher))
         try:
             if not finish:
                 schedule.search()
             schedule.finish()
+            comparison = _publish(schedule, found, ledger, watcher)
         except (KeyboardInterrupt, Interrupted):
             _publish(schedule, found, ledger, watcher)
             raise Interrupted(
                 f"Stopped. What is known by now is in {ledger.report}. Make the same call to go on, with more budget "
                 "to go further, or with --finish to test the best settings so far."
             ) from None
-        comparison = _publish(schedule, found, ledger, watcher)
     if all(row.score is None for row in comparison.rows):
         raise TunescopeError(f"No method could be measured. {comparison.rows[0].name}: {comparison.rows[0].note}")
     return comparison
@@ -227,7 +228,8 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
             torch=torch.__version__,
             dtype=dtype_name(base.dtype),
         ),
-        budget_seconds=settings.budget,
+        budget_seconds=settings.budget if settings.budget_tokens is None else None,
+        budget_tokens=settings.budget_tokens,
         seed=settings.seed,
         split=schedule.split,
         test_seen=schedule.test_seen,

@@ -56,6 +56,7 @@ class Schedule:
         self._kinds, self._given, self._ledger, self._watcher = kinds, given, ledger, watcher
         self._publish = publish
         self._failed: dict[str, str] = {}
+        self._finished = False
         self._planner = Planner(len(kinds), given)
 
     # The search.
@@ -81,9 +82,11 @@ class Schedule:
 
     def _advance(self, search: Search, bracket: Bracket, level: int, *, defaults_only: bool = False) -> bool:
         """Take candidates to a rung; returns whether there was anything to do."""
-        due = [each for each in search.due(bracket, level) if each.number == 0 or not defaults_only]
-        name = search.kind.name
-        for candidate in due:
+        name, done = search.kind.name, False
+        while candidate := next(
+            (each for each in search.due(bracket, level) if each.number == 0 or not defaults_only), None
+        ):
+            done = True
             self._watcher.begin(name, candidate.words + self._where(search, bracket, level))
             with self._timed("search"):
                 notes = search.advance(candidate, bracket, level, self._watcher.step)
@@ -95,7 +98,7 @@ class Schedule:
                 self._watcher.end(f"validation {self._metric} {self._shown(found.rungs[-1].score)}")
         if not defaults_only:
             search.prune(bracket, level)
-        return bool(due)
+        return done
 
     @staticmethod
     def _where(search: Search, bracket: Bracket, level: int) -> str:
@@ -149,7 +152,9 @@ class Schedule:
                 self._failed[name] = str(error)
                 self._watcher.end(str(error))
                 continue
-            self._ledger.forget_work(best.name)
+            if best.steps is None or best.progress == 1:  # else the search may go on from its checkpoints
+                self._ledger.forget_all_work(name)
+        self._finished = True
 
     def _measure(self, search: Search, best: Candidate) -> Measured:
         """Make the best candidate's entry the method's, and measure it on the test rows."""
@@ -185,11 +190,13 @@ class Schedule:
         """Train the best again by other seeds, as often as the plan says, and measure these on the test rows, too."""
         if best.steps is None or best.rungs[-1].steps < best.steps:
             return measured
-        seeds = next(bracket.seeds for bracket in search.plan.brackets if bracket.rungs[-1] == best.steps)
+        seeds = search.bracket_of(best).seeds
         for number in range(len(measured.repeats) + 1, seeds):
             again = best.again(number)
             self._watcher.begin(search.kind.name, f"{best.words}, training {number + 1} of {seeds}")
             found = self._tested(search, again, self._given.task)
+            if found is None:
+                break
             repeat = Repeat(seed=again.seed, score=_mean(found), per_row=found.per_row, row_keys=found.row_keys)
             measured = measured.model_copy(update={"repeats": [*measured.repeats, repeat]})
             self._ledger.keep_row(search.kind.name, measured)
@@ -206,22 +213,31 @@ class Schedule:
                 continue
             self._watcher.begin(search.kind.name, f"{best.words}, from {size} rows")
             subset = replace(task, rows=nested(rows, task.labels, size, task.settings.seed))
-            found = self._tested(search, best.on_fewer(size), subset)
+            found = self._tested(search, best.on_fewer(size), subset, best.rungs[-1].steps or None)
+            if found is None:
+                continue
             interval = interval_of(found.per_row, self._metric)
             made = Size(rows=size, score=_mean(found), low=interval.low, high=interval.high)
             measured = measured.model_copy(update={"sizes": [*measured.sizes, made]})
             self._ledger.keep_row(search.kind.name, measured)
             self._watcher.end(f"test {self._metric} {self._shown(made.score)}")
 
-    def _tested(self, search: Search, candidate: Candidate, task: Task) -> TaskScores:
-        """A further training, measured on the test rows and thrown away."""
-        with self._timed("evaluation"):
-            customized, _, _ = task.train(search.kind, candidate, self._ledger, None, self._watcher.step)
-            found = measure_task(
-                customized, self._given.test_rows, task.labels,
-                generate_rows=0 if task.labels else self._given.settings.generate_rows,
-                max_new_tokens=self._given.settings.max_new_tokens, max_length=task.settings.max_length,
-            )  # fmt: skip
+    def _tested(self, search: Search, candidate: Candidate, task: Task, until: int | None = None) -> TaskScores | None:
+        """A further training, measured on the test rows and thrown away; None, and a note, where it fails."""
+        try:
+            with self._timed("evaluation"):
+                customized, _, _ = task.train(search.kind, candidate, self._ledger, until, self._watcher.step)
+                found = measure_task(
+                    customized, self._given.test_rows, task.labels,
+                    generate_rows=0 if task.labels else self._given.settings.generate_rows,
+                    max_new_tokens=self._given.settings.max_new_tokens, max_length=task.settings.max_length,
+                )  # fmt: skip
+        except Interrupted:
+            raise
+        except TunescopeError as error:
+            self._note("a further training", [f"{candidate.name} failed: {error}"])
+            self._watcher.end(str(error))
+            return None
         self._ledger.forget_work(candidate.name)
         return found
 
@@ -230,7 +246,7 @@ class Schedule:
     @property
     def split(self) -> Literal["test", "validation"]:
         """What the rows' scores are of: of the test rows once all that is to be measured on them was."""
-        return "test" if all(self._final(kind) for kind in self._kinds) else "validation"
+        return "test" if self._finished and all(self._final(kind) for kind in self._kinds) else "validation"
 
     @property
     def test_seen(self) -> bool:
@@ -320,7 +336,10 @@ class Schedule:
 
     def _note(self, stage: str, notes: Sequence[str]) -> None:
         known = self._given.notes
-        known += [note for each in notes if (note := f"In {stage}: {each}") not in known]
+        new = [note for each in notes if (note := f"In {stage}: {each}") not in known]
+        known += new
+        if new:
+            self._ledger.keep_notes([*self._ledger.notes(), *new])
 
     @contextmanager
     def _timed(self, clock: Clock) -> Iterator[None]:

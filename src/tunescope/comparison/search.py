@@ -6,6 +6,7 @@ measured before, so that a search that was killed goes on to the same result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from tunescope.comparison.candidate import Candidate, Rung
 from tunescope.comparison.ledger import Ledger
 from tunescope.comparison.plan import Bracket, Plan
 from tunescope.data.rows import Row
-from tunescope.errors import Interrupted, TunescopeError
+from tunescope.errors import Interrupted, TrainingError, TunescopeError
 from tunescope.evaluation.task import measure_task
 from tunescope.methods import Customized, Method
 from tunescope.methods.space import points
@@ -114,6 +115,10 @@ class Search:
             for point in chosen
         ]
 
+    def bracket_of(self, candidate: Candidate) -> Bracket:
+        """The bracket that a candidate competes in."""
+        return next(b for b in self.plan.brackets if candidate.name in [each.name for each in self.candidates(b)])
+
     @property
     def all(self) -> list[Candidate]:
         """Every candidate, with what is known of it."""
@@ -139,8 +144,11 @@ class Search:
         until = bracket.rungs[level] if self.trains and not last else None
         try:
             customized, record, notes = self.task.train(self.kind, candidate, self.ledger, until, on_step)
-            rows = self.task.validation[bracket.on_all_rows(level)]
+            all_rows = bracket.on_all_rows(level) if self.trains else last
+            rows = self.task.validation[all_rows]
             score, loss, more = self.task.measure(customized, rows)
+            if not math.isfinite(score + loss):
+                raise TrainingError("Its loss on the validation rows is not finite.")
         except Interrupted:
             raise
         except TunescopeError as error:
@@ -170,16 +178,19 @@ class Search:
 
     def best(self) -> Candidate | None:
         """The best so far: of those that came furthest, by the validation rows; None where none was measured."""
-        measured = [candidate for candidate in self.all if candidate.rungs]
+        measured = [candidate for candidate in self.all if candidate.rungs and candidate.error is None]
         furthest = max((candidate.progress for candidate in measured), default=0)
         pool = [candidate for candidate in measured if candidate.progress == furthest]
         return min(pool, key=lambda candidate: (candidate.rungs[-1].order, candidate.number), default=None)
 
     def _alive(self, bracket: Bracket, level: int) -> list[Candidate]:
-        """Candidates that may reach a rung, best first; all of them may reach the first."""
+        """Candidates that may reach a rung, best first; all of them may reach the first.
+
+        One that fails on its way leaves its place to the next.
+        """
         candidates = self.candidates(bracket)
         if level == 0:
             return candidates
-        passed = [each for each in candidates if len(each.rungs) >= level]
+        passed = [each for each in candidates if len(each.rungs) >= level and each.error is None]
         passed.sort(key=lambda each: (each.rungs[level - 1].order, each.number))
         return passed[: bracket.alive(level)]

@@ -100,7 +100,8 @@ def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart
 
 def forget_run(out: str | Path) -> None:
     """Remove what an unfinished run of ``out`` left, if there is one. The caller holds ``out``."""
-    storage.remove_folder(work_folder(Path(out)), UNFINISHED)
+    if (folder := work_folder(Path(out))).exists():
+        _remove(folder)
 
 
 def part_of_run(folder: Path, name: str) -> Path:

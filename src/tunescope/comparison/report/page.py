@@ -172,7 +172,11 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
 def _measured(comparison: Comparison) -> list[tuple[str, str]]:
     """What the 'how this was measured' section lists: name and value."""
     base, data, machine = comparison.base, comparison.data, comparison.machine
-    budget = form.duration(comparison.budget_seconds) if comparison.budget_seconds is not None else "none"
+    budget = "none"
+    if comparison.budget_tokens is not None:
+        budget = f"{comparison.budget_tokens:,} tokens for each method"
+    elif comparison.budget_seconds is not None:
+        budget = f"{form.duration(comparison.budget_seconds)} for all methods"
     listed = [
         ("base model", f"{base.name}, {form.count(base.parameters)} parameters"),
         ("base fingerprint", base.fingerprint),
@@ -186,7 +190,7 @@ def _measured(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         *listed,
         ("machine", f"{machine.device_name}, {machine.cores} cores, torch {machine.torch}, {machine.dtype}"),
-        ("budget", f"{budget} for all methods; the comparison took {form.duration(comparison.seconds)}"),
+        ("budget", f"{budget}; the comparison took {form.duration(comparison.seconds)}"),
         (
             "time",
             f"first table after {form.duration(comparison.first_table_seconds)}, search "
