@@ -15,7 +15,7 @@ from tunescope.methods.space import Point
 
 CONDITIONS = {"version": "1", "settings": {"seed": 0, "epochs": 1.0}}
 PLAN = Plan(
-    budget=60, methods=2, step_seconds=1, step_tokens=100,
+    budget=60, step_seconds=1, step_tokens=100,
     brackets=[Bracket(first=0, count=3, rungs=[5, 15], seeds=1)],
 )  # fmt: skip
 CANDIDATE = Candidate.at(Point(3, {"targets": ("q", "v")}, 1e-3), "lora", 7, 15)

@@ -52,8 +52,6 @@ class Plan(Part):
 
     budget: float
     """Of the whole comparison when the last bracket was made, in seconds."""
-    methods: int
-    """How many methods shared it."""
     step_seconds: float
     """An optimizer step; for prompting, scoring a row."""
     step_tokens: float

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tunescope.base import Base
@@ -43,7 +44,6 @@ class Planner:
 
     def __init__(self, methods: int, given: Given) -> None:
         self._methods, self._given = methods, given
-        self._row_seconds: float | None = None
 
     def plan(self, kind: type[Method], before: Plan | None, budget: float) -> Plan:
         """What a method may spend.
@@ -75,7 +75,7 @@ class Planner:
             costs = (
                 Costs(speed.step_tokens, 0.0, 0.0)
                 if by_tokens
-                else Costs(speed.step_seconds, speed.stage_seconds, self._row())
+                else Costs(speed.step_seconds, speed.stage_seconds, self._row)
             )
             most = steps_of_round(task.settings, len(task.rows))
             made = bracket_of(share, costs, most, rows, first, len(given.sizes))
@@ -84,7 +84,6 @@ class Planner:
         unspent = before is not None and made is None  # too little for anything: it waits until there is more
         return Plan(
             budget=before.budget if before is not None and unspent else budget,
-            methods=self._methods,
             step_seconds=speed.step_seconds,
             step_tokens=speed.step_tokens,
             brackets=brackets,
@@ -93,22 +92,23 @@ class Planner:
     def _share(self, budget: float) -> float:
         """Seconds of each method's search: its share of the budget, less what measuring it on the test rows takes."""
         tokens = _PROBE_TOKENS if self._given.probes is not None else 0
-        rows = len(self._given.test_rows) + tokens / max(self._row_tokens(), 1)
-        return budget / self._methods - rows * self._row() - _LATENCY_SECONDS
+        rows = len(self._given.test_rows) + tokens / max(self._row_tokens, 1)
+        return budget / self._methods - rows * self._row - _LATENCY_SECONDS
 
+    @cached_property
     def _row(self) -> float:
         """Seconds that scoring a validation row takes the base."""
-        if self._row_seconds is None:
-            task = self._given.task
-            rows = task.validation[1][:_TIMED_ROWS]
-            plain = train(task.base, ZeroShot(), data=task.rows[:1], pattern=task.pattern, style=task.style)
-            task.measure(plain.customized, rows[:2])  # the first pass is slower
-            started = time.perf_counter()
-            task.measure(plain.customized, rows)
-            self._row_seconds = (time.perf_counter() - started) / len(rows)
-        return self._row_seconds
+        task = self._given.task
+        rows = task.validation[1][:_TIMED_ROWS]
+        plain = train(task.base, ZeroShot(), data=task.rows[:1], pattern=task.pattern, style=task.style)
+        task.measure(plain.customized, rows[:2])  # the first pass is slower
+        started = time.perf_counter()
+        task.measure(plain.customized, rows)
+        return (time.perf_counter() - started) / len(rows)
 
+    @cached_property
     def _row_tokens(self) -> float:
+        """Tokens of a row as the base reads it."""
         task = self._given.task
         return tokens_of_step(task.base, ZeroShot(), task.rows, task.settings, task.pattern, task.style)[1] / (
             task.settings.batch_size
@@ -117,7 +117,7 @@ class Planner:
     def _speed(self, kind: type[Method]) -> Speed:
         task = self._given.task
         if kind.trains == "nothing":
-            return Speed(self._row(), self._row_tokens())
+            return Speed(self._row, self._row_tokens)
         return speed_of(task.base, kind(), task.rows, task.settings, task.pattern, task.style)
 
 

@@ -22,7 +22,7 @@ from tunescope.data.splitting import nested
 from tunescope.errors import Interrupted, TunescopeError
 from tunescope.evaluation import PER_ROW, evaluate
 from tunescope.evaluation.statistics import interval_of
-from tunescope.evaluation.task import TaskScores, measure_task
+from tunescope.evaluation.task import TaskScores
 from tunescope.methods import Method, System, ZeroShot
 from tunescope.training.unfinished import kept_files, work_folder
 
@@ -197,7 +197,7 @@ class Schedule:
             found = self._tested(search, again, self._given.task)
             if found is None:
                 break
-            repeat = Repeat(seed=again.seed, score=_mean(found), per_row=found.per_row, row_keys=found.row_keys)
+            repeat = Repeat(seed=again.seed, score=found.score, per_row=found.per_row, row_keys=found.row_keys)
             measured = measured.model_copy(update={"repeats": [*measured.repeats, repeat]})
             self._ledger.keep_row(search.kind.name, measured)
             self._watcher.end(f"test {self._metric} {self._shown(repeat.score)}")
@@ -217,7 +217,7 @@ class Schedule:
             if found is None:
                 continue
             interval = interval_of(found.per_row, self._metric)
-            made = Size(rows=size, score=_mean(found), low=interval.low, high=interval.high)
+            made = Size(rows=size, score=found.score, low=interval.low, high=interval.high)
             measured = measured.model_copy(update={"sizes": [*measured.sizes, made]})
             self._ledger.keep_row(search.kind.name, measured)
             self._watcher.end(f"test {self._metric} {self._shown(made.score)}")
@@ -227,11 +227,7 @@ class Schedule:
         try:
             with self._timed("evaluation"):
                 customized, _, _ = task.train(search.kind, candidate, self._ledger, until, self._watcher.step)
-                found = measure_task(
-                    customized, self._given.test_rows, task.labels,
-                    generate_rows=0 if task.labels else self._given.settings.generate_rows,
-                    max_new_tokens=self._given.settings.max_new_tokens, max_length=task.settings.max_length,
-                )  # fmt: skip
+                found = task.measure(customized, self._given.test_rows, self._given.settings.generate_rows)
         except Interrupted:
             raise
         except TunescopeError as error:
@@ -348,10 +344,6 @@ class Schedule:
             yield
         finally:
             self._ledger.spend(clock, time.monotonic() - started)
-
-
-def _mean(found: TaskScores) -> float:
-    return sum(found.per_row) / len(found.per_row)
 
 
 def _plan_words(plan: Plan, trains: bool) -> str:

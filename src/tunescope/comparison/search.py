@@ -18,7 +18,7 @@ from tunescope.comparison.ledger import Ledger
 from tunescope.comparison.plan import Bracket, Plan
 from tunescope.data.rows import Row
 from tunescope.errors import Interrupted, TrainingError, TunescopeError
-from tunescope.evaluation.task import measure_task
+from tunescope.evaluation.task import TaskScores, measure_task
 from tunescope.methods import Customized, Method
 from tunescope.methods.space import points
 from tunescope.training import StepMetrics, TrainSettings, train
@@ -77,14 +77,13 @@ class Task:
         )  # fmt: skip
         return trained.customized, trained.record, trained.notes
 
-    def measure(self, customized: Customized, rows: Sequence[Row]) -> tuple[float, float, list[str]]:
-        """The metric and the loss on validation rows, and notes."""
-        found = measure_task(
+    def measure(self, customized: Customized, rows: Sequence[Row], generate_rows: int | None = None) -> TaskScores:
+        """The metric and the loss on rows; texts are generated for as many as for validation, or as are said."""
+        return measure_task(
             customized, rows, self.labels,
-            generate_rows=0 if self.labels else self.generate_rows,
+            generate_rows=0 if self.labels else generate_rows or self.generate_rows,
             max_new_tokens=self.max_new_tokens, max_length=self.settings.max_length,
         )  # fmt: skip
-        return sum(found.per_row) / len(found.per_row), found.nll_per_token, found.notes
 
 
 class Search:
@@ -146,8 +145,8 @@ class Search:
             customized, record, notes = self.task.train(self.kind, candidate, self.ledger, until, on_step)
             all_rows = bracket.on_all_rows(level) if self.trains else last
             rows = self.task.validation[all_rows]
-            score, loss, more = self.task.measure(customized, rows)
-            if not math.isfinite(score + loss):
+            found = self.task.measure(customized, rows)
+            if not math.isfinite(found.score + found.nll_per_token):
                 raise TrainingError("Its loss on the validation rows is not finite.")
         except Interrupted:
             raise
@@ -160,12 +159,12 @@ class Search:
             trained_tokens=int(training.get("tokens", 0)),
             seconds=training.get("seconds", 0.0),
             rows=len(rows),
-            score=score,
-            loss=loss,
+            score=found.score,
+            loss=found.nll_per_token,
             test_seen=self.ledger.row(self.kind.name) is not None,
         )
         self.ledger.keep_candidate(candidate.model_copy(update={"rungs": [*candidate.rungs, rung]}))
-        return [*notes, *more]
+        return [*notes, *found.notes]
 
     def prune(self, bracket: Bracket, level: int) -> None:
         """Delete the checkpoints and entries of candidates that went no further than a rung."""

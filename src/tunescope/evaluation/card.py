@@ -90,7 +90,7 @@ def evaluate(
         "exact_match_high": matches and matches.high,
         "chrf": task.chrf,
         "generated_rows": task.generated_rows,
-        "score": sum(task.per_row) / len(task.per_row),
+        "score": task.score,
         "score_low": interval.low,
         "score_high": interval.high,
         "forgetting_on": None,

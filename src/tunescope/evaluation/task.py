@@ -49,6 +49,11 @@ class TaskScores:
     extra_prompt_tokens: float
     notes: list[str]
 
+    @property
+    def score(self) -> float:
+        """The mean of ``per_row``."""
+        return sum(self.per_row) / len(self.per_row)
+
 
 def measure_task(
     customized: Customized,
