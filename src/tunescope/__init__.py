@@ -86,6 +86,9 @@ _PUBLIC = {
     "evaluate_unseen": "evaluation",
     "Mixture": "data.mixture",
     "mix": "data.mixture",
+    "PlanSettings": "planning",
+    "Plan": "planning",
+    "plan": "planning",
     "CompareSettings": "comparison",
     "Comparison": "comparison",
     "compare": "comparison",
@@ -101,6 +104,7 @@ _PUBLIC = {
     "MixRequest": "commands.mix",
     "CompareRequest": "commands.compare",
     "LookRequest": "commands.look",
+    "PlanRequest": "commands.plan",
     "PullRequest": "commands.pull",
     "RunRequest": "commands.run",
     "TunescopeError": "errors",
@@ -127,6 +131,7 @@ if TYPE_CHECKING:
     from tunescope.commands.look import LookRequest as LookRequest
     from tunescope.commands.mix import MixRequest as MixRequest
     from tunescope.commands.pairs import PairsRequest as PairsRequest
+    from tunescope.commands.plan import PlanRequest as PlanRequest
     from tunescope.commands.predict import PredictRequest as PredictRequest
     from tunescope.commands.pull import PullRequest as PullRequest
     from tunescope.commands.report import Report as Report
@@ -192,6 +197,9 @@ if TYPE_CHECKING:
     from tunescope.objectives import Objective as Objective
     from tunescope.objectives import Reward as Reward
     from tunescope.objectives import SteerLM2 as SteerLM2
+    from tunescope.planning import Plan as Plan
+    from tunescope.planning import PlanSettings as PlanSettings
+    from tunescope.planning import plan as plan
     from tunescope.training import Trained as Trained
     from tunescope.training import TrainSettings as TrainSettings
     from tunescope.training import train as train

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from tunescope import storage
 
@@ -17,13 +17,15 @@ _SUM = "sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and texts as one file, wholly or not at all, with a SHA-256 over both.
+    """Write tensors and texts as one file, wholly or not at all, with a SHA-256 over both. No tensor is copied for it.
 
     Raises:
         TunescopeError: the disk is full or the folder cannot be written.
     """
     metadata = dict(metadata or {})
-    storage.atomic_write(path, save(dict(tensors), metadata={**metadata, _SUM: _checksum(tensors, metadata)}))
+    checksum = _checksum(tensors, metadata)
+    with storage.atomic_file(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={**metadata, _SUM: checksum})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -3,14 +3,19 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tunescope import storage
+from tunescope import peak_memory, storage
 from tunescope.errors import TunescopeError
 from tunescope.locks import locked
+from tunescope.tensor_files import read_tensors, write_tensors
+
+CPU = torch.device("cpu")
 
 
 def names(folder: Path) -> list[str]:
@@ -52,6 +57,17 @@ def test_a_library_that_wraps_a_full_disk_is_understood(tmp_path: Path) -> None:
     message = "Error while serializing: I/O error: No space left on device (os error 28)"
     with pytest.raises(TunescopeError, match="disk is full"), storage.disk_errors(tmp_path):
         raise RuntimeError(message)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux forgets an earlier peak")
+def test_tensors_are_written_without_a_copy(tmp_path: Path) -> None:
+    tensors = {f"part {i}": torch.ones(10_000_000) for i in range(4)}
+    peak_memory.reset_peak(CPU)
+    before = peak_memory.peak_mb(CPU)
+    write_tensors(tmp_path / "all.safetensors", tensors, {"state": "{}"})
+    assert peak_memory.peak_mb(CPU) - before < 40  # they are 160
+    found, texts = read_tensors(tmp_path / "all.safetensors")
+    assert texts == {"state": "{}"} and all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def grouped_attention(
     if plain and attention_mask is not None and (branches := _branches.get(attention_mask)) is not None:
         return branches.attend(query, key, value), None
     if attention_mask is None:
-        attention_mask = query.new_zeros(1, 1, length, key.shape[2])
+        attention_mask = torch.zeros(1, 1, length, key.shape[2], dtype=query.dtype, device=query.device)
     mask = attention_mask[..., : key.shape[2]].expand(batch, 1, length, -1)
     if plain:
         return _BlockAttention.apply(query, key, value, mask, _blocks(attention_mask, mask, heads)), None
@@ -295,11 +295,16 @@ def kind_for(config: Any, device: torch.device) -> str:
     its own (Falcon, Bloom and StableLM cannot); else transformers' sdpa where the architecture has it, or eager.
     """
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if device.type == "cpu" and getattr(model, "_supports_attention_backend", False):
+    if device.type == "cpu" and is_replaceable(config):
         AttentionInterface.register(NAME, grouped_attention)
         AttentionMaskInterface.register(NAME, eager_mask)
         return NAME
     return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+
+
+def is_replaceable(config: Any) -> bool:
+    """Whether an architecture can take an attention that is not its own."""
+    return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_supports_attention_backend", False))
 
 
 def branch_mask(branch: torch.Tensor, position: torch.Tensor, window: int | None = None) -> torch.Tensor:

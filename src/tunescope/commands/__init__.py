@@ -30,6 +30,10 @@ COMMANDS = {
     "look": Listed(
         "Show the exact tokens a model will learn from, before any compute.", "tunescope.commands.look:LookRequest"
     ),
+    "plan": Listed(
+        "Say for every method whether it fits and how long it takes, before any compute.",
+        "tunescope.commands.plan:PlanRequest",
+    ),
     "train": Listed("Customize a base by one method and keep the result.", "tunescope.commands.train:TrainRequest"),
     "train-tasks": Listed(
         "Customize a base for several tasks at once: a table of entries, one a task.",

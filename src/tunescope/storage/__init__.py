@@ -8,6 +8,7 @@ deleted or replaced (`outputs`).
 """
 
 from tunescope.storage.files import (
+    atomic_file,
     atomic_write,
     cache_folder,
     disk_errors,
@@ -31,6 +32,7 @@ from tunescope.storage.outputs import (
 __all__ = [
     "MARKER",
     "Kind",
+    "atomic_file",
     "atomic_folder",
     "atomic_write",
     "broken",

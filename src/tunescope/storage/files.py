@@ -45,15 +45,25 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     Raises:
         TunescopeError: the disk is full or the folder cannot be written.
     """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """``atomic_write`` for those who write files themselves: what they write at the path that this gives takes the
+    place of ``path`` when the context ends, unless it ends with an exception.
+
+    Raises:
+        TunescopeError: the disk is full or the folder cannot be written.
+    """
     path = Path(path)
     temporary = temporary_sibling(path)
     try:
         with disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            flush(temporary)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
