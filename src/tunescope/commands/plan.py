@@ -59,10 +59,13 @@ class Planned(Result):
             sizes = (count(row.trainable_parameters), _gigabytes(row.peak_memory_mb), duration(row.seconds))
             table.add_row(row.method, row.objective, *sizes, "yes" if row.fits else "no")
         console.print(table)
+        remedies: dict[str, list[str]] = {}
         for row in plan.rows:
             if row.remedy is not None:
-                option = f" ({row.options})" if row.options else ""
-                console.print(f"{row.method} for {row.objective}: {row.remedy}{option}.", markup=False)
+                what = f"{row.remedy} ({row.options})" if row.options else row.remedy
+                remedies.setdefault(what, []).append(f"{row.method} for {row.objective}")
+        for what, rows in remedies.items():
+            console.print(f"{', '.join(rows)}: {what}.", markup=False)
         if not plan.machine.measured:
             console.print("Seconds are from the data sheet, of which half is reached as a rule.")
         console.print(self.line, markup=False, soft_wrap=True)
@@ -94,7 +97,7 @@ class PlanRequest(Command):
     @classmethod
     def parts(cls, chosen: Mapping[str, Any]) -> dict[str, Part]:
         """What to plan, and the loop's settings that change memory or time."""
-        kept = {"max_steps", "epochs", "batch_size", "accumulate", "max_length"}
+        kept = {"max_steps", "epochs", "batch_size", "accumulate", "recompute", "max_length"}
         return {
             "settings": Part(PlanSettings),
             "training": Part(TrainSettings, frozenset(set(TrainSettings.model_fields) - kept)),

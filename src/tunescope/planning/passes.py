@@ -8,7 +8,7 @@ pass, each of which grows in a straight line.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,15 @@ from tunescope.data.batching import Batch
 from tunescope.data.packing import Branch, Group, Packed, pack
 from tunescope.data.template import Template
 from tunescope.errors import TunescopeError
-from tunescope.methods import Customization, Customized, Method
+from tunescope.methods import Customization, Customized, Method, ZeroShot
 from tunescope.methods.acting import Hooks
 from tunescope.objectives import Objective
 from tunescope.objectives.forward import packed_hidden, target_logprobs
 from tunescope.planning.counting import Counting, Work
+from tunescope.training.recompute import recomputed
+
+# The stretch whose end is what the backward pass needs of all layers.
+_LAST_LAYER = 1
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,13 @@ class Places:
         outline: of the base.
         dtype: of its weights.
         device: by whose operations.
+        recompute: whether layers are computed again in the backward pass.
     """
 
     outline: Outline
     dtype: torch.dtype
     device: torch.device
+    recompute: bool = False
 
     def training(self, method: Method, objective: Objective, template: Template, batch: Batch) -> Pass:
         """A forward and a backward pass of one part of a step.
@@ -74,11 +80,11 @@ class Places:
         Raises:
             TunescopeError: the model has operations whose size is known from values alone.
         """
-        return self._whole(method, objective, template, _step(objective, batch))
+        return self._whole(method, objective, template, _step(objective, batch, self.recompute))
 
     def at_depth(self, layers: int, method: Method, objective: Objective, template: Template, batch: Batch) -> Pass:
         """``training`` of a model with so many of the layers."""
-        return self._at(layers, method, objective, template, _step(objective, batch))
+        return self._at(layers, method, objective, template, _step(objective, batch, self.recompute))
 
     def reading(self, packed: Packed) -> Work:
         """The log-probabilities of texts under the base, without a gradient."""
@@ -107,8 +113,6 @@ class Places:
         return self.outline.sketch(self.outline.layers, self.dtype, self.device).parameters
 
     def _plain(self, compute: _Compute) -> Work:
-        from tunescope.methods import ZeroShot
-
         return self._whole(ZeroShot(), None, Template(style="plain", stop=(0,)), compute).work
 
     def _whole(
@@ -162,11 +166,12 @@ class Places:
         )
 
 
-def _step(objective: Objective, batch: Batch) -> _Compute:
+def _step(objective: Objective, batch: Batch, recompute: bool) -> _Compute:
     """A pass of the loop, in stretches."""
 
     def compute(customized: Customized, hooks: Hooks, watch: Watch) -> None:
-        with hooks.alone(customized.customization), watch.last_layer(customized.base):
+        base, acting = customized.base, customized.customization
+        with hooks.alone(acting), watch.last_layer(base), recomputed(base, [acting]) if recompute else nullcontext():
             hidden = packed_hidden(customized.base, batch.packed)
             watch.next()
             read = hidden.detach().requires_grad_()
@@ -232,7 +237,8 @@ def _further(one: Pass, two: Pass, depth: float) -> Pass:
     than it is: none is steeper than what a layer keeps and the gradients that it leaves.
     """
     gradients = two.gradients - one.gradients
-    steepest = two.stretches[min(1, len(two.stretches) - 1)] - one.stretches[min(1, len(one.stretches) - 1)] + gradients
+    layer = min(_LAST_LAYER, len(one.stretches) - 1)  # without a backward pass there is one stretch
+    steepest = two.stretches[layer] - one.stretches[layer] + gradients
     rises = [min(after - before, steepest) for before, after in zip(one.stretches, two.stretches, strict=True)]
     return Pass(
         trained=one.trained + (two.trained - one.trained) * depth,

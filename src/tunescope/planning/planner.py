@@ -174,7 +174,7 @@ class Planner:
         training: TrainSettings,
     ) -> None:
         self.machine, self.texts, self.settings, self.training = machine, texts, settings, training
-        self.places = Places(outline, dtype or machine.dtype, machine.device)
+        self.places = Places(outline, dtype or machine.dtype, machine.device, training.recompute)
         self.template = template
 
     @classmethod
@@ -308,6 +308,13 @@ class Planner:
             smaller = replace(self.setting, training=self.training.model_copy(update={"accumulate": parts}))
             if self._fits(smaller.parts(method, objective, texts.all)):
                 return f"cut each step into {parts} parts: the result is the same", f"--accumulate {parts}"
+        if not self.training.recompute:
+            again = replace(self.setting, places=replace(self.places, recompute=True))
+            for parts in (self.training.accumulate, size):
+                less = replace(again, training=self.training.model_copy(update={"accumulate": parts}))
+                if self._fits(less.parts(method, objective, texts.all)):
+                    cut = f" --accumulate {parts}" if parts > self.training.accumulate else ""
+                    return "compute layers again, which takes a third more time", f"--recompute{cut}"
         if self.places.dtype == torch.float32:
             places = replace(self.places, dtype=torch.bfloat16)
             halved = replace(self.setting, places=places).parts(method, objective, texts.all)

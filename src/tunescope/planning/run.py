@@ -18,11 +18,12 @@ from tunescope.planning.texts import Load, examples_for, load_of
 from tunescope.training import TrainSettings
 from tunescope.training.learner import steps_of_round
 
-# What a process needs beside all tensors: libraries' code and buffers. Measured; a GPU's context is common experience.
-_LIBRARIES = {"cpu": 120e6, "cuda": 600e6}
+# What a process needs beside all tensors: libraries' code and buffers. Measured on a CPU; of an accelerator's context
+# common experience.
+_LIBRARIES, _CONTEXT = 120e6, 600e6
 # What a CPU's heap holds more than the activations that live, as a share of them, where passes are of very different
-# sizes: each leaves gaps that the next does not fill. Measured with glibc: 0.3 to 0.5. A GPU's peak is of what lives.
-_GAPS = {"cpu": 0.4, "cuda": 0.0}
+# sizes: each leaves gaps that the next does not fill. Measured with glibc: 0 to 0.5. A GPU's peak is of what lives.
+_GAPS = 0.4
 _FLOAT = 4
 # Of each number that AdamW moves: two moments, and a float32 master where it computes in fewer bits.
 _MOMENTS, _MASTER = 2 * _FLOAT, _FLOAT
@@ -85,27 +86,24 @@ class _Cell:
         method: that is trained.
         load: its steps.
         passes: of a part of a step: the policy's or the only one, and a critic's.
-        prompts: tokens of each prompt of a round; empty where nothing is sampled.
+        prompts: tokens of each prompt of a usual round; empty where nothing is sampled.
         n: samples of each.
         new_tokens: of each sample.
+        longest: tokens of the longest sample with its prompt.
     """
 
     method: Method
     load: Load
     passes: Sequence[Pass]
-    prompts: Sequence[int]
-    n: int
-    new_tokens: int
+    prompts: Sequence[int] = ()
+    n: int = 0
+    new_tokens: int = 0
+    longest: int = 0
 
     @property
     def rows(self) -> int:
         """Samples that are made at once."""
         return min(self.n * len(self.prompts), _ROWS)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sample with its prompt."""
-        return max(self.prompts, default=0) + self.new_tokens
 
     @property
     def sampled_tokens(self) -> int:
@@ -164,8 +162,12 @@ class Setting:
         if isinstance(objective, PPO):
             beside = method if method.trains == "effects" else LoRA()
             passes.append(self.places.training(beside, Critic(), template, load.largest))
-        prompts = [len(example.prompt) for example in examples[:each]] if policy else []
-        return _Cell(method, load, passes, prompts, policy.n if policy else 0, policy.max_new_tokens if policy else 0)
+        if policy is None:
+            return _Cell(method, load, passes)
+        lengths = [len(example.prompt) for example in examples]
+        usual = lengths[:: max(1, len(lengths) // each)][:each]
+        new = policy.max_new_tokens
+        return _Cell(method, load, passes, usual, policy.n, new, max(lengths) + new)
 
     def _parts(self, cell: _Cell) -> Parts:
         """At the highest of three: a pass, a step of the optimizer, sampling."""
@@ -179,7 +181,8 @@ class Setting:
         together = load.largest.packed.computed * len(passes) <= PASS_TOKENS
         highest = sum(p.highest for p in passes) if together else max(p.highest for p in passes)
         activations = highest - (gradients if together else max(p.gradients for p in passes))
-        activations *= 1 + _GAPS[self.machine.device.type] * load.spread
+        on_cpu = self.machine.device.type == "cpu"
+        activations *= 1 + _GAPS * load.spread * on_cpu
         at = max(gradients + activations, trained * _FLOAT, sampling)
         in_pass, in_step = at == gradients + activations, at == trained * _FLOAT
         return Parts(
@@ -189,7 +192,7 @@ class Setting:
             gradients=(gradients if in_pass else trained * _FLOAT if in_step else 0) / 1e6,
             activations=(activations if in_pass else 0) / 1e6,
             samples=(0 if in_pass or in_step else sampling) / 1e6,
-            libraries=_LIBRARIES[self.machine.device.type] / 1e6,
+            libraries=(_LIBRARIES if on_cpu else _CONTEXT) / 1e6,
         )
 
     def _sampling_bytes(self, cell: _Cell) -> float:

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tunescope.errors import TunescopeError
+from tunescope.serving.log import log_lines
 
 
 class _Server(uvicorn.Server):
@@ -42,23 +43,11 @@ def serve(app: FastAPI, host: str, port: int, *, on_ready: Callable[[str], None]
         raise TunescopeError(
             f"{host}:{port} cannot be listened at ({error}): choose another with --host and --port."
         ) from error
-    _log_lines()
     limits = app.state.service.limits
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=max(round(limits.grace), 1), lifespan="off"
     )
     shown = f"[{host}]" if ":" in host else host
     on_ready(f"http://{shown}:{listening.getsockname()[1]}")
-    with listening:
+    with listening, log_lines(logging.getLogger("tunescope.serving"), sys.stderr):
         _Server(config).run(sockets=[listening])
-
-
-def _log_lines() -> None:
-    """A line of JSON a request, on standard error."""
-    log = logging.getLogger("tunescope.serving")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False

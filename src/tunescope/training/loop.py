@@ -19,6 +19,7 @@ from tunescope.methods.acting import Hooks, Share
 from tunescope.objectives.forward import packed_hidden
 from tunescope.training.learner import Learner
 from tunescope.training.metrics import METRICS, METRICS_BESIDE, MetricsLog, StepMetrics
+from tunescope.training.recompute import recomputed
 
 # The kinds of device on which torch can sum a tensor's bits.
 _SUMS_BITS = ("cpu", "cuda")
@@ -136,9 +137,12 @@ def _passes(members: Sequence[_Part]) -> Iterator[list[_Part]]:
 def _backward(members: Sequence[_Part], hooks: Hooks) -> None:
     """A forward and backward pass of these parts: the gradients stay in the learners' parameters."""
     base = members[0][0].base
+    acting = [learner.customized.customization for learner, _ in members]
+    again = any(learner.settings.recompute for learner, _ in members)
+    saving = recomputed(base, acting) if again else contextlib.nullcontext()
     if len(members) == 1:
         learner, part = members[0]
-        with hooks.alone(learner.customized.customization):
+        with hooks.alone(acting[0]), saving:
             learner.loss(part, packed_hidden(base, part.packed)).backward()
         return
     joined = join([part.packed for _, part in members])
@@ -147,7 +151,7 @@ def _backward(members: Sequence[_Part], hooks: Hooks) -> None:
         rows, length = part.packed.input_ids.shape
         shares[learner.customized.customization] = Share(slice(begin, begin + rows), length)
         begin += rows
-    with hooks.together(shares):
+    with hooks.together(shares), saving:
         hidden = packed_hidden(base, joined).view(*joined.input_ids.shape, -1)
         own = [hidden[share.rows, : share.length].flatten(0, 1) for share in shares.values()]
         losses = [learner.loss(part, each) for (learner, part), each in zip(members, own, strict=True)]
