@@ -167,7 +167,8 @@ def test_a_client_that_leaves_ends_its_request(bank_folder: Path) -> None:
 
 
 def test_streaming_events_end_with_done(server: Server) -> None:
-    body = {"model": BASE, "prompt": "abc", "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    body = {"model": BASE, "prompt": "abc", "max_tokens": 3, "min_tokens": 3, "stream": True,
+            "stream_options": {"include_usage": True}}  # fmt: skip
     found = events(server.post("/v1/completions", body))
     assert found[-1]["usage"]["completion_tokens"] == 3 and found[-1]["choices"] == []
 
