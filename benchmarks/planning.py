@@ -65,7 +65,7 @@ def measure(base_name: str, method: str, objective: str, data: str, pattern: str
     for parameter in base.model.parameters():
         torch.hash_tensor(parameter)
     peak_memory.reset_peak(base.device)
-    before = _used_mb(base.device)
+    before = peak_memory.peak_mb(base.device)
     given = ROUNDS | {"reward": ["words:30"]} if objective in POLICIES else {}
     with tempfile.TemporaryDirectory() as folder:
         trained = ts.train(
@@ -80,15 +80,6 @@ def measure(base_name: str, method: str, objective: str, data: str, pattern: str
         peak = peak_memory.peak_mb(base.device)
     result = trained.result
     return {"peak_memory_mb": peak - before, "seconds": result.seconds + result.prepare_seconds, "steps": result.steps}
-
-
-def _used_mb(device: Any) -> float:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 1e6
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def planned(base_name: str, objective: str, methods: list[str], data: Path, pattern: str | None) -> dict[str, Any]:

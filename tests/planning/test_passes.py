@@ -17,9 +17,8 @@ from tunescope.methods import Customized, Method, customize
 from tunescope.methods.acting import Hooks
 from tunescope.methods.registry import METHODS
 from tunescope.objectives import Objective
-from tunescope.objectives.forward import packed_hidden
 from tunescope.planning.counting import Counting
-from tunescope.planning.passes import Pass, Places, Watch
+from tunescope.planning.passes import Pass, Places, Watch, training_pass
 from tunescope.planning.texts import Load, Texts, examples_for, load_of
 from tunescope.training import TrainSettings
 
@@ -56,14 +55,8 @@ def on_real_tensors(method: Method, objective: Objective, arch: str) -> tuple[Co
     own = (*made.customization.parameters(), *made.base.model.parameters(), *made.base.model.buffers())
     counting = Counting(own)
     watch = Watch(counting)
-    with counting, Hooks(made.base, [made.customization]) as hooks, hooks.alone(made.customization):  # noqa: SIM117
-        with watch.last_layer(made.base):
-            hidden = packed_hidden(made.base, batch.packed)
-            watch.next()
-            read = hidden.detach().requires_grad_()
-            objective.compute_loss(made, batch, read).total.backward()
-            watch.next()
-            hidden.backward(read.grad)
+    with counting, Hooks(made.base, [made.customization]) as hooks:
+        training_pass(objective, batch, recompute=False)(made, hooks, watch)
     return counting, watch, made
 
 

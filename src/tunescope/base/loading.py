@@ -79,7 +79,7 @@ class Base:
     @property
     def context_length(self) -> int:
         """The most tokens a text may have."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or UNLIMITED
+        return context_of(self.model.config)
 
     @cached_property
     def parameters(self) -> int:
@@ -303,6 +303,11 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     )
 
 
+def context_of(config: Any) -> int:
+    """The most tokens that a text may have under a configuration."""
+    return getattr(config.get_text_config(), "max_position_embeddings", 0) or UNLIMITED
+
+
 def load_tokenizer(name: str | Path) -> tuple[Any, int]:
     """The tokenizer of a base and the most tokens a text may have, without its weights.
 
@@ -312,9 +317,8 @@ def load_tokenizer(name: str | Path) -> tuple[Any, int]:
     source = sources.resolve(str(name))
     with in_words(source, "holds no tokenizer that can be loaded"):
         config, tokenizer = _config_and_tokenizer(source.folder)
-        text = config.get_text_config()
-        _check_tokens(tokenizer, text.vocab_size)
-        return tokenizer, getattr(text, "max_position_embeddings", 0) or UNLIMITED
+        _check_tokens(tokenizer, config.get_text_config().vocab_size)
+        return tokenizer, context_of(config)
 
 
 def _config_and_tokenizer(folder: Path) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
 from tunescope.base import attention, sources
-from tunescope.base.loading import UNLIMITED, Base, in_words
+from tunescope.base.loading import Base, context_of, in_words
 from tunescope.base.use import Use
 
 _FUSED = "tunescope_fused_sketch"
@@ -46,7 +46,7 @@ class Outline:
     @property
     def context_length(self) -> int:
         """The most tokens a text may have."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", 0) or UNLIMITED
+        return context_of(self.config)
 
     @property
     def period(self) -> int:

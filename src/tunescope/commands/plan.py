@@ -15,7 +15,7 @@ from tunescope.base.device import DTYPES
 from tunescope.commands import fields
 from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.report import Report
-from tunescope.comparison.formatting import count, duration
+from tunescope.comparison.formatting import count, duration, megabytes
 from tunescope.data.reading import read
 from tunescope.errors import TunescopeError
 from tunescope.planning import Plan, Planner, PlanSettings, gpu, this_machine
@@ -45,8 +45,8 @@ class Planned(Result):
         plan = self.plan
         room = "free" if plan.machine.measured else "in all"
         console.print(
-            f"{plan.base}: {count(plan.parameters)} parameters, {_gigabytes(plan.weights_mb)} in {plan.dtype}. "
-            f"{plan.machine.name}: {_gigabytes(plan.machine.memory_mb)} {room}. "
+            f"{plan.base}: {count(plan.parameters)} parameters, {megabytes(plan.weights_mb)} in {plan.dtype}. "
+            f"{plan.machine.name}: {megabytes(plan.machine.memory_mb)} {room}. "
             f"Learns from {plan.data}.",
             markup=False,
         )
@@ -56,7 +56,7 @@ class Planned(Result):
         for name in ("trained", "beside the base", "time", "fits"):
             table.add_column(name, justify="right")
         for row in plan.rows:
-            sizes = (count(row.trainable_parameters), _gigabytes(row.peak_memory_mb), duration(row.seconds))
+            sizes = (count(row.trainable_parameters), megabytes(row.peak_memory_mb), duration(row.seconds))
             table.add_row(row.method, row.objective, *sizes, "yes" if row.fits else "no")
         console.print(table)
         remedies: dict[str, list[str]] = {}
@@ -142,8 +142,3 @@ class PlanRequest(Command):
         with report.working("measuring"):
             base = load_base(self.base, dtype=self.dtype, device=self.device)
             return calibrate(base, planner.setting, *found[0])
-
-
-def _gigabytes(megabytes: float) -> str:
-    """``740 MB``, ``1.2 GB``."""
-    return f"{megabytes:.0f} MB" if megabytes < 999.5 else f"{megabytes / 1e3:.1f} GB"

@@ -80,11 +80,11 @@ class Places:
         Raises:
             TunescopeError: the model has operations whose size is known from values alone.
         """
-        return self._whole(method, objective, template, _step(objective, batch, self.recompute))
+        return self._whole(method, objective, template, training_pass(objective, batch, recompute=self.recompute))
 
     def at_depth(self, layers: int, method: Method, objective: Objective, template: Template, batch: Batch) -> Pass:
         """``training`` of a model with so many of the layers."""
-        return self._at(layers, method, objective, template, _step(objective, batch, self.recompute))
+        return self._at(layers, method, objective, template, training_pass(objective, batch, recompute=self.recompute))
 
     def reading(self, packed: Packed) -> Work:
         """The log-probabilities of texts under the base, without a gradient."""
@@ -148,7 +148,7 @@ class Places:
         try:
             with sketched_on(self.device.type), counting, Hooks(base, [customized.customization]) as hooks:
                 compute(customized, hooks, watch)
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             other = " Experts can be planned with --dtype bfloat16." if self.dtype == torch.float32 else ""
             raise TunescopeError(
                 f"{self.outline.name} has operations that need values, so it cannot be planned in "
@@ -166,8 +166,8 @@ class Places:
         )
 
 
-def _step(objective: Objective, batch: Batch, recompute: bool) -> _Compute:
-    """A pass of the loop, in stretches."""
+def training_pass(objective: Objective, batch: Batch, *, recompute: bool) -> _Compute:
+    """A pass of the loop over one part of a step, in stretches; called with what is trained, its hooks and a watch."""
 
     def compute(customized: Customized, hooks: Hooks, watch: Watch) -> None:
         base, acting = customized.base, customized.customization

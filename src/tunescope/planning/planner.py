@@ -130,7 +130,7 @@ class Plan:
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _rounded(value) if isinstance(value, dict) else round(value, 1) if isinstance(value, float) else value
+        name: _rounded(value) if isinstance(value, dict) else round(value, 4) if isinstance(value, float) else value
         for name, value in values.items()
     }
 
