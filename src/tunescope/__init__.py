@@ -14,7 +14,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tunescope.cpu import prepare as _prepare
 from tunescope.version import __version__
+
+_prepare()
 
 _PUBLIC = {
     "Base": "base",

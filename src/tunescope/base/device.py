@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -13,12 +12,6 @@ from pathlib import Path
 import torch
 
 from tunescope.errors import TunescopeError
-
-# oneDNN, and torch in front of it, keep what they prepared for the last 1,024 shapes of matmuls. Rows of many lengths
-# make 20 new shapes a step, no shape comes back, and what is kept fragments the heap: after 140 steps of
-# SmolLM2-135M memory had doubled and a step took 1.5 times as long. One step needs fewer than 128.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "128")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
