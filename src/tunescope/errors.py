@@ -69,6 +69,10 @@ class TrainingError(TunescopeError):
     """A run that cannot start or cannot go on."""
 
 
+class TeamError(TrainingError):
+    """A run of several processes of which one ended, or that do not do the same."""
+
+
 class Interrupted(TunescopeError):
     """The user stopped the work; it was saved and can go on."""
 

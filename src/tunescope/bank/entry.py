@@ -29,6 +29,7 @@ from tunescope.methods import Customized, Full, at_rest
 from tunescope.methods.effects import Effect
 from tunescope.methods.registry import METHODS
 from tunescope.objectives.registry import OBJECTIVES
+from tunescope.team import this_team
 
 TENSORS, MODEL, CHECK = "customization.safetensors", "model.safetensors", "check.safetensors"
 _ONE_FILE = 2**62  # bytes of a weight file, however large the model
@@ -106,6 +107,8 @@ def copy(entry: str | Path, out: Path, *, overwrite: bool = False) -> Path:
 def claimed(folder: Path, *, overwrite: bool, kind: storage.Kind = ENTRY) -> Iterator[None]:
     """Be the only writer of an entry while the block lasts; stops before any work where its result has no place.
 
+    Of a team of processes the first one is, and the others write nothing.
+
     Args:
         folder: to be written.
         overwrite: replace what is there.
@@ -115,6 +118,9 @@ def claimed(folder: Path, *, overwrite: bool, kind: storage.Kind = ENTRY) -> Ite
         TunescopeError: the folder is taken by an entry that is not to be replaced or by something else, is itself a
             bank, or another run writes there.
     """
+    if not this_team().writes:
+        yield
+        return
     if folder.name.startswith(".") and folder.name != "..":
         raise TunescopeError(
             f"{folder}: names that begin with a dot are kept for unfinished work. Choose another --out."

@@ -53,6 +53,14 @@ Device = Annotated[
     str | None,
     Field(description="Where to compute: cpu, cuda, cuda:1, mps. By default the accelerator if there is one."),
 ]
+Processes = Annotated[
+    int,
+    Field(
+        gt=0,
+        description="Processes that compute a share of each step's rows: of this machine's cores, or of its GPUs, one "
+        "each. The result is the same but for rounding and dropout.",
+    ),
+]
 SkipBad = Annotated[int, Field(ge=0, description="How many bad rows may be left out.")]
 Judge = Annotated[
     Names,

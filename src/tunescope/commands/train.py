@@ -15,6 +15,7 @@ from tunescope.base import load_base
 from tunescope.commands import fields
 from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.fields import HomePath
+from tunescope.commands.processes import together
 from tunescope.commands.report import Report
 from tunescope.data.reading import read
 from tunescope.errors import SettingError
@@ -24,6 +25,7 @@ from tunescope.objectives import SFT, Objective
 from tunescope.objectives.registry import OBJECTIVES
 from tunescope.registry import Registry
 from tunescope.settings import Shown
+from tunescope.team import this_team
 from tunescope.training import TrainSettings, train
 from tunescope.training.start import pattern_of
 
@@ -69,6 +71,7 @@ class TrainRequest(Command):
     skip_bad: fields.SkipBad = 0
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
+    processes: fields.Processes = 1
     start: Annotated[HomePath | None, Shown("BANK/NAME")] = Field(None, alias="from")
     """An entry to train on top of. It stays as it is."""
     continued: Annotated[HomePath | None, Shown("BANK/NAME")] = Field(None, alias="continue")
@@ -99,7 +102,11 @@ class TrainRequest(Command):
 
     def run(self, report: Report | None = None) -> TrainResult:
         """Train, and write the entry."""
-        report = report or Report()
+        with together(self, report or Report()) as own:
+            return self.work(own)
+
+    def work(self, report: Report) -> TrainResult:
+        """What each process does."""
         bank.check_free(self.out, overwrite=self.overwrite)
         table = read(self.data, split=self.split, skip_bad=self.skip_bad, optional=self.objective.optional)
         pattern = self.template or pattern_of(self.start or self.continued, self.objective) or table.default_template
@@ -126,7 +133,8 @@ class TrainRequest(Command):
             )
         for note in trained.notes:
             report.note(note)
-        return TrainResult(trained.summary(), Path(self.out), labels=trained.record.labels)
+        values = trained.summary() if this_team().writes else None
+        return TrainResult(values, Path(self.out), labels=trained.record.labels)
 
 
 # Settings of the loop that say nothing about a method without one: all but the seed, by which few-shot draws.

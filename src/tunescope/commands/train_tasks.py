@@ -14,6 +14,7 @@ from tunescope.bank.names import TABLE
 from tunescope.base import load_base
 from tunescope.commands import fields
 from tunescope.commands.command import Command, Part, Result
+from tunescope.commands.processes import together
 from tunescope.commands.report import Report
 from tunescope.data.reading import Table, read
 from tunescope.data.rows import reading_notes
@@ -22,6 +23,7 @@ from tunescope.methods import Method
 from tunescope.methods.registry import METHODS
 from tunescope.registry import Registry
 from tunescope.settings import Shown
+from tunescope.team import this_team
 from tunescope.training import TrainSettings, train_tasks
 from tunescope.training.tasks import check_trains_tasks
 
@@ -71,6 +73,7 @@ class TrainTasksRequest(Command):
     """How many bad rows of each task may be left out."""
     dtype: fields.Dtype = "auto"
     device: fields.Device = None
+    processes: fields.Processes = 1
     restart: fields.Restart = False
     overwrite: fields.Overwrite = False
     settings: TrainSettings = Field(default_factory=TrainSettings)
@@ -87,8 +90,12 @@ class TrainTasksRequest(Command):
 
     def run(self, report: Report | None = None) -> TableResult:
         """Train, and write the table."""
-        report = report or Report()
         check_trains_tasks(self.method)
+        with together(self, report or Report()) as own:
+            return self.work(own)
+
+    def work(self, report: Report) -> TableResult:
+        """What each process does."""
         with bank.claimed(self.out, overwrite=self.overwrite, kind=TABLE):
             tables = self._tables(report)
             patterns = self._patterns(tables)
@@ -116,7 +123,7 @@ class TrainTasksRequest(Command):
             "shared": results[0] is results[1],
             "tasks": {name: each.summary() for name, each in trained.items()},
         }
-        return TableResult(values, Path(self.out))
+        return TableResult(values if this_team().writes else None, Path(self.out))
 
     def _tables(self, report: Report) -> dict[str, Table]:
         """The rows of each task."""

@@ -208,6 +208,9 @@ class Objective(Settings, ABC):
         """What was observed in each round so far."""
         return []
 
+    def saw(self, measured: Mapping[str, float]) -> None:
+        """A step was taken, over all of whose rows these are the means of what ``compute_loss`` measured."""
+
     @property
     def resting(self) -> bool:
         """Whether the round's next step is to be left out: it counts, and nothing moves."""

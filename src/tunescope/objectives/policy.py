@@ -292,6 +292,10 @@ class PolicyObjective(Objective):
         """
         return self._observed
 
+    def saw(self, measured: Mapping[str, float]) -> None:
+        """How far the policy moved so far."""
+        self._moved = measured.get("moved", self._moved)
+
     @property
     def resting(self) -> bool:
         """Whether the policy moved further than ``stop_kl`` in this round."""
@@ -333,7 +337,6 @@ class PolicyObjective(Objective):
         if not batch.learned.any():
             return Loss(total)
         moved = 0.5 * (logprobs.detach() - batch.old)[batch.learned].square().mean()
-        self._moved = float(moved)
         weight = self.weight(batch)
         return Loss(total, {"clip_share": clipped[batch.learned].float().mean() * weight, "moved": moved * weight})
 

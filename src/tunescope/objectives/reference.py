@@ -21,12 +21,12 @@ from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.data.batching import collate_pairs
 from tunescope.data.encoding import EncodedPreference
-from tunescope.data.packing import by_length
 from tunescope.data.template import Template
 from tunescope.methods import Customization, Customized, ZeroShot
 from tunescope.methods.fingerprint import hash_customization
-from tunescope.objectives.forward import packed_hidden
+from tunescope.objectives.forward import in_passes, packed_hidden
 from tunescope.objectives.preference import completion_logprobs
+from tunescope.team import this_team
 from tunescope.tensor_files import read_tensors, write_tensors
 
 
@@ -50,10 +50,12 @@ def with_reference(
     plain = [replace(example, prompt=[token for token in example.prompt if token >= first]) for example in examples]
     path = _place(base, plain, reference)
     with base.use.untouched("The reference") if reference is None else reference.applied(base):
-        found = _kept(path, sum(len(example.completions) for example in plain))
-        if found is None:
+        found, team = _kept(path, sum(len(example.completions) for example in plain)), this_team()
+        if team.any(found is None):
             found = _computed(base, plain)
-            write_tensors(path, {"logprobs": found})
+            if team.writes:
+                write_tensors(path, {"logprobs": found})
+    assert found is not None
     each = found.split([len(example.completions) for example in examples])
     return [
         replace(example, reference=tuple(logprobs.tolist())) for example, logprobs in zip(examples, each, strict=True)
@@ -80,13 +82,12 @@ def _kept(path: Path, count: int) -> torch.Tensor | None:
 
 @torch.no_grad()
 def _computed(base: Base, examples: Sequence[EncodedPreference]) -> torch.Tensor:
-    found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
-    for indices in by_length([len(example) for example in examples]):
+    def of_pass(indices: Sequence[int]) -> list[list[float]]:
         batch = collate_pairs([examples[i] for i in indices]).to(base.device)
         logprobs = completion_logprobs(base, batch, packed_hidden(base, batch.packed)).cpu()
-        for i, own in zip(indices, logprobs.split(batch.sizes), strict=True):
-            found[i] = own
-    return torch.cat(found)
+        return [own.tolist() for own in logprobs.split(batch.sizes)]
+
+    return torch.tensor([value for own in in_passes([len(each) for each in examples], of_pass) for value in own])
 
 
 def untouched(customized: Customized) -> Customized:

@@ -10,10 +10,11 @@ import torch
 from tunescope.base import Base
 from tunescope.data.batching import Batch
 from tunescope.data.encoding import Encoded
-from tunescope.data.packing import Group, by_length, pack
+from tunescope.data.packing import Group, pack
 from tunescope.data.rows import Row
 from tunescope.methods import Customized
-from tunescope.objectives.forward import packed_hidden, target_logprobs, target_logprobs_and_entropy
+from tunescope.objectives.forward import in_passes, packed_hidden, target_logprobs, target_logprobs_and_entropy
+from tunescope.team import this_team
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def with_sample_advantages(rollouts: Sequence[Rollout], advantages: torch.Tensor
 @torch.no_grad()
 def under_policy(customized: Customized, rollouts: Sequence[Rollout]) -> tuple[list[list[list[float]]], float]:
     """Log-probabilities of the samples under the policy, by prompt and sample, and its mean entropy a token."""
-    entropies: list[torch.Tensor] = []
+    entropies = [torch.empty(0, device=customized.base.device)]  # of this process's passes
 
     def measure(base: Base, batch: RolloutBatch) -> torch.Tensor:
         found, entropy = target_logprobs_and_entropy(base, batch.packed, packed_hidden(base, batch.packed))
@@ -174,7 +175,9 @@ def under_policy(customized: Customized, rollouts: Sequence[Rollout]) -> tuple[l
 
     with customized.active() as base:
         found = by_sample(rollouts, lambda batch: measure(base, batch), base)
-    return found, float(torch.cat(entropies).mean())
+    own = torch.cat(entropies)
+    sums = this_team().gathered([float(own.sum()), len(own)])
+    return found, sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 
 @torch.no_grad()
@@ -192,14 +195,14 @@ def under_reference(customized: Customized, rollouts: Sequence[Rollout]) -> list
 def by_sample(
     rollouts: Sequence[Rollout], compute: Callable[[RolloutBatch], torch.Tensor], base: Base
 ) -> list[list[list[float]]]:
-    """What ``compute`` gives for the tokens of each sample, by prompt and sample; in passes of similar length."""
-    found: list[list[list[float]]] = [[] for _ in rollouts]
-    for indices in by_length([len(each) for each in rollouts]):
-        batch = collate_rollouts([rollouts[i] for i in indices]).to(base.device)
-        texts = compute(batch).cpu().split(batch.packed.lengths.tolist())
-        begin = 0
-        for i in indices:
-            count = len(rollouts[i].completions)
-            found[i] = [each.tolist() for each in texts[begin : begin + count]]
-            begin += count
-    return found
+    """What ``compute`` gives for the tokens of each sample, by prompt and sample; in passes of similar length, of which
+    each process of a team takes its share.
+    """
+
+    def of_pass(indices: Sequence[int]) -> list[list[list[float]]]:
+        own = [rollouts[i] for i in indices]
+        batch = collate_rollouts(own).to(base.device)
+        texts = iter(compute(batch).cpu().split(batch.packed.lengths.tolist()))
+        return [[next(texts).tolist() for _ in each.completions] for each in own]
+
+    return in_passes([len(each) for each in rollouts], of_pass)

@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from tunescope.data.packing import by_length
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized
 from tunescope.objectives import Objective, Services
+from tunescope.team import this_team
 from tunescope.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from tunescope.training.metrics import StepMetrics
 from tunescope.training.optimizer import Optimizer, learning_rate_factor
-from tunescope.training.result import TrainResult
+from tunescope.training.result import Counted, TrainResult
 from tunescope.training.samples_page import render_samples
 from tunescope.training.sampling import sample
 from tunescope.training.settings import TrainSettings
@@ -34,6 +35,7 @@ from tunescope.training.settings import TrainSettings
 _CHECKPOINT_SECONDS = 60.0
 # What names of tensors of the learner beside another begin with in their checkpoint.
 _BESIDE = "beside."
+LOSS = "loss"
 SAMPLES, SAMPLES_PAGE = "samples.jsonl", "samples.html"
 # Two rounds' orders of the same rows have seeds this far apart.
 _ROUNDS_APART = 1_000_000_007
@@ -41,6 +43,9 @@ _ROUNDS_APART = 1_000_000_007
 
 class Learner:
     """A customization with its objective, order of rows, optimizer, random generator, checkpoint and metrics.
+
+    In a team of processes each has the same learner and computes its share of a step's examples; losses, gradients and
+    counts are summed over them, so that all take the same step.
 
     Its run is the objective's rounds, one for most: each begins by collecting examples, on which the same number of
     steps is taken. Several learners over one base can be trained in the same passes (see ``training.loop``); each
@@ -83,19 +88,20 @@ class Learner:
             raise TrainingError("No training row is left: none fits. Raise --max-length or shorten the completions.")
         self.customized, self.objective, self.settings, self.folder = customized, objective, settings, folder
         self.services, self.beside = services or Services(sample, settings.seed), beside
-        self.owned = owned
+        self.owned, self.team = owned, this_team()
         self._owner: Learner | None = None
         if beside is not None:
             beside._owner = self
         self.result = TrainResult(unit=objective.unit)
         self.error: TrainingError | None = None
         self._optimizer = Optimizer(customized, settings.lr or customized.method.learning_rate, settings.weight_decay)
-        self._random = _Randomness(customized, settings.seed)
+        self._random = _Randomness(customized, settings.seed, self.team.rank)
         self._round, self._round_steps = -1, 0
         self._examples: Sequence[Any] = ()
         self._stopped = False
         self._parts: list[Batch] = []
         self._weight = 1
+        self._step = Counted()
         self._found: list[tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = []
         self._seconds = 0.0
         self._saved_at = time.monotonic()
@@ -151,15 +157,20 @@ class Learner:
     # A step: ``next_parts``, then ``loss`` of each part and its backward pass, then ``finish_step``.
 
     def next_parts(self) -> list[Batch]:
-        """The next step's examples, cut into the parts that ``accumulate`` asks for; none where the objective rests."""
-        self._parts, self._weight, self._found, self._seconds = [], 1, [], 0.0
+        """The next step's examples, cut into the parts that ``accumulate`` asks for; none where the objective rests, or
+        where this process of a team has no share of so few.
+        """
+        self._parts, self._step, self._weight, self._found, self._seconds = [], Counted(), 1, [], 0.0
         if self.objective.resting:
             return []
-        indices = self._indices()
-        size = -(-len(indices) // self.settings.accumulate)
+        indices = self.team.share_by_length(self._indices(), lambda i: len(self._examples[i]))
+        self._random.begin_step(self.step)
+        size = max(-(-len(indices) // self.settings.accumulate), 1)
         cuts = [indices[i : i + size] for i in range(0, len(indices), size)]
         self._parts = [self._collated(cut) for cut in cuts]
-        self._weight = max(sum(self.objective.weight(part) for part in self._parts), 1)
+        own = [sum(self.objective.weight(part) for part in self._parts), *astuple(Counted.of(self._parts))]
+        weight, *counts = map(sum, zip(*self.team.gathered(own), strict=True))
+        self._weight, self._step = max(weight, 1), Counted(*counts)
         return self._parts
 
     def loss(self, part: Batch, hidden: torch.Tensor) -> torch.Tensor:
@@ -184,26 +195,40 @@ class Learner:
         That stops this learner alone: ``error`` says why, and the step is not taken.
         """
         started = time.perf_counter()
-        loss = sum(total.item() for total, _ in self._found)
-        norm = self._optimizer.gradient_norm(self.settings.max_grad_norm) if self._parts else 0.0
+        found = self._summed()
+        loss, moves, norm = found.pop(LOSS, 0.0), self._step.rows > 0, 0.0
+        if moves:
+            self.team.add_gradients(self._optimizer.parameters.values())
+            norm = self._optimizer.gradient_norm(self.settings.max_grad_norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             self.error = TrainingError(self._not_finite(loss))
             return None
         measured = Counter[str](self.objective.observed)
-        for _, values in self._found:
-            measured.update({name: value.item() for name, value in values.items()})
+        measured.update(found)
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup)
-        if self._parts:
+        if moves:
             self._optimizer.step(factor)
+            self.objective.saw(found)
         self.spend(time.perf_counter() - started)
-        self.result.count(self._parts, loss, measured, self._seconds)
+        self.result.count(self._step, loss, measured, self._seconds)
         if self._validation and self._validates_now():
             measured.update(self._validate())
         result = self.result
-        tokens = sum(part.packed.tokens for part in self._parts)
         rate = result.tokens / max(result.seconds, 1e-9)
         lr = self._optimizer.lr * factor
-        return StepMetrics(self.step, self.steps, loss, norm, lr, tokens, result.seconds, rate, dict(measured))
+        return StepMetrics(
+            self.step, self.steps, loss, norm, lr, self._step.tokens, result.seconds, rate, dict(measured)
+        )
+
+    def _summed(self) -> dict[str, float]:
+        """The step's ``loss`` and what else was measured, summed over its parts and over the team."""
+        own = Counter[str]()
+        for total, values in self._found:
+            own.update({LOSS: total.item()} | {name: value.item() for name, value in values.items()})
+        found = Counter[str]()
+        for each in self.team.gathered(own):
+            found.update(each)
+        return dict(found)
 
     def stop(self) -> None:
         """End here: no further step is taken."""
@@ -229,7 +254,11 @@ class Learner:
         return due and self.runs
 
     def save(self) -> None:
-        """Write a checkpoint of the state after the last step, and of the learner beside it."""
+        """Write a checkpoint of the state after the last step, and of the learner beside it; one process of a team
+        does.
+        """
+        if not self.team.writes:
+            return
         self.result.peak_memory_mb = max(self.result.peak_memory_mb, peak_memory.peak_mb(self.base.device))
         tensors, state = self._tensors(), self._state()
         if self.beside is not None:
@@ -270,7 +299,7 @@ class Learner:
 
     def _keep_samples(self) -> None:
         """Add some of the round's samples to the files for people; a round that is collected again replaces its own."""
-        if not (shown := self.objective.samples):
+        if not (shown := self.objective.samples) or not self.team.writes:
             return
         path = self.folder / SAMPLES
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -307,20 +336,26 @@ class Learner:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Means over the validation examples, as they would be measured in a step without dropout."""
-        totals, weight = Counter[str](), 0
-        for indices in by_length([len(example) for example in self._validation]):
+
+        def of_pass(indices: Sequence[int]) -> dict[str, float]:
             batch = self.objective.collate([self._validation[i] for i in indices]).to(self.base.device)
             with self.customized.active():
                 found = self.objective.batch_loss(self.customized, batch)
-            weight += self.objective.weight(batch)
-            totals.update({"loss": found.total.item()} | {name: v.item() for name, v in found.measured.items()})
+            measured = {name: value.item() for name, value in found.measured.items()}
+            return {"": self.objective.weight(batch), LOSS: found.total.item()} | measured
+
+        totals = Counter[str]()
+        passes = list(by_length([len(example) for example in self._validation]))
+        for found in self.team.mapped(passes, lambda own: [of_pass(indices) for indices in own]):
+            totals.update(found)
+        weight = totals.pop("")
         means = {f"validation/{name}": total / max(weight, 1) for name, total in totals.items()}
         self.result.validation.append((self.step, means["validation/loss"]))
         return means
 
     def _not_finite(self, loss: float) -> str:
         """Which rows did it: those whose own loss is not finite, or all of the step's if it is the gradient."""
-        bad = [row for part in self._parts for row in part.rows]
+        bad = [row for own in self.team.gathered([row for part in self._parts for row in part.rows]) for row in own]
         if not math.isfinite(loss):
             bad = self._rows_without_loss() or bad
         what = "loss" if not math.isfinite(loss) else "gradient"
@@ -358,16 +393,23 @@ class _Randomness:
     therefore has this learner's state while it takes a step.
     """
 
-    def __init__(self, customized: Customized, seed: int) -> None:
+    def __init__(self, customized: Customized, seed: int, rank: int) -> None:
+        self._seed, self._rank = seed, rank
         self._device = customized.base.device
         self._generator = torch.Generator(self._device).manual_seed(seed)
         customized.customization.draw_from(self._generator)
         self._states: dict[str, torch.Tensor] | None = None
         if customized.moves_base:
-            before = random_states(self._device)
-            torch.manual_seed(seed)
-            self._states = random_states(self._device)
-            set_random_states(self._device, before)
+            self._states = _states_after(seed, self._device)
+
+    def begin_step(self, step: int) -> None:
+        """Draw otherwise than the first process of a team, by the step's number: that state is in no checkpoint."""
+        if self._rank == 0:
+            return
+        seed = hash((self._seed, self._rank, step)) % 2**63
+        self._generator.manual_seed(seed)
+        if self._states is not None:
+            self._states = _states_after(seed, self._device)
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
@@ -397,6 +439,15 @@ class _Randomness:
         self._generator.set_state(tensors["random.generator"])
         if self._states is not None:
             self._states = {name: tensors[f"random.{name}"] for name in self._states}
+
+
+def _states_after(seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Those of torch's own generators behind ``torch.manual_seed(seed)``; they are what they were."""
+    before = random_states(device)
+    torch.manual_seed(seed)
+    found = random_states(device)
+    set_random_states(device, before)
+    return found
 
 
 def _set_training(customized: Customized, on: bool) -> None:

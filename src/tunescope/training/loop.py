@@ -50,12 +50,12 @@ def train_loop(
         BaseInUseError: another customization acts on the base at a step.
         Interrupted: after Ctrl-C, once everything is saved.
     """
-    bases = _bases(learners)
+    bases, team = _bases(learners), learners[0].team
     device = learners[0].base.device
     peak_memory.reset_peak(device)
     frozen = {base: _checksum(base.model) for base, own in bases.items() if not own[0].customized.moves_base}
     with contextlib.ExitStack() as opened:
-        logs = {learner: opened.enter_context(_log(learner)) for learner in learners}
+        logs = {learner: opened.enter_context(log) for learner in learners if (log := _log(learner)) is not None}
         hooks = {
             base: opened.enter_context(Hooks(base, [learner.customized.customization for learner in own]))
             for base, own in bases.items()
@@ -71,13 +71,14 @@ def train_loop(
                 learner.begin_round()
             found = step(running, hooks)
             for learner, metrics in found:
-                logs[learner].append(metrics)
+                if learner in logs:
+                    logs[learner].append(metrics)
             for learner, metrics in found:
                 if learner.checkpoint_is_due():
                     _save(learner, logs)
-                if on_step(learner, metrics) is True:
+                if learner.team.any(on_step(learner, metrics) is True):
                     learner.stop()
-            if stopped() and (unfinished := [each for each in learners if each.runs and not each.owned]):
+            if team.any(stopped()) and (unfinished := [each for each in learners if each.runs and not each.owned]):
                 for learner in unfinished:
                     _save(learner, logs)
                 raise Interrupted(_interrupted(unfinished))
@@ -87,13 +88,15 @@ def train_loop(
         learner.result.peak_memory_mb = max(learner.result.peak_memory_mb, peak_memory.peak_mb(device))
 
 
-def _log(learner: Learner) -> MetricsLog:
+def _log(learner: Learner) -> MetricsLog | None:
+    if not learner.team.writes:
+        return None
     return MetricsLog(learner.folder, learner.step, METRICS_BESIDE if learner.owned else METRICS)
 
 
 def _save(learner: Learner, logs: Mapping[Learner, MetricsLog]) -> None:
     for each in (learner, learner.beside):
-        if each is not None:
+        if each is not None and each in logs:
             logs[each].sync()
     learner.save()
 
@@ -103,7 +106,7 @@ def step(learners: Sequence[Learner], hooks: Mapping[Base, Hooks]) -> list[tuple
     started = time.perf_counter()
     parts = {learner: learner.next_parts() for learner in learners}
     tokens = {learner: sum(part.packed.computed for part in own) for learner, own in parts.items()}
-    for number in range(max(map(len, parts.values()), default=0)):
+    for number in range(max(map(len, parts.values()), default=0)):  # none where this process of a team has no share
         members = [(learner, own[number]) for learner, own in parts.items() if number < len(own)]
         for together in _passes(members):
             with contextlib.ExitStack() as training:

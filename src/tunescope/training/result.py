@@ -8,6 +8,28 @@ from dataclasses import dataclass, field
 from tunescope.data.batching import Batch
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What a step computed: rows, units, tokens, and of all tokens that went through the base the padding."""
+
+    rows: int = 0
+    units: int = 0
+    tokens: int = 0
+    computed: int = 0
+    padding: int = 0
+
+    @classmethod
+    def of(cls, parts: Sequence[Batch]) -> Counted:
+        """Of these parts."""
+        return cls(
+            sum(len(part.rows) for part in parts),
+            sum(part.units for part in parts),
+            sum(part.packed.tokens for part in parts),
+            sum(part.packed.computed for part in parts),
+            sum(part.packed.padding for part in parts),
+        )
+
+
 @dataclass
 class TrainResult:
     """What a run did, summed over all its parts if it was interrupted.
@@ -35,15 +57,15 @@ class TrainResult:
     times: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
 
-    def count(self, parts: Sequence[Batch], loss: float, measured: Mapping[str, float], seconds: float) -> None:
+    def count(self, step: Counted, loss: float, measured: Mapping[str, float], seconds: float) -> None:
         """Add an optimizer step."""
         self.steps += 1
         self.seconds += seconds
-        self.rows += sum(len(part.rows) for part in parts)
-        self.units += sum(part.units for part in parts)
-        self.tokens += sum(part.packed.tokens for part in parts)
-        self.computed_tokens += sum(part.packed.computed for part in parts)
-        self.padding += sum(part.packed.padding for part in parts)
+        self.rows += step.rows
+        self.units += step.units
+        self.tokens += step.tokens
+        self.computed_tokens += step.computed
+        self.padding += step.padding
         self.losses.append(loss)
         for name, value in measured.items():
             self.measured.setdefault(name, []).append(value)

@@ -14,6 +14,7 @@ from tunescope.base import Base
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
 from tunescope.objectives import SFT, Objective
+from tunescope.team import this_team
 from tunescope.training.learner import Learner
 from tunescope.training.loop import train_loop
 from tunescope.training.metrics import StepMetrics
@@ -90,7 +91,8 @@ def train(
     """Customize ``base`` by ``method``.
 
     A run that was interrupted or killed goes on when the same call is made again: its checkpoints lie beside the entry,
-    in ``.training``, until it ends. While it goes, no other run can write the same entry.
+    in ``.training``, until it ends. While it goes, no other run can write the same entry. Where torch.distributed's
+    process group was made before, its processes train together: all make this call, the first one writes.
 
     Args:
         base: frozen; a method that moves weights moves those of a copy.
@@ -132,7 +134,8 @@ def train(
     run = prepare(begin, objective, data, how, settings, validation=validation)
     customized, record = run.customized, run.record
     if not run.learns:
-        path = bank.save(customized, Path(out), record, overwrite=overwrite) if out is not None else None
+        saves = out is not None and this_team().writes
+        path = bank.save(customized, Path(str(out)), record, overwrite=overwrite) if saves else None
         return Trained(customized, record, TrainResult(), path, run.notes)
     with unfinished_run(out, recipe_of(record), restart=restart) as unfinished:
         work = unfinished.folder
@@ -146,7 +149,7 @@ def train(
         result = learners[0].result
         record = record.model_copy(update={"training": result.summary()})
         path = None
-        if out is not None and not unfinished.pauses:
+        if out is not None and not unfinished.pauses and this_team().writes:
             path = bank.save(customized, Path(out), record, extra=kept_files(work), overwrite=overwrite)
     return Trained(customized, record, result, path, [*run.notes, *objective.notes(run.rows)])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from tunescope.data.rows import Message
 from tunescope.errors import TrainingError
@@ -10,6 +12,7 @@ from tunescope.inference import Engine, Generated, Request, Sampling
 from tunescope.inference.sampling import for_prompt
 from tunescope.methods import Customized
 from tunescope.objectives import Sampled
+from tunescope.team import this_team
 
 
 def sample(
@@ -25,8 +28,14 @@ def sample(
     how = Sampling(n=n, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, logprobs=True)
     engine = Engine(customized.base)
     engine.load("learner", customized)
-    answers = engine.generate([Request(prompt, "learner", for_prompt(how, i)) for i, prompt in enumerate(prompts)])
-    return [[_sampled(each, number) for each in (answer, *answer.others)] for number, answer in enumerate(answers)]
+
+    def answered(own: Sequence[int]) -> list[list[dict[str, Any]]]:
+        answers = engine.generate([Request(prompts[i], "learner", for_prompt(how, i)) for i in own])
+        each = zip(own, answers, strict=True)
+        return [[asdict(_sampled(one, i)) for one in (answer, *answer.others)] for i, answer in each]
+
+    found = this_team().mapped(range(len(prompts)), answered)
+    return [[Sampled(**one | {k: tuple(one[k]) for k in ("tokens", "logprobs")}) for one in own] for own in found]
 
 
 def _sampled(answer: Generated, number: int) -> Sampled:

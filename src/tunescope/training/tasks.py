@@ -24,6 +24,7 @@ from tunescope.base import Base
 from tunescope.errors import TrainingError
 from tunescope.methods import Customization, Customized, Method, PTuning
 from tunescope.objectives import SFT
+from tunescope.team import this_team
 from tunescope.training.learner import Learner
 from tunescope.training.metrics import StepMetrics
 from tunescope.training.prepared import Data, Prepared, Reading, prepare
@@ -101,7 +102,7 @@ def train_tasks(
                 name: runs[name].record.model_copy(update={"training": {**each.result.summary(), "tasks": list(runs)}})
                 for name, each in found.items()
             }
-            if out is not None:
+            if out is not None and this_team().writes:
                 made = {name: (each.customized, records[name]) for name, each in found.items()}
                 files = {name: kept_files(each.folder) for name, each in found.items()}
                 bank.save_table(made, Path(out), extra=files, overwrite=overwrite)

@@ -12,7 +12,8 @@ from typing import Any
 
 from tunescope import storage
 from tunescope.bank import Record
-from tunescope.errors import TrainingError
+from tunescope.errors import TeamError, TrainingError
+from tunescope.team import Team, this_team
 from tunescope.training.checkpoint import FILE as CHECKPOINT
 from tunescope.training.checkpoint import has_checkpoint
 from tunescope.training.learner import SAMPLES, SAMPLES_PAGE
@@ -63,17 +64,25 @@ def work_folder(out: Path) -> Path:
 def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart: bool) -> Iterator[Unfinished]:
     """The folder of an unfinished run, removed when the run ends well and kept when it pauses or fails.
 
+    In a team of processes the first one makes and removes it, and the others read there.
+
     Args:
         out: what the run makes; None for a run that is kept in memory, whose folder is temporary.
         recipe: what the run is; one that goes on must be the same.
         restart: drop what is there.
 
     Raises:
-        TrainingError: an unfinished run with another recipe.
+        TrainingError: an unfinished run with another recipe, or processes that do not do the same.
     """
+    team = this_team()
     if out is None:
+        _agree(team, recipe)
         with tempfile.TemporaryDirectory(prefix="tunescope-") as temporary:
             yield Unfinished(Path(temporary))
+        return
+    if not team.writes:
+        _agree(team, recipe)
+        yield Unfinished(work_folder(Path(out)))
         return
     folder = work_folder(Path(out))
     if restart or not _has_checkpoints(folder):  # a run that kept nothing binds nobody to its settings
@@ -87,6 +96,7 @@ def unfinished_run(out: str | Path | None, recipe: Mapping[str, Any], *, restart
                 "on with it, or --restart to start over."
             )
     storage.atomic_write(folder / RECIPE, json.dumps(recipe, indent=2))
+    _agree(team, recipe)
     run = Unfinished(folder)
     try:
         yield run
@@ -106,7 +116,24 @@ def forget_run(out: str | Path) -> None:
 
 def part_of_run(folder: Path, name: str) -> Path:
     """A learner's own folder in that of a run with several."""
+    if not this_team().writes:
+        return folder / _PARTS / name
     return storage.claim_folder(folder / _PARTS / name, UNFINISHED)
+
+
+def _agree(team: Team, recipe: Mapping[str, Any]) -> None:
+    """Wait for the others of a team, and see that all do the same run.
+
+    Raises:
+        TeamError: one has other settings or data, which are named.
+    """
+    first, *others = team.gathered(recipe)
+    for rank, other in enumerate(others, 1):
+        if differing := _differences(first, other):
+            raise TeamError(
+                f"Process {rank + 1} of {team.size} does another run than the first one ({', '.join(differing)}): "
+                "start all of them with the same settings and data."
+            )
 
 
 def _has_checkpoints(folder: Path) -> bool:
