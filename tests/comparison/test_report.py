@@ -12,12 +12,13 @@ import pytest
 
 from tunescope.comparison.candidate import Candidate, Rung
 from tunescope.comparison.report import figures as plots
+from tunescope.comparison.report.contested import answered
 from tunescope.comparison.report.figures import figures
 from tunescope.comparison.report.page import render_report
 from tunescope.comparison.report.scatter import Plot, linear
 from tunescope.comparison.report.tables import as_csv, as_markdown
 from tunescope.comparison.report.tried import tried
-from tunescope.comparison.results import Comparison
+from tunescope.comparison.results import Comparison, RowText
 
 from .fixtures import make_comparison, make_row, realistic_rows
 
@@ -200,3 +201,62 @@ def test_what_the_recommended_method_answers() -> None:
     (trace,) = drawn["traces"]
     assert (trace["y"], trace["x"]) == (["earn", "acq"], ["acq", "earn"])
     assert trace["z"] == [[0, 100], [75, 25]]
+
+
+def answering(*answers: str, expected: str = "yes", text: str = "a text") -> Comparison:
+    """A comparison of one test row, to which each method gave one of ``answers``."""
+    given = zip(("zero-shot", "ia3", "lora"), answers, strict=True)
+    rows = [
+        make_row(method, float(answer == expected), rows=1, row_keys=["k"], answers={"k": answer})
+        for method, answer in given
+    ]
+    return make_comparison(rows, tested=[RowText(key="k", prompt=text, expected=expected)])
+
+
+def test_rows_on_which_methods_differ_are_listed_with_who_says_what() -> None:
+    found = answered(answering("no", "no", "yes"))
+    assert found is not None and found.counts == (0, 1, 0)
+    (only,) = found.contested
+    assert [(answer.text, answer.right, answer.methods) for answer in only.answers] == [
+        ("no", False, ["zero-shot", "ia3"]),
+        ("yes", True, ["lora"]),
+    ]
+    assert answered(answering("yes", "yes", "yes")).counts == (1, 0, 0)  # type: ignore[union-attr]
+    none_right = answered(answering("no", "no", "maybe"))
+    assert none_right is not None and none_right.counts == (0, 0, 1) and len(none_right.all_wrong) == 1
+
+
+def test_the_most_contested_rows_stand_first() -> None:
+    tested = [RowText(key=str(i), prompt=f"row {i}", expected="yes") for i in range(3)]
+    said = (("yes", "no", "no"), ("yes", "yes", "no"), ("yes", "yes", "yes"), ("yes", "yes", "yes"))
+    rows = [
+        make_row(f"m{number}", rows=3, row_keys=["0", "1", "2"], per_row=[float(a == "yes") for a in own],
+                 score=0.5, answers=dict(zip("012", own, strict=True)))
+        for number, own in enumerate(said)
+    ]  # fmt: skip
+    found = answered(make_comparison(rows, tested=tested))
+    assert found is not None and [each.row.prompt for each in found.contested] == ["row 2", "row 1"]
+    assert answered(make_comparison(rows[:1], tested=tested)) is None
+    assert answered(make_comparison(rows, tested=tested, split="validation")) is None
+
+
+def test_texts_are_contested_where_their_scores_are_far_apart() -> None:
+    tested = [RowText(key="a", prompt="one", expected="x"), RowText(key="b", prompt="two", expected="x")]
+    rows = [
+        make_row(name, rows=2, row_keys=["a", "b"], per_row=list(scores), score=sum(scores) / 2, answers=written)
+        for name, scores, written in (
+            ("lora", (80.0, 50.0), {"a": "good", "b": "fair"}),
+            ("zero-shot", (10.0, 45.0), {"a": "bad", "b": "so so"}),
+        )
+    ]
+    found = answered(make_comparison(rows, tested=tested, metric="chrf"))
+    assert found is not None and found.counts == () and [each.row.prompt for each in found.contested] == ["one"]
+    assert [(a.text, a.score, a.right) for a in found.contested[0].answers] == [
+        ("good", "80.0", None),
+        ("bad", "10.0", None),
+    ]
+
+
+def test_contested_rows_on_the_page_are_escaped() -> None:
+    page = without_plotly(render_report(answering(EVIL, "no", "yes", text=EVIL)))
+    assert "Where methods disagree" in page and "<img" not in page and "alert(1)</script>" not in page

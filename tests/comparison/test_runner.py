@@ -76,7 +76,8 @@ def test_rows_report_and_bank(tmp_path: Path) -> None:
     assert found.row("zero-shot").kl_task == 0.0 and lora.kl_task is not None and lora.kl_task > 0
     assert found.row("full").forgetting_off == found.row("full").forgetting_on
     assert found.row("full").trainable_parameters == tiny_base().parameters
-    assert len(lora.per_row) == 24
+    assert len(lora.per_row) == 24 and [row.key for row in found.tested] == lora.row_keys == list(lora.answers)
+    assert lora.per_row == [float(lora.answers[row.key] == row.expected) for row in found.tested]
     assert read_comparison(tmp_path / "run") == found
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
     assert bank.names_in(tmp_path / "run" / "bank") == sorted(row.name for row in found.rows)

@@ -45,7 +45,7 @@ def test_accuracy_and_loss_equal_one_forward_a_text(customized: Customized) -> N
             if label == each.completion:
                 nll, tokens = nll - sums[label], tokens + len(answer)
         right.append(float(max(sums, key=lambda label: sums[label]) == each.completion))
-    assert found.per_row == right
+    assert found.per_row == right == [float(a == row.completion) for a, row in zip(found.answers, ROWS, strict=True)]
     assert found.accuracy == sum(right) / len(right)
     assert found.nll_per_token == pytest.approx(nll / tokens, abs=1e-4)
     assert found.tokens == tokens
@@ -69,7 +69,7 @@ def test_text_task_has_chrf_and_exact_match(customized: Customized) -> None:
     echo = Row(ROWS[0].messages, text, 1)
     same = measure_task(customized, [echo], None, max_new_tokens=6)
     assert same.exact_match == 1.0
-    assert same.per_row == [pytest.approx(100.0)]
+    assert same.per_row == [pytest.approx(100.0)] and same.answers == [text]
 
 
 def test_generates_for_the_first_rows_only(customized: Customized) -> None:

@@ -158,6 +158,8 @@ class MethodResult(Part):
     """Score of each test row that was measured, in the order of the test set."""
     row_keys: list[str] = Field(default_factory=list)
     """Which row each of `per_row` is of, by ``data.identity``: what paired comparisons pair by."""
+    answers: dict[str, str] = Field(default_factory=dict)
+    """What its first training answered to each row of `row_keys`: the label, or the text."""
     curve: list[tuple[int, float | None, float]] = Field(default_factory=list)
     """Training loss as (step, loss in nats per trained token, seconds since the start)."""
     note: str | None = None
@@ -196,6 +198,17 @@ class MethodResult(Part):
     def trains(self) -> bool:
         """Whether the method trains anything."""
         return self.method not in PROMPTING
+
+
+class RowText(Part):
+    """A test row, to be read."""
+
+    key: str
+    """As in `row_keys`."""
+    prompt: str
+    """Its text; the middle of a long one is left out."""
+    expected: str
+    """The right answer."""
 
 
 class Repeat(Part):
@@ -276,6 +289,8 @@ class Comparison(Part):
     metric: str
     """Name of the main score, a field of `MethodResult`: ``accuracy``, ``chrf``."""
     rows: list[MethodResult] = Field(min_length=1)
+    tested: list[RowText] = Field(default_factory=list)
+    """The test rows, once they are open."""
     advice: Advice
     report: str | None = None
     """Path of the HTML report."""

@@ -20,9 +20,10 @@ from pydantic import AfterValidator, Field
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
 from tunescope.comparison.ledger import Ledger
-from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo
+from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo, RowText
 from tunescope.comparison.schedule import Schedule
 from tunescope.comparison.search import Task
+from tunescope.data.identity import row_keys
 from tunescope.data.inputs import Source, has_part, understand
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
@@ -39,6 +40,8 @@ from tunescope.version import __version__
 
 # Validation rows of the first rung: enough to tell a setting that learns from one that does not.
 _FIRST_ROWS = 64
+# Most characters of a test row's text that a report shows.
+_SHOWN = 800
 
 
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -235,6 +238,7 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
         test_seen=schedule.test_seen,
         metric=metric,
         rows=rows,
+        tested=_to_read(given.test_rows) if schedule.split == "test" else [],
         advice=schedule.advice(rows, metric),
         report=str(ledger.report),
         seconds=round(ledger.seconds(), 1),
@@ -245,6 +249,18 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
     ledger.publish(comparison)
     watcher.table(comparison)
     return comparison
+
+
+def _to_read(rows: Sequence[Row]) -> list[RowText]:
+    """Test rows as people read them."""
+    return [
+        RowText(key=key, prompt=_shortened(row.prompt), expected=row.completion or "")
+        for key, row in zip(row_keys(rows), rows, strict=True)
+    ]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
 
 
 def _prepare(

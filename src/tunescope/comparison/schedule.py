@@ -369,6 +369,7 @@ def _row(method: str, ledger: Ledger, card: dict[str, Any], training: dict[str, 
         name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
     }
     values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
+    values["answers"] = dict(zip(card["row_keys"], card["answers"], strict=True))
     return MethodResult(
         method=method,
         name=method,

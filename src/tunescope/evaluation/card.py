@@ -17,7 +17,7 @@ from tunescope.evaluation.task import measure_task
 from tunescope.methods import Customized
 
 Card = dict[str, Any]
-PER_ROW = ("per_row", "row_keys")
+PER_ROW = ("per_row", "answers", "row_keys")
 """What a card holds of each row: for comparisons, too much for a record."""
 
 
@@ -49,11 +49,12 @@ def evaluate(
 
     Returns:
         ``nll_per_token, tokens, accuracy, macro_f1, confusion, exact_match, exact_match_low, exact_match_high, chrf,
-        score, score_low, score_high, metric, per_row, row_keys, forgetting_on, forgetting_off, kl_task, general_loss,
-        general_loss_base, probes, trainable_parameters, ttft_ms, ms_per_token, prompt_tokens, extra_prompt_tokens,
-        peak_memory_mb, rows, notes``. ``score`` is the accuracy with its 95% Wilson interval, or the mean of the
+        score, score_low, score_high, metric, per_row, answers, row_keys, forgetting_on, forgetting_off, kl_task,
+        general_loss, general_loss_base, probes, trainable_parameters, ttft_ms, ms_per_token, prompt_tokens,
+        extra_prompt_tokens, peak_memory_mb, rows, notes``. ``score`` is the accuracy with its 95% Wilson interval, or the mean of the
         sentences' chrF (0-100) with its 95% bootstrap interval. Exact match and the probes' accuracies have Wilson
-        intervals too. ``per_row`` are the scores of the rows that ``row_keys`` names, for paired comparisons. Peak
+        intervals too. ``per_row`` are the scores, and ``answers`` the labels or texts, of the rows that ``row_keys``
+        names. Peak
         memory is of this evaluation, in 1e6 bytes.
 
     Raises:
@@ -108,6 +109,7 @@ def evaluate(
     return card | {
         "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
         "per_row": task.per_row,
+        "answers": task.answers,
         "row_keys": task.row_keys,
         "notes": [*given.notes, *task.notes],
     }

@@ -31,6 +31,7 @@ class TaskScores:
         chrf: sacrebleu's chrF (0-100) of the generated texts; None with labels.
         generated_rows: how many rows exact_match and chrf are over.
         per_row: for each row, 1 or 0 for a right or wrong label, or the sentence's chrF: what intervals need.
+        answers: what was answered to each of these rows: the label, or the generated text.
         row_keys: which row each of ``per_row`` is of, by ``data.identity``: what differences are paired by.
         extra_prompt_tokens: mean number of prompt tokens that the customization adds to a row's own.
         notes: rows cut or dropped.
@@ -45,6 +46,7 @@ class TaskScores:
     chrf: float | None
     generated_rows: int
     per_row: list[float]
+    answers: list[str]
     row_keys: list[str]
     extra_prompt_tokens: float
     notes: list[str]
@@ -116,6 +118,7 @@ def measure_task(
         chrf=None if labels or not texts else _chrf(written, texts),
         generated_rows=len(texts),
         per_row=right if labels else [_sentence_chrf(a, b) for a, b in zip(written, texts, strict=True)],
+        answers=[labels[i] for i in chosen] if labels else written,
         row_keys=list(keys if labels else keys[: len(texts)]),
         extra_prompt_tokens=sum(e.extra for _, e in fitting) / len(fitting),
         notes=encoder.notes(),

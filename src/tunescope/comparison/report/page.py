@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from tunescope.comparison import formatting as form
+from tunescope.comparison.report.contested import answered
 from tunescope.comparison.report.figures import figures
 from tunescope.comparison.report.marks import color
 from tunescope.comparison.report.tried import tried
@@ -59,6 +60,8 @@ def render_report(comparison: Comparison) -> str:
         fronts=[(_COST_NAMES[key], comparison.advice.fronts[key]) for key in COSTS if key in comparison.advice.fronts],
         measured=_measured(comparison),
         tried=[(row, tried(row, comparison.metric)) for row in comparison.rows if row.search],
+        answered=answered(comparison),
+        colors={row.name: color(row.method) for row in comparison.rows},
         color=color,
         form=form,
         metric=form.metric_name(comparison.metric),
