@@ -51,11 +51,10 @@ def evaluate(
         ``nll_per_token, tokens, accuracy, macro_f1, confusion, exact_match, exact_match_low, exact_match_high, chrf,
         score, score_low, score_high, metric, per_row, answers, row_keys, forgetting_on, forgetting_off, kl_task,
         general_loss, general_loss_base, probes, trainable_parameters, ttft_ms, ms_per_token, prompt_tokens,
-        extra_prompt_tokens, peak_memory_mb, rows, notes``. ``score`` is the accuracy with its 95% Wilson interval, or the mean of the
-        sentences' chrF (0-100) with its 95% bootstrap interval. Exact match and the probes' accuracies have Wilson
-        intervals too. ``per_row`` are the scores, and ``answers`` the labels or texts, of the rows that ``row_keys``
-        names. Peak
-        memory is of this evaluation, in 1e6 bytes.
+        extra_prompt_tokens, peak_memory_mb, rows, notes``. ``score`` is the accuracy with its 95% Wilson interval, or
+        the mean of the sentences' chrF (0-100) with its 95% bootstrap interval. Exact match and the probes' accuracies
+        have Wilson intervals too. ``per_row`` are the scores, and ``answers`` the labels or texts, of the rows that
+        ``row_keys`` names. Peak memory is of this evaluation, in 1e6 bytes.
 
     Raises:
         DataError: rows that do not fit.
