@@ -160,3 +160,18 @@ def test_machines_compute_as_fast_as_they_say() -> None:
     assert all(each.memory_mb > 0 for each in GPUS.values())
     here = this_machine("cpu")
     assert here.measured and here.memory_mb > 0 and here.flops[torch.float32] > 1e8 and 1e8 < here.bandwidth < 1e13
+
+
+def test_several_processes_have_a_share_of_a_step_each(cli: Cli, place: Place) -> None:  # noqa: F811
+    what = ("plan", "--base", place.base, "--length", 64, "--methods", "lora", "--objectives", "sft,dpo,ppo", "--json")
+    one, two, five = (cli(*what, "--gpu", "l4", "--processes", count).json for count in (1, 4, 100))
+    assert (one["processes"], two["processes"]) == (1, 4) and one["machine"] == two["machine"]
+    for alone, shared, least in zip(one["rows"], two["rows"], five["rows"], strict=True):
+        assert shared["steps"] == alone["steps"] == least["steps"]
+        assert least["parts"]["activations"] <= shared["parts"]["activations"] < alone["parts"]["activations"]
+        assert least["seconds"] <= shared["seconds"] < alone["seconds"]
+        assert shared["parts"]["optimizer"] == alone["parts"]["optimizer"], "each process has all that moves"
+    here = cli(*what, "--processes", 2).json
+    assert here["machine"]["memory_mb"] == pytest.approx(this_machine().memory_mb / 2, rel=0.2)
+    refused = cli(*what, "--processes", 2, "--measure")
+    assert refused.code == 2 and "--measure takes steps in one process" in refused.err

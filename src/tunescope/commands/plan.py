@@ -44,6 +44,7 @@ class Planned(Result):
         assert self.plan is not None
         plan = self.plan
         room = "free" if plan.machine.measured else "in all"
+        room += f" for each of {plan.processes} processes" if plan.processes > 1 else ""
         console.print(
             f"{plan.base}: {count(plan.parameters)} parameters, {megabytes(plan.weights_mb)} in {plan.dtype}. "
             f"{plan.machine.name}: {megabytes(plan.machine.memory_mb)} {room}. "
@@ -125,12 +126,16 @@ class PlanRequest(Command):
         with report.counting("planning", len(cells), "runs") as done:
             plan = planner.plan(ratio, done)
         data = f" --data {shlex.quote(self.data)}" if self.data is not None else " --data DATA"
-        line = f"tunescope train METHOD --objective OBJECTIVE --base {shlex.quote(self.base)}{data} --out BANK/NAME"
+        several = f" --processes {self.settings.processes}" if self.settings.processes > 1 else ""
+        base = shlex.quote(self.base)
+        line = f"tunescope train METHOD --objective OBJECTIVE --base {base}{data}{several} --out BANK/NAME"
         return Planned(plan.summary(), plan=plan, line=line)
 
     def _check(self) -> None:
         if self.measure and self.gpu is not None:
             raise TunescopeError("--measure takes steps on this machine, and --gpu plans for another: leave one out.")
+        if self.measure and self.settings.processes > 1:
+            raise TunescopeError("--measure takes steps in one process: leave it or --processes out.")
         if self.gpu is not None and self.device is not None:
             raise TunescopeError("--device is one of this machine's, and --gpu plans for another: leave one out.")
 

@@ -44,6 +44,14 @@ class Machine:
         """The same with so much memory, in 1e6 bytes."""
         return replace(self, memory_mb=megabytes)
 
+    def shared_by(self, processes: int) -> Machine:
+        """What each of several processes has: an accelerator of its own, or a part of a CPU."""
+        if self.device.type != "cpu":
+            return self
+        flops = {dtype: speed / processes for dtype, speed in self.flops.items()}
+        memory, bandwidth = self.memory_mb / processes, self.bandwidth / processes
+        return replace(self, memory_mb=memory, flops=flops, bandwidth=bandwidth)
+
     @property
     def dtype(self) -> torch.dtype:
         """The precision that ``--dtype auto`` takes here."""

@@ -56,6 +56,8 @@ class PlanSettings(Settings):
     """A policy's rounds."""
     prompts: int = Field(16, gt=0)
     """Prompts of a policy's round."""
+    processes: int = Field(1, gt=0)
+    """Processes that share each step's rows: with --gpu a GPU each, else parts of this machine."""
     n: int = Field(4, gt=1)
     """Samples of each of these prompts."""
 
@@ -68,7 +70,7 @@ class Row:
         method: name.
         objective: name.
         trainable_parameters: numbers that move; for PPO without the critic's.
-        peak_memory_mb: at the highest, in 1e6 bytes, beside the base.
+        peak_memory_mb: at the highest, in 1e6 bytes, beside the base; of each process.
         seconds: of training.
         steps: of the optimizer.
         fits: whether base and peak together are within the machine's memory.
@@ -98,7 +100,8 @@ class Plan:
         parameters: of it.
         weights_mb: of its weights in this precision, in 1e6 bytes.
         dtype: the precision.
-        machine: that was planned for.
+        machine: that was planned for; what each process has of it.
+        processes: that share each step's rows.
         data: what is learned from, in words.
         calibration: what measured seconds were of planned ones; 1 where nothing was measured.
         rows: in the order of the spectrum.
@@ -109,6 +112,7 @@ class Plan:
     weights_mb: float
     dtype: str
     machine: Machine
+    processes: int
     data: str
     calibration: float
     rows: list[Row]
@@ -122,6 +126,7 @@ class Plan:
             "weights_mb": round(self.weights_mb, 1),
             "dtype": self.dtype,
             "machine": {"name": machine.name, "memory_mb": round(machine.memory_mb), "measured": machine.measured},
+            "processes": self.processes,
             "data": self.data,
             "calibration": round(self.calibration, 3),
             "rows": [_rounded(asdict(row)) for row in self.rows],
@@ -173,7 +178,8 @@ class Planner:
         settings: PlanSettings,
         training: TrainSettings,
     ) -> None:
-        self.machine, self.texts, self.settings, self.training = machine, texts, settings, training
+        self.machine = machine.shared_by(settings.processes)
+        self.texts, self.settings, self.training = texts, settings, training
         self.places = Places(outline, dtype or machine.dtype, machine.device, training.recompute)
         self.template = template
 
@@ -214,7 +220,8 @@ class Planner:
     @cached_property
     def setting(self) -> Setting:
         """What the runs have in common."""
-        return Setting(self.places, self.machine, self.template, self.training, self.places.parameters())
+        parameters, processes = self.places.parameters(), self.settings.processes
+        return Setting(self.places, self.machine, self.template, self.training, parameters, processes)
 
     @property
     def weights(self) -> float:
@@ -272,6 +279,7 @@ class Planner:
             self.weights / 1e6,
             dtype_name(self.places.dtype),
             self.machine,
+            self.settings.processes,
             names,
             calibration,
             rows,
@@ -323,7 +331,10 @@ class Planner:
         needed = self.weights / 1e6 + run.parts.total
         larger = sorted((gpu.memory_mb, gpu.name) for gpu in GPUS.values() if gpu.memory_mb >= needed)
         where = f": {larger[0][1]} has it" if larger else ", more than any one GPU known here has"
-        return f"needs {needed / 1e3:.1f} GB on one device{where}; or take a smaller base, or a method with effects", ""
+        return (
+            f"needs {needed / 1e3:.1f} GB in one process{where}; or take a smaller base, or a method with effects",
+            "",
+        )
 
     def _more_parts(self, size: int) -> Iterator[int]:
         parts = self.training.accumulate * 2

@@ -121,6 +121,7 @@ class Setting:
         template: of the task, without a method.
         training: the loop's settings.
         parameters: of the base.
+        processes: that share each step's rows and a policy's prompts.
     """
 
     places: Places
@@ -128,6 +129,7 @@ class Setting:
     template: Template
     training: TrainSettings
     parameters: int
+    processes: int = 1
 
     def run(self, method: Method, objective: Objective, texts: Sequence[Any]) -> Run:
         """What training ``method`` for ``objective`` on ``texts`` takes.
@@ -143,7 +145,7 @@ class Setting:
             read = (3 + isinstance(objective, PPO)) * cell.sampled_tokens
             seconds += self._sampling(objective, cell) + self._reading(read)
         elif isinstance(objective, DPO):
-            seconds += self._reading(sum(map(len, texts)))
+            seconds += self._reading(sum(map(len, texts)) / self.processes)
         return Run(round(cell.passes[0].trained), self._parts(cell), seconds * rounds, cell.load.steps * rounds)
 
     def parts(self, method: Method, objective: Objective, texts: Sequence[Any]) -> Parts:
@@ -157,7 +159,7 @@ class Setting:
         each = min(policy.prompts, len(examples)) if policy else len(examples)
         training = self.training.model_copy(update={"batch_size": min(self.training.batch_size, each)})
         steps = steps_of_round(training, each, objective.number_of_rounds)
-        load = load_of(objective, examples, training, steps)
+        load = load_of(objective, examples, training, steps, self.processes)
         passes = [self.places.training(method, objective, template, load.largest)]
         if isinstance(objective, PPO):
             beside = method if method.trains == "effects" else LoRA()
@@ -165,7 +167,7 @@ class Setting:
         if policy is None:
             return _Cell(method, load, passes)
         lengths = [len(example.prompt) for example in examples]
-        usual = lengths[:: max(1, len(lengths) // each)][:each]
+        usual = lengths[:: max(1, len(lengths) // each)][: each : self.processes]
         new = policy.max_new_tokens
         return _Cell(method, load, passes, usual, policy.n, new, max(lengths) + new)
 
@@ -216,7 +218,7 @@ class Setting:
         one = self._seconds(decoding + Work(other_bytes=self.places.kept(cell.rows, cell.longest)))
         return times * policy.max_new_tokens * one + self._reading(sum(cell.prompts))
 
-    def _reading(self, tokens: int) -> float:
+    def _reading(self, tokens: float) -> float:
         """So many tokens under a customization that is not trained then: a reference, a reward."""
         return self._scaled(self._full_pass, tokens / PASS_TOKENS)
 

@@ -14,6 +14,7 @@ from tunescope.data.rows import to_rows
 from tunescope.errors import DataError
 from tunescope.objectives import DPO, Attributes, Objective, PolicyObjective, PreferenceObjective, Rollout
 from tunescope.objectives.attributes import EncodedRated
+from tunescope.team import Team
 from tunescope.training import TrainSettings
 
 # Batches of an epoch that are laid out to find the largest, and to find what they are like on average.
@@ -124,17 +125,23 @@ def examples_for(objective: Objective, texts: Sequence[Example], virtual: Sequen
     return list(found)
 
 
-def load_of(objective: Objective, examples: Sequence[Any], settings: TrainSettings, steps: int) -> Load:
-    """The largest part of a step, and the average step.
+def load_of(
+    objective: Objective, examples: Sequence[Any], settings: TrainSettings, steps: int, processes: int = 1
+) -> Load:
+    """The largest part of a step, and the average step; of several processes the first one's, which has the longest.
 
     Args:
         objective: lays examples out.
         examples: all of them.
         settings: sizes of steps and parts.
         steps: of the run or round.
+        processes: that share each step's rows.
     """
-    order = BatchOrder.of(examples, settings.batch_size, settings.seed).epoch(0)
-    lengths = [len(each) for each in examples]
+    lengths, first = [len(each) for each in examples], Team(0, processes)
+    order = [
+        first.share_by_length(batch, lengths.__getitem__)
+        for batch in BatchOrder.of(examples, settings.batch_size, settings.seed).epoch(0)
+    ]
     by_size = sorted(order, key=lambda batch: len(batch) * max(lengths[i] for i in batch), reverse=True)
     largest = max(
         (part for batch in by_size[:_LOOKED_AT] for part in _parts(objective, examples, batch, settings)),
