@@ -21,7 +21,8 @@ class EvalRequest(Command):
     rank correlation of each attribute, beside a constant. With --judge an entry's sampled completions of prompts are
     compared with its base's: score, win rate, and how far they moved (KL). With --by or --annotator texts are sampled
     at every value of every attribute, and asked values compared with realized ones. Of a mixture (--data MIXTURE.yaml)
-    the unseen tasks are measured, before and after.
+    the unseen tasks are measured, before and after. --data lm-eval:TASK,TASK measures standard benchmarks by the
+    lm-evaluation-harness, before and after (with --style chat in the entry's own template).
     """
 
     entry: fields.OptionalEntry = None
@@ -61,6 +62,7 @@ class EvalRequest(Command):
         """Measure, keep the measurements in the entry's record, and give them."""
         from tunescope import bank
         from tunescope.commands.eval_attributes import attributes_of, eval_attributes
+        from tunescope.commands.eval_harness import PREFIX, eval_harness
         from tunescope.commands.eval_judged import eval_judged
         from tunescope.commands.eval_pairs import eval_pairs, score_texts
         from tunescope.commands.eval_steering import eval_steering
@@ -74,6 +76,9 @@ class EvalRequest(Command):
         report = report or Report()
         check_subject(self.entry, self.base, "Name what to measure")
         record = bank.read_record(self.entry) if self.entry is not None else None
+        if self.data.startswith(PREFIX):
+            self.refuse(*_ROWS_ONLY, where="benchmarks are measured")
+            return eval_harness(self, record, report)
         if record and self.style not in ("auto", record.template.style):
             raise TunescopeError(
                 f"{self.entry} was made in {record.template.style} style; measuring it in {self.style} style would not "
@@ -118,5 +123,9 @@ class EvalRequest(Command):
                 raise SettingError("EvalRequest", name, f"has no meaning where {where}: leave it out")
 
 
+_ROWS_ONLY = (
+    "split", "template", "probe", "all_probes", "generate_rows", "max_new_tokens", "max_length", "skip_bad", "plot",
+    "judge", "by", "annotator", "n", "skip_unjudged",
+)  # fmt: skip
 _TASK_ONLY = ("probe", "all_probes", "generate_rows")
 _SAMPLED_ONLY = ("against", "n", "skip_unjudged")
