@@ -74,7 +74,7 @@ def test_two_make_the_entry_that_one_makes(place: Place, cli: Cli, tmp_path: Pat
 def test_one_that_is_killed_is_named_and_the_run_goes_on_by_another_number(
     place: Place, cli: Cli, tmp_path: Path
 ) -> None:
-    more = {"max-steps": 1500, "checkpoint-every": 1, "lr": 1e-4}
+    more = {"max-steps": 600, "checkpoint-every": 1, "lr": 1e-4}
     out = tmp_path / "bank/killed"
     with tunescope(*arguments(place, out, **more, processes=2)) as process:
         wait_for(lambda: (tmp_path / "bank/.training/killed/checkpoint.safetensors").exists())
@@ -85,7 +85,7 @@ def test_one_that_is_killed_is_named_and_the_run_goes_on_by_another_number(
     assert "Process 2 was ended from outside (SIGKILL)" in said and "Traceback" not in said
     with tunescope(*arguments(place, out, **more, processes=3)) as process:
         done = len((tmp_path / "bank/.training/killed/metrics.jsonl").read_text().splitlines())
-        assert done < 1500
+        assert done < 600
         metrics = tmp_path / "bank/.training/killed/metrics.jsonl"
         wait_for(lambda: len(metrics.read_text().splitlines()) > done + 3)
         others = others_of(process)
@@ -94,8 +94,11 @@ def test_one_that_is_killed_is_named_and_the_run_goes_on_by_another_number(
     assert process.returncode == 130 and "everything is saved" in said
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))
     kept = steps(metrics.parent)
-    whole = cli(*arguments(place, tmp_path / "bank/whole", **more | {"checkpoint-every": 1500})).json
-    assert whole["steps"] == 1500
+    with tunescope(*arguments(place, out, **more | {"seed": 5}, processes=2)) as process:
+        said = process.communicate(timeout=90)[1]
+    assert process.returncode == 2 and "had other settings (seed)" in said
+    whole = cli(*arguments(place, tmp_path / "bank/whole", **more | {"checkpoint-every": 600})).json
+    assert whole["steps"] == 600
     assert kept == [pytest.approx(step, rel=1e-2, abs=1e-4) for step in steps(tmp_path / "bank/whole")[: len(kept)]]
 
 

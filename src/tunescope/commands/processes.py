@@ -92,6 +92,10 @@ def _started(command: Together) -> Iterator[None]:
         yield
     except TeamError as error:
         raise (_cause(others) or error) from error
+    except BaseException:
+        for process in others.processes:  # what they wait for does not come
+            process.terminate()
+        raise
     finally:
         torch.set_num_threads(threads)
         if dist.is_initialized():
