@@ -46,3 +46,10 @@ def test_a_record_s_texts_are_shown_as_they_are(cli: Callable[..., Ended], place
     path.write_text(json.dumps(record))
     for shown in (cli("bank", "list", "bank"), cli("bank", "show", "bank/a")):
         assert shown.code == 0 and "\\x1b[31m[/x]" in shown.out and "\x1b" not in shown.out
+
+
+def test_stages_of_long_work_are_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output(as_json=True).working("measuring") as on_stage:
+        on_stage("latency")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "measuring: latency\n")

@@ -76,7 +76,7 @@ class Output(Report):
             result.show(self.console)
 
     def working(self, what: str) -> AbstractContextManager[Callable[[str], Any]]:
-        """A spinner on a terminal."""
+        """A spinner on a terminal, a line a stage elsewhere."""
         return _working(self.progress, what)
 
     def counting(self, what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], Any]]:
@@ -104,6 +104,9 @@ class Output(Report):
 
 @contextmanager
 def _working(console: Console, what: str) -> Iterator[Callable[[str], Any]]:
+    if not console.is_terminal:
+        yield lambda stage: console.print(f"{what}: {stage}")
+        return
     with console.status(what) as status:
         yield lambda stage: status.update(f"{what}: {stage}")
 
