@@ -78,8 +78,8 @@ def prompting(t: Tested) -> Iterator[Claim]:
     yield Claim(
         "Few-shot prompting costs latency",
         "holds" if few.ttft_ms > 1.1 * zero.ttft_ms else "hardly",
-        f"{few.extra_prompt_tokens} tokens more, kept; first token {few.ttft_ms:.0f} ms against {zero.ttft_ms:.0f}, each "
-        f"further one {few.ms_per_token:.0f} against {zero.ms_per_token:.0f}",
+        f"{few.extra_prompt_tokens} tokens more, kept; first token {few.ttft_ms:.0f} ms against {zero.ttft_ms:.0f}, "
+        f"each further one {few.ms_per_token:.0f} against {zero.ms_per_token:.0f}",
     )
     cheaper = [name for name, row in t.rows.items() if row.trains and row.ttft_ms < few.ttft_ms]
     yield Claim(

@@ -1,11 +1,13 @@
-"""How costs grow here: with rows, with customizations, with length.
+"""How costs grow here: with rows, with customizations, with length, and on paper with the base.
 
-    python benchmarks/scale.py [--only rows customizations lengths] [--json]
+    python benchmarks/scale.py [--only rows customizations lengths paper] [--json]
 
     rows             1,000 to 100,000 rows read and made tokens: seconds, and memory over what was there before
     customizations   1 to 1,000 LoRAs in one bank: listing it, opening one, bytes each; and 1 to 64 loaded at once in an
                      engine that answers eight rows by eight of them
     lengths          a step of LoRA on one text of 128 to 8,192 tokens: seconds and memory, planned memory beside them
+    paper            a step of LoRA and of full fine-tuning on one text of 1,024 tokens, layers computed again, for
+                     bases of Llama 3.1's sizes (billions of parameters): memory as planned; nothing is computed
 
 Each size runs in a process of its own.
 """
@@ -30,7 +32,10 @@ SIZES = {
     "rows": (1_000, 10_000, 100_000),
     "customizations": (1, 10, 100, 1_000),
     "lengths": (128, 512, 2_048, 8_192),
+    "paper": (8, 70, 405),
 }
+# Of Llama 3.1 (Llama Team 2024, arXiv:2407.21783, table 3): hidden size, inner size, layers, heads.
+LLAMAS = {8: (4_096, 14_336, 32, 32), 70: (8_192, 28_672, 80, 64), 405: (16_384, 53_248, 126, 128)}
 LOADED = 64  # most that are loaded at once
 
 
@@ -139,10 +144,37 @@ def lengths(length: int, folder: Path) -> dict[str, float]:
     }
 
 
+def paper(billions: int, folder: Path) -> dict[str, float]:
+    """What the planner says of a base of which there is a configuration alone."""
+    import torch
+
+    import tunescope as ts
+    from tunescope.planning import gpu
+
+    hidden, inner, layers, heads = LLAMAS[billions]
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "num_key_value_heads": 8,
+        "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 128_256,
+        "max_position_embeddings": 8_192, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    start = time.perf_counter()
+    asked = ts.PlanSettings(length=1_024, texts=8, methods=("lora", "full"), objectives=("sft",))
+    settings = ts.TrainSettings(batch_size=1, recompute=True)
+    plan = ts.plan(str(folder), settings=asked, training=settings, machine=gpu("h100"), dtype=torch.bfloat16)
+    found = {"parameters": plan.parameters, "weights_gb": plan.weights_mb / 1e3, "planned_in": 0.0}
+    for row in plan.rows:
+        found[f"{row.method}_gb"] = (plan.weights_mb + row.peak_memory_mb) / 1e3
+        found |= {f"{row.method}_{part}_gb": size / 1e3 for part, size in vars(row.parts).items() if size}
+        found[f"{row.method}_trained"] = row.trainable_parameters
+    return found | {"planned_in": time.perf_counter() - start}
+
+
 MEASURES: dict[str, Callable[[int, Path], dict[str, float]]] = {
     "rows": rows,
     "customizations": customizations,
     "lengths": lengths,
+    "paper": paper,
 }
 
 
