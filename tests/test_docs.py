@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Options of other programs that the pages name.
-FOREIGN = {"--what", "--rewards", "--enable-prompt-embeds", "--lora", "--minutes", "--nproc-per-node"}
+FOREIGN = {"--what", "--rewards", "--enable-prompt-embeds", "--lora", "--minutes", "--nproc-per-node", "--run"}
 
 
 def blocks(name: str) -> list[str]:
