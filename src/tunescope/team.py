@@ -1,15 +1,18 @@
 """Processes that do one run together: each computes its share of the rows, and all of them take the same step.
 
 A team is torch.distributed's process group, however it was made (`tunescope train --processes`, torchrun, accelerate
-launch, a user's own script); without one a process is a team of itself, and everything here returns at once. Members
-tell each other JSON values and sums of gradients, nothing else. All of a team have to call the same things in the same
-order, so what decides a call must be known to all of them alike.
+launch, a user's own script), while its processes train (``joined``). At all other times, and without a group, a process
+is a team of itself, and everything here returns at once: what one process measures waits for nobody. Members tell each
+other JSON values and sums of gradients, nothing else. All of a team have to call the same things in the same order, so
+what decides a call must be known to all of them alike.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,11 +118,24 @@ class Team:
                 parameter.grad = total.view_as(parameter).to(parameter.dtype, copy=True) if exists else None
 
 
+_ALONE = Team()
+_team = ContextVar("team", default=_ALONE)
+
+
 def this_team() -> Team:
-    """The team that this process is in."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return Team()
-    return Team(dist.get_rank(), dist.get_world_size())
+    """The team that this process is in now."""
+    return _team.get()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within the block this process is in the team of the process group, if there is one."""
+    grouped = dist.is_available() and dist.is_initialized()
+    token = _team.set(Team(dist.get_rank(), dist.get_world_size()) if grouped else _ALONE)
+    try:
+        yield
+    finally:
+        _team.reset(token)
 
 
 def _messages(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

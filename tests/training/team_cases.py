@@ -15,7 +15,9 @@ from tests.tiny import tiny_base
 
 from tunescope import team
 from tunescope.data.rows import Row
-from tunescope.methods import IA3, Adapter, Full, LoRA, Method, PromptTuning, PTuning, compose
+from tunescope.data.template import default_template
+from tunescope.evaluation import evaluate_preferences
+from tunescope.methods import IA3, Adapter, Full, LoRA, Method, PromptTuning, PTuning, compose, customize
 from tunescope.objectives import DPO, GRPO, PPO, SFT, Attributes, Objective, Reward
 from tunescope.training import Trained, TrainSettings, train, train_tasks
 from tunescope.training.metrics import StepMetrics
@@ -124,3 +126,14 @@ def lose_gradients() -> None:
         add(self, own)
 
     team.Team.add_gradients = nothing  # type: ignore[method-assign]
+
+
+def measuring(index: int, port: int, folder: Path) -> None:
+    """The first of two processes measures preferences, whose references training would share."""
+    store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=2)
+    if index == 0:
+        base = tiny_base()
+        evaluate_preferences(customize(base, LoRA(rank=2), default_template(base.tokenizer)), DPO(), PAIRS)
+        (folder / "done").touch()
+    dist.destroy_process_group()

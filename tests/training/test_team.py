@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.training.team_cases import CASES, member
+from tests.training.team_cases import CASES, measuring, member
 
 from tunescope.team import Team
 
@@ -73,3 +73,10 @@ def test_shares_are_all_the_items_and_of_similar_length(size: int, count: int) -
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     tokens = [sum(items[i] for i in own) for own in shares]
     assert max(tokens) - min(tokens) <= max(items, default=0)
+
+
+def test_beside_training_a_process_waits_for_nobody(tmp_path: Path) -> None:
+    """In a group of two, one process alone measures what in training all would share."""
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.start_processes(measuring, (store.port, tmp_path), nprocs=2, start_method="spawn")
+    assert (tmp_path / "done").exists()

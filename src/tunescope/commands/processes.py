@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tunescope.commands.report import Report
 from tunescope.errors import TeamError, TunescopeError
-from tunescope.team import this_team
+from tunescope.team import joined, this_team
 
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext
@@ -63,15 +63,17 @@ def together(command: Together, report: Report) -> Iterator[Report]:
         TeamError: one of the others ended.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if (launched or this_team().size > 1) and command.processes > 1:
+    grouped = dist.is_initialized()
+    if (launched or grouped) and command.processes > 1:
         raise TunescopeError("These processes were started by another program already: leave --processes out.")
     with contextlib.ExitStack() as ending:
-        if this_team().size == 1 and launched:
+        if launched and not grouped:
             _take_gpu(command, int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group(_backend(command))
             ending.callback(dist.destroy_process_group)
         elif command.processes > 1:
             ending.enter_context(_started(command))
+        ending.enter_context(joined())
         yield report if this_team().writes else Silent()
 
 
@@ -109,7 +111,8 @@ def _other(index: int, command: Together, count: int, port: int, threads: int) -
     _take_gpu(command, index + 1)
     store = dist.TCPStore(_HERE, port, count, is_master=False)
     dist.init_process_group(_backend(command), store=store, rank=index + 1, world_size=count)
-    command.work(Silent())
+    with joined():
+        command.work(Silent())
     dist.destroy_process_group()
 
 

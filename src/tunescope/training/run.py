@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -14,7 +15,7 @@ from tunescope.base import Base
 from tunescope.errors import TrainingError
 from tunescope.methods import Customized, Method
 from tunescope.objectives import SFT, Objective
-from tunescope.team import this_team
+from tunescope.team import joined, this_team
 from tunescope.training.learner import Learner
 from tunescope.training.loop import train_loop
 from tunescope.training.metrics import StepMetrics
@@ -53,14 +54,14 @@ class Trained:
 
 
 def _one_writer(run: Callable[_P, Trained]) -> Callable[_P, Trained]:
-    """Hold ``out``, where one is given, for all of a run."""
+    """Join the team, if there is one, and hold ``out``, where one is given, for all of a run."""
 
     @functools.wraps(run)
     def held(*given: _P.args, **named: _P.kwargs) -> Trained:
-        out = named.get("out")
-        if out is None:
-            return run(*given, **named)
-        with bank.claimed(Path(str(out)), overwrite=bool(named.get("overwrite"))):
+        with ExitStack() as opened:
+            opened.enter_context(joined())
+            if (out := named.get("out")) is not None:
+                opened.enter_context(bank.claimed(Path(str(out)), overwrite=bool(named.get("overwrite"))))
             return run(*given, **named)
 
     return held

@@ -24,7 +24,7 @@ from tunescope.base import Base
 from tunescope.errors import TrainingError
 from tunescope.methods import Customization, Customized, Method, PTuning
 from tunescope.objectives import SFT
-from tunescope.team import this_team
+from tunescope.team import joined, this_team
 from tunescope.training.learner import Learner
 from tunescope.training.metrics import StepMetrics
 from tunescope.training.prepared import Data, Prepared, Reading, prepare
@@ -86,7 +86,10 @@ def train_tasks(
     if unknown := sorted(set(patterns or {}) - set(data)):
         raise TrainingError(f"patterns has {unknown[0]!r}, which is none of the tasks: {', '.join(data)}.")
     settings, patterns = settings or TrainSettings(), patterns or {}
-    with contextlib.nullcontext() if out is None else bank.claimed(Path(out), overwrite=overwrite, kind=TABLE):
+    with contextlib.ExitStack() as held:
+        held.enter_context(joined())
+        if out is not None:
+            held.enter_context(bank.claimed(Path(out), overwrite=overwrite, kind=TABLE))
         runs = {}
         for name, rows in data.items():
             how = Reading(patterns.get(name), style, skip_bad)
