@@ -240,6 +240,22 @@ def test_the_most_contested_rows_stand_first() -> None:
     assert answered(make_comparison(rows, tested=tested, split="validation")) is None
 
 
+def test_a_row_is_shown_by_what_is_its_own() -> None:
+    tested = [
+        RowText(key=key, prompt=f"Name the topic of this: {text}", expected="yes")
+        for key, text in (("a", "rain in spain"), ("b", "rails in spain"))
+    ]
+    rows = [
+        make_row(name, rows=2, row_keys=["a", "b"], per_row=[0.0, 0.0], score=0.0, answers={"a": said, "b": said})
+        for name, said in (("lora", "no"), ("zero-shot", "never"))
+    ]
+    found = answered(make_comparison(rows, tested=tested))
+    assert found is not None and [each.own for each in found.all_wrong] == ["rain in spain", "rails in spain"]
+    same = [tested[0], tested[0].model_copy(update={"key": "b"})]
+    alike = answered(make_comparison(rows, tested=same))
+    assert alike is not None and alike.all_wrong[0].own == tested[0].prompt, "what all have is all there is"
+
+
 def test_texts_are_contested_where_their_scores_are_far_apart() -> None:
     tested = [RowText(key="a", prompt="one", expected="x"), RowText(key="b", prompt="two", expected="x")]
     rows = [

@@ -109,8 +109,8 @@ class TextTokenizer:
         return lead + self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens the common prefix of two texts has."""
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many tokens, or characters, the common prefix of two texts has."""
     length = min(len(first), len(second))
     return next((i for i in range(length) if first[i] != second[i]), length)
 
