@@ -51,6 +51,7 @@ class Tested:
         self.comparison: Comparison = read_comparison(run)
         self.base = ts.load_base(self.comparison.base.name, dtype="float32")
         self.rows = {row.method: row for row in self.comparison.rows if row.score is not None}
+        self.trained = [row for row in self.rows.values() if row.trains]
         self.bank = run / "bank"
 
     def __getitem__(self, method: str) -> MethodResult:
@@ -81,10 +82,10 @@ def prompting(t: Tested) -> Iterator[Claim]:
         f"{few.extra_prompt_tokens} tokens more, kept; first token {few.ttft_ms:.0f} ms against {zero.ttft_ms:.0f}, "
         f"each further one {few.ms_per_token:.0f} against {zero.ms_per_token:.0f}",
     )
-    cheaper = [name for name, row in t.rows.items() if row.trains and row.ttft_ms < few.ttft_ms]
+    cheaper = [row.method for row in t.trained if row.ttft_ms < few.ttft_ms]
     yield Claim(
         "What is trained answers sooner than few-shot prompts",
-        "holds" if len(cheaper) == sum(row.trains for row in t.rows.values()) else f"for {', '.join(cheaper)}",
+        "holds" if len(cheaper) == len(t.trained) else f"for {', '.join(cheaper)}",
         f"first token of lora {lora.ttft_ms:.0f} ms, of full {t['full'].ttft_ms:.0f}, of few-shot {few.ttft_ms:.0f}",
     )
     gap = difference(few, zero, t.comparison.metric)
@@ -93,12 +94,12 @@ def prompting(t: Tested) -> Iterator[Claim]:
 
 def forgetting(t: Tested) -> Iterator[Claim]:
     """What stays of the base."""
-    frozen = [row for row in t.rows.values() if row.trains and row.method != "full"]
+    frozen = [row for row in t.trained if row.method != "full"]
     exact = all(row.forgetting_off == 0 for row in frozen)
     yield Claim(
         "Switched off, methods that keep the base frozen forget nothing",
         "holds, exactly" if exact else "does not",
-        "nats/token: " + ", ".join(f"{r.method} {r.forgetting_off:.3f}" for r in t.rows.values() if r.trains),
+        "nats/token: " + ", ".join(f"{r.method} {r.forgetting_off:.3f}" for r in t.trained),
     )
     most = max(frozen, key=lambda row: row.forgetting_on)
     yield Claim(
@@ -106,11 +107,10 @@ def forgetting(t: Tested) -> Iterator[Claim]:
         "does not" if most.forgetting_on > t["full"].forgetting_on else "holds",
         "switched on, nats/token: " + ", ".join(f"{r.method} {r.forgetting_on:.2f}" for r in (*frozen, t["full"])),
     )
-    moved = [row for row in t.rows.values() if row.trains]
     yield _rising(
         "Forgetting follows how far the model moved on its task",
         "KL on the task and forgetting",
-        [(row.kl_task, row.forgetting_on) for row in moved],
+        [(row.kl_task, row.forgetting_on) for row in t.trained],
     )
 
 
@@ -128,11 +128,10 @@ def costs(t: Tested) -> Iterator[Claim]:
         "holds" if lora.peak_memory_mb < full.peak_memory_mb and gap.high >= 0 else "not here",
         f"{lora.peak_memory_mb / 1e3:.1f} GB against {full.peak_memory_mb / 1e3:.1f}; {_points(gap)}",
     )
-    trained = [row for row in t.rows.values() if row.trains]
     yield _rising(
         "More trained weights buy a higher score",
         "trained parameters and score",
-        [(row.trainable_parameters, row.score) for row in trained],
+        [(row.trainable_parameters, row.score) for row in t.trained],
     )
 
 

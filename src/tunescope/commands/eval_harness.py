@@ -11,7 +11,7 @@ from tunescope.bank import Record
 from tunescope.commands.command import Result
 from tunescope.commands.eval_task import keep
 from tunescope.commands.report import Report
-from tunescope.commands.subject import customized_of
+from tunescope.commands.subject import check_answers, customized_of
 from tunescope.errors import TunescopeError
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def eval_harness(request: EvalRequest, record: Record | None, report: Report) ->
     tasks = tuple(filter(None, request.data.removeprefix(PREFIX).split(",")))
     if not tasks:
         raise TunescopeError(f"Name tasks behind {PREFIX}, such as {PREFIX}arc_easy,hellaswag.")
-    if record is not None and record.objective in ("reward", "attributes"):
-        raise TunescopeError(f"{request.entry} gives texts numbers and no answers: measure it on rows of its own.")
+    check_answers(request.entry, record)
     customized = customized_of(request.entry, request.base, request.device)
     against = bank.load(request.against, customized.origin) if request.against is not None else None
     with report.working("measuring") as on_task:

@@ -11,7 +11,7 @@ from tunescope.bank import Record
 from tunescope.commands.command import Result
 from tunescope.commands.eval_task import keep, sample, trained_length
 from tunescope.commands.report import Report
-from tunescope.commands.subject import customized_of
+from tunescope.commands.subject import check_answers, customized_of
 from tunescope.commands.yaml_file import read_mixture
 from tunescope.data.mixture import unseen_rows
 from tunescope.data.rows import label_set
@@ -47,8 +47,7 @@ def eval_unseen(request: EvalRequest, record: Record | None, report: Report) -> 
     """Measure an entry, or a base, on the tasks that a mixture holds out."""
     file = Path(request.data)
     mixture = read_mixture(file)
-    if record is not None and record.objective in ("reward", "attributes"):
-        raise TunescopeError(f"{request.entry} gives texts numbers and no answers: measure it on rows of its own.")
+    check_answers(request.entry, record)
     if not mixture.unseen:
         raise TunescopeError(f"{file} holds no task out: name some under unseen, which are then measured here.")
     every = unseen_rows(mixture, report.note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunescope import bank
+from tunescope.bank import Record
 from tunescope.base import Base, load_base
 from tunescope.base.loading import Dtype
 from tunescope.data.template import default_template
@@ -26,6 +27,16 @@ def check_subject(entry: Path | None, base: str | None, what: str) -> None:
     """
     if entry is None and base is None:
         raise TunescopeError(f"{what}: an entry of a bank, or a base with --base.")
+
+
+def check_answers(entry: Path | None, record: Record | None) -> None:
+    """See that what is measured by its answers gives some.
+
+    Raises:
+        TunescopeError: it is a reward or an attribute model.
+    """
+    if record is not None and record.objective in ("reward", "attributes"):
+        raise TunescopeError(f"{entry} gives texts numbers and no answers: measure it on rows of its own.")
 
 
 def customized_of(

@@ -134,9 +134,10 @@ def train(
     how = Reading(pattern, style, skip_bad, tuple(labels) if labels is not None else None, name)
     run = prepare(begin, objective, data, how, settings, validation=validation)
     customized, record = run.customized, run.record
+    path = None
     if not run.learns:
-        saves = out is not None and this_team().writes
-        path = bank.save(customized, Path(str(out)), record, overwrite=overwrite) if saves else None
+        if out is not None and this_team().writes:
+            path = bank.save(customized, Path(out), record, overwrite=overwrite)
         return Trained(customized, record, TrainResult(), path, run.notes)
     with unfinished_run(out, recipe_of(record), restart=restart) as unfinished:
         work = unfinished.folder
@@ -149,7 +150,6 @@ def train(
         customized.finish()
         result = learners[0].result
         record = record.model_copy(update={"training": result.summary()})
-        path = None
         if out is not None and not unfinished.pauses and this_team().writes:
             path = bank.save(customized, Path(out), record, extra=kept_files(work), overwrite=overwrite)
     return Trained(customized, record, result, path, [*run.notes, *objective.notes(run.rows)])
