@@ -205,3 +205,32 @@ def test_bad_ranked_responses(name: str, train: Callable[..., Ended]) -> None:
     assert (ended.code, ended.out) == (2, "")
     assert said in " ".join(ended.err.split()) and "Traceback" not in ended.err
     assert not Path("bank/x").exists()
+
+
+def test_compare_by_pairs(cli: Cli, place: Place, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "pairs.jsonl", PAIRS * 4)
+    asked = ("compare", "--base", place.base, "--data", data, "--dtype", "float32", "--out", "run", "--json")
+    short = ("--budget-tokens", 3000, "--methods", "zero-shot,lora", "--max-new-tokens", 4, "--generate-rows", 2)
+    found = cli(*asked, *short, "--objective", "dpo", "--beta", 0.5).json
+    assert (found["metric"], found["data"]["objective"]) == ("preference_accuracy", "dpo")
+    assert found["rows"][0]["score"] == 0.5 and found["rows"][1]["score"] > 0.5
+    record = json.loads(Path("run/bank/lora/customization.json").read_text(encoding="utf-8"))
+    assert record["objective_settings"]["beta"] == 0.5
+    assert "Preference accuracy" in Path("run/report.html").read_text(encoding="utf-8")
+    assert "--beta" in cli("compare", "--objective", "dpo", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--objective", "ppo"), "--reward: is missing"),
+        (("--objective", "attributes", "--columns", "a"), "attributes is not compared yet: take sft, dpo or reward"),
+        (("--objective", "reward", "--judge", "words:3"), "--judge: a reward model writes nothing"),
+        (("--objective", "dpo", "--template", "{prompt}{chosen}"), "leave --template out"),
+        (("--beta", "0.5"), "--beta"),
+    ],
+)
+def test_what_is_not_compared(more: tuple[str, ...], says: str, cli: Cli, place: Place, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    ended = cli("compare", "--base", place.base, "--data", data, "--out", "run", *more)
+    assert ended.code == 2 and says in ended.err and not Path("run").exists()

@@ -18,12 +18,13 @@ from tunescope.comparison import (
     CompareSettings,
     Comparison,
     Watcher,
+    aim,
     compare,
     read_comparison,
     runner,
-    schedule,
     search,
 )
+from tunescope.comparison.aim import Answers
 from tunescope.data.rows import Row
 from tunescope.errors import Interrupted, TunescopeError, UnknownNameError
 from tunescope.evaluation import Probes
@@ -104,16 +105,16 @@ def test_a_method_is_searched_and_the_best_by_validation_is_taken(tmp_path: Path
 def test_settings_are_chosen_on_rows_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, validation and test share no row, and the test rows are asked once a method, after every search."""
     asked: list[tuple[str, frozenset[str]]] = []
-    measure, evaluate, train = search.Task.measure, schedule.evaluate, search.train
+    measure, card, train = Answers.measure, Answers.card, search.train
 
     def texts(rows: Any) -> frozenset[str]:
         return frozenset(row.prompt for row in rows)
 
     monkeypatch.setattr(
-        search.Task, "measure", lambda self, c, rows: (asked.append(("choose", texts(rows))), measure(self, c, rows))[1]
+        Answers, "measure", lambda self, c, rows: (asked.append(("choose", texts(rows))), measure(self, c, rows))[1]
     )
     monkeypatch.setattr(
-        schedule, "evaluate", lambda c, rows, **how: (asked.append(("test", texts(rows))), evaluate(c, rows, **how))[1]
+        Answers, "card", lambda self, c, rows, *how: (asked.append(("test", texts(rows))), card(self, c, rows, *how))[1]
     )
     monkeypatch.setattr(
         search, "train", lambda *a, data, **how: (asked.append(("learn", texts(data))), train(*a, data=data, **how))[1]
@@ -388,14 +389,14 @@ def test_a_candidate_that_fails_on_its_way_leaves_its_place_to_the_next(
 def test_a_loss_that_is_not_finite_is_the_candidates_own_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, calls = search.measure_task, []
+    measure, calls = aim.measure_task, []
 
     def broken(*given: Any, **how: Any) -> Any:
         calls.append(1)
         found = measure(*given, **how)
         return replace(found, nll_per_token=float("nan")) if len(calls) == 1 else found
 
-    monkeypatch.setattr(search, "measure_task", broken)
+    monkeypatch.setattr(aim, "measure_task", broken)
     lora = run(tmp_path / "run", methods="lora").row("lora")
     assert "not finite" in (lora.search[0].error or "") and lora.score is not None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -13,13 +13,16 @@ from tunescope.commands import fields
 from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.report import Report
 from tunescope.comparison import CompareSettings, Comparison, compare, render_table
+from tunescope.comparison.aim import check_objective
 from tunescope.data.inputs import has_part
 from tunescope.data.reading import read
-from tunescope.data.rows import Row, to_rows
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.evaluation import default_probes, user_probes
 from tunescope.locks import check_free
+from tunescope.objectives import SFT, Objective
+from tunescope.objectives.registry import OBJECTIVES
+from tunescope.registry import Registry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +47,13 @@ class Compared(Result):
 
 
 class CompareRequest(Command):
-    """Train and measure the methods on your data within a budget, and say which one to take."""
+    """Train and measure the methods on your data within a budget, and say which one to take.
+
+    With --objective dpo or reward the methods learn from pairs, or from ranked responses, and are measured by how often
+    they prefer the better completion; with --judge by what a judge thinks of their own completions.
+    """
+
+    choices: ClassVar[Mapping[str, Registry]] = {"objective": OBJECTIVES}
 
     base: fields.BaseName
     data: fields.Data
@@ -63,21 +72,25 @@ class CompareRequest(Command):
     restart: fields.Restart = False
     finish: bool = False
     """Search no further: measure the best of each method so far on the test rows."""
+    objective: Objective = Field(default_factory=SFT)
+    """What methods are trained for: sft, dpo or reward. With it --help shows the objective's own flags."""
     settings: CompareSettings = Field(default_factory=CompareSettings)
     """Budget, methods and sizes."""
 
     @classmethod
     def parts(cls, chosen: Mapping[str, Any]) -> dict[str, Part]:
-        """The comparison's settings."""
-        return {"settings": Part(CompareSettings)}
+        """The comparison's settings, and the objective's."""
+        objective: type[Objective] = OBJECTIVES.load(chosen.get("objective", SFT.name))
+        return {"settings": Part(CompareSettings), "objective": Part(objective)}
 
     def run(self, report: Report | None = None) -> Compared:
         """Train, measure, write the report."""
         report = report or Report()
         check_free(self.out)
+        check_objective(self.objective, judged=bool(self.settings.judge))
         table = read(self.data, split=self.split, skip_bad=self.skip_bad)
         pattern = self.template or table.default_template
-        rows = to_rows(table, pattern, skip_bad=self.skip_bad - len(table.skipped), on_note=report.note)
+        rows = self.objective.rows(table, pattern, self.skip_bad - len(table.skipped), report.note)
         test_rows = self._test_rows(pattern, report)
         probes = user_probes(self.probe) if self.probe is not None else default_probes(everything=self.all_probes)
         base = load_base(self.base, dtype=self.dtype, device=self.device)
@@ -87,6 +100,7 @@ class CompareRequest(Command):
                 base,
                 rows,
                 test_rows,
+                objective=self.objective,
                 out=self.out,
                 settings=self.settings,
                 pattern=pattern,
@@ -99,7 +113,7 @@ class CompareRequest(Command):
             )
         return Compared(found.model_dump(mode="json"), self.out, comparison=found)
 
-    def _test_rows(self, pattern: str | None, report: Report) -> list[Row] | None:
+    def _test_rows(self, pattern: str | None, report: Report) -> list[Any] | None:
         """Rows named by ``test``, or the test part of a built-in set."""
         if self.test is not None:
             table = read(self.test, skip_bad=self.skip_bad)
@@ -109,4 +123,4 @@ class CompareRequest(Command):
             return None
         if not len(table):
             raise DataError(f"{table.path}: no test rows.")
-        return to_rows(table, pattern, skip_bad=self.skip_bad - len(table.skipped), on_note=report.note)
+        return self.objective.rows(table, pattern, self.skip_bad - len(table.skipped), report.note)

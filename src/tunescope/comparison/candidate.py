@@ -28,15 +28,15 @@ class Rung(Part):
     """Validation rows it was measured on."""
     score: float
     """The comparison's metric on them."""
-    loss: float
-    """Nats per completion token on them."""
+    loss: float | None
+    """Nats per completion token on them, or per pair; None where only a judge reads them."""
     test_seen: bool = False
     """Whether the test rows had been opened for this method before."""
 
     @property
     def order(self) -> tuple[float, float]:
         """Sorts the better one first: the higher score, and of equal ones the lower loss."""
-        return (-self.score, self.loss)
+        return (-self.score, self.loss or 0.0)
 
 
 class Candidate(Part):

@@ -5,10 +5,18 @@ from __future__ import annotations
 MISSING = "—"
 """Stands where nothing was measured."""
 
-FRACTIONS = frozenset({"accuracy", "macro_f1", "exact_match"})
+FRACTIONS = frozenset({"accuracy", "macro_f1", "exact_match", "preference_accuracy"})
 """Metrics between 0 and 1, shown as percentages; any other is shown on its own scale (chrF: 0 to 100)."""
 
-_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "exact_match": "exact match", "chrf": "chrF"}
+_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "exact_match": "exact match",
+    "chrf": "chrF",
+    "preference_accuracy": "preference accuracy",
+    "judge": "judge's score",
+}
+_DIGITS = {"judge": 2}
 
 
 def metric_name(metric: str) -> str:
@@ -21,27 +29,32 @@ def metric_scale(metric: str) -> float:
     return 100.0 if metric in FRACTIONS else 1.0
 
 
+def digits(metric: str) -> int:
+    """Decimals of a shown score."""
+    return _DIGITS.get(metric, 1)
+
+
 def score(value: float | None, metric: str) -> str:
     """``91.2%`` for fractions, ``54.3`` for scores on a scale of their own."""
     if value is None:
         return MISSING
-    return f"{value * metric_scale(metric):.1f}{'%' if metric in FRACTIONS else ''}"
+    return f"{value * metric_scale(metric):.{digits(metric)}f}{'%' if metric in FRACTIONS else ''}"
 
 
 def score_interval(value: float | None, low: float | None, high: float | None, metric: str) -> str:
     """``91.2 [89.0, 93.1]``, without unit."""
     if value is None:
         return MISSING
-    scale = metric_scale(metric)
-    bounds = "" if low is None or high is None else f" [{low * scale:.1f}, {high * scale:.1f}]"
-    return f"{value * scale:.1f}{bounds}"
+    scale, shown = metric_scale(metric), digits(metric)
+    bounds = "" if low is None or high is None else f" [{low * scale:.{shown}f}, {high * scale:.{shown}f}]"
+    return f"{value * scale:.{shown}f}{bounds}"
 
 
 def points(value: float, metric: str, signed: bool = False) -> str:
     """A difference of scores without its unit: ``2.4``, or ``+2.4`` when signed."""
-    shown = value * metric_scale(metric)
-    shown = 0.0 if abs(shown) < 0.05 else shown
-    return f"{shown:{'+' if signed else ''}.1f}"
+    shown, decimals = value * metric_scale(metric), digits(metric)
+    shown = 0.0 if abs(shown) < 0.5 * 10**-decimals else shown
+    return f"{shown:{'+' if signed else ''}.{decimals}f}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

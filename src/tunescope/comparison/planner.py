@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tunescope.base import Base
 from tunescope.comparison.plan import Bracket, Costs, Plan, bracket_of, prompting_bracket
 from tunescope.data.batching import BatchOrder
 from tunescope.data.encoding import Encoder
-from tunescope.data.rows import Row
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.methods import Method, ZeroShot
-from tunescope.objectives import SFT
-from tunescope.training import TrainSettings, train
+from tunescope.training import train
 from tunescope.training.learner import steps_of_round
 
 if TYPE_CHECKING:
     from tunescope.comparison.runner import Given
+    from tunescope.comparison.search import Task
 
 # The first steps of a trial are slower (fresh memory, cold caches) and are not counted.
 _TRIAL_STEPS, _WARM_UP = 3, 1
@@ -100,25 +97,22 @@ class Planner:
         """Seconds that scoring a validation row takes the base."""
         task = self._given.task
         rows = task.validation[1][:_TIMED_ROWS]
-        plain = train(task.base, ZeroShot(), data=task.rows[:1], pattern=task.pattern, style=task.style)
-        task.measure(plain.customized, rows[:2])  # the first pass is slower
+        _, first = task.aim.learned(ZeroShot, task.rows[:1])
+        plain = train(task.base, ZeroShot(), data=first, pattern=task.pattern, style=task.style)
+        task.aim.look(plain.customized, rows[:2])  # the first pass is slower
         started = time.perf_counter()
-        task.measure(plain.customized, rows)
+        task.aim.look(plain.customized, rows)
         return (time.perf_counter() - started) / len(rows)
 
     @cached_property
     def _row_tokens(self) -> float:
         """Tokens of a row as the base reads it."""
-        task = self._given.task
-        return tokens_of_step(task.base, ZeroShot(), task.rows, task.settings, task.pattern, task.style)[1] / (
-            task.settings.batch_size
-        )
+        return tokens_of_step(ZeroShot(), self._given.task)[1] / self._given.task.settings.batch_size
 
     def _speed(self, kind: type[Method]) -> Speed:
-        task = self._given.task
         if kind.trains == "nothing":
             return Speed(self._row, self._row_tokens)
-        return speed_of(task.base, kind(), task.rows, task.settings, task.pattern, task.style)
+        return speed_of(kind(), self._given.task)
 
 
 @dataclass(frozen=True)
@@ -130,15 +124,14 @@ class Speed:
     stage_seconds: float = 0.0
 
 
-def tokens_of_step(
-    base: Base, method: Method, rows: Sequence[Row], settings: TrainSettings, pattern: str | None, style: str
-) -> tuple[list[int], float]:
+def tokens_of_step(method: Method, task: Task) -> tuple[list[int], float]:
     """Tokens of each of some steps, and their mean."""
-    sample = random.Random(settings.seed).sample(list(rows), min(_SAMPLE, len(rows)))
-    template = method.prompt(
-        default_template(base.tokenizer, pattern=pattern, style=style), sample, None, settings.seed
-    )
-    examples = SFT().examples(sample, Encoder(base.tokenizer, template, base.context_length, settings.max_length))
+    base, settings = task.base, task.settings
+    objective, sample = task.aim.learned(type(method), _sample(task))
+    template = default_template(base.tokenizer, pattern=task.pattern, style=task.style)
+    shown = method.prompt(template, sample, None, settings.seed)
+    encoder = Encoder(base.tokenizer, shown, base.context_length, settings.max_length, objective.cut)
+    examples = objective.examples(sample, encoder)
     if not examples:
         raise DataError("No training row is left: none fits. Raise --max-length or shorten the completions.")
     order = BatchOrder.of(examples, settings.batch_size, settings.seed)
@@ -146,16 +139,19 @@ def tokens_of_step(
     return tokens, sum(tokens) / len(tokens)
 
 
-def speed_of(
-    base: Base, method: Method, rows: Sequence[Row], settings: TrainSettings, pattern: str | None, style: str
-) -> Speed:
+def speed_of(method: Method, task: Task) -> Speed:
     """How fast the method trains here, by a few steps that are thrown away."""
-    tokens, mean = tokens_of_step(base, method, rows, settings, pattern, style)
-    sample = random.Random(settings.seed).sample(list(rows), min(_SAMPLE, len(rows)))
-    trial = settings.model_copy(update={"max_steps": _TRIAL_STEPS})
+    tokens, mean = tokens_of_step(method, task)
+    objective, sample = task.aim.learned(type(method), _sample(task))
+    trial = task.settings.model_copy(update={"max_steps": _TRIAL_STEPS})
     started = time.perf_counter()
-    result = train(base, method, data=sample, settings=trial, pattern=pattern, style=style).result
+    result = train(task.base, method, objective, sample, settings=trial, pattern=task.pattern, style=task.style).result
     beside = time.perf_counter() - started - result.seconds
     counted = sum(tokens[i % len(tokens)] for i in range(_WARM_UP, _TRIAL_STEPS))
     per_token = (result.times[-1] - result.times[_WARM_UP - 1]) / counted
     return Speed(per_token * mean, mean, beside)  # all rows are tokenized once, and kept
+
+
+def _sample(task: Task) -> list[Any]:
+    """Rows whose lengths stand for all."""
+    return random.Random(task.settings.seed).sample(task.rows, min(_SAMPLE, len(task.rows)))

@@ -28,6 +28,7 @@ from tunescope.comparison.tradeoff import (
 from tunescope.evaluation.statistics import Difference, rows_needed
 
 FINE_ENOUGH = 5.0
+_OF_A_HUNDRED = form.FRACTIONS | {"chrf"}  # a judge's scores have a scale of their own
 """Points (of 100) of uncertainty above which the test set is called too small."""
 
 ALTERNATIVES_SHOWN = 4
@@ -169,7 +170,7 @@ def _resolution(choice: Choice, split: str) -> str:
     if not math.isfinite(gap.high):
         return "The scores come without intervals or per-row values, so no difference can be told from chance."
     sentences = []
-    if gap.high * form.metric_scale(metric) > FINE_ENOUGH:
+    if metric in _OF_A_HUNDRED and gap.high * form.metric_scale(metric) > FINE_ENOUGH:
         on = f"With {rows} test rows the" if rows else "The"
         sentences.append(
             f"{on} test set is too small to tell: {best.name} may be up to {form.points(gap.high, metric)} points "

@@ -41,7 +41,12 @@ class DataInfo(Part):
     """Held out of the training rows to choose settings by."""
     template: str
     """The template as written, or the name of the chat template used."""
-    task: Literal["classification", "text"]
+    task: Literal["classification", "text", "preferences", "judged"]
+    """Right labels; texts near the given ones; the better of two completions preferred; texts that a judge likes."""
+    objective: str = "sft"
+    """What trained methods are trained for."""
+    judge: str | None = None
+    """Who reads the texts."""
     labels: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     """What a reader must know: rows truncated or dropped, test rows that also stand in train."""
@@ -127,6 +132,8 @@ class MethodResult(Part):
     """Loss on general text, nats per token, with the customization on and of the base."""
     kl_task: float | None = None
     """KL divergence to the base on the task's own rows, nats per completion token: how far it moved to learn this."""
+    kl: float | None = None
+    """KL divergence to the base over its own samples, nats per completion, where a judge reads them."""
     probes: dict[str, Probe] = Field(default_factory=dict)
     """General-knowledge accuracies by name of the set."""
     trainable_parameters: int | None = None
@@ -287,7 +294,8 @@ class Comparison(Part):
     test_seen: bool = False
     """Whether settings were chosen after the test rows had been opened, so that their score may flatter."""
     metric: str
-    """Name of the main score, a field of `MethodResult`: ``accuracy``, ``chrf``."""
+    """Name of the main score: ``accuracy``, ``chrf``, ``preference_accuracy`` (how often the better of two completions
+    is preferred, by reward or against the base), ``judge`` (the mean score of sampled texts)."""
     rows: list[MethodResult] = Field(min_length=1)
     tested: list[RowText] = Field(default_factory=list)
     """The test rows, once they are open."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,27 +20,34 @@ from pydantic import AfterValidator, Field
 
 from tunescope.base import Base
 from tunescope.base.device import device_name, dtype_name
+from tunescope.comparison.aim import Aim, AnyRow, Limits, aim_of, best, check_objective
 from tunescope.comparison.ledger import Ledger
 from tunescope.comparison.results import BaseInfo, Comparison, DataInfo, MachineInfo, RowText
 from tunescope.comparison.schedule import Schedule
 from tunescope.comparison.search import Task
 from tunescope.data.identity import row_keys
 from tunescope.data.inputs import Source, has_part, understand
+from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row, label_set
 from tunescope.data.splitting import overlap, split
 from tunescope.data.template import default_template
-from tunescope.errors import DataError, Interrupted, TunescopeError
+from tunescope.errors import DataError, Interrupted, SettingError, TunescopeError
 from tunescope.evaluation import Probes
 from tunescope.evaluation.task import check_labels
+from tunescope.judging import load_judge
 from tunescope.locks import writing
+from tunescope.methods import Method
 from tunescope.methods.registry import METHODS
-from tunescope.settings import Duration, Settings
+from tunescope.objectives import SFT, Objective
+from tunescope.settings import Duration, Settings, Shown
 from tunescope.training import StepMetrics, TrainSettings
 from tunescope.training.prepared import rows_hash
 from tunescope.version import __version__
 
 # Validation rows of the first rung: enough to tell a setting that learns from one that does not.
 _FIRST_ROWS = 64
+# Most validation rows that are answered freely, where there are no labels.
+_WRITTEN = 16
 # Most characters of a test row's text that a report shows.
 _SHOWN = 800
 
@@ -79,6 +87,9 @@ class CompareSettings(Settings):
     """Most passes over the training rows, however much time is left."""
     max_length: int = Field(512, gt=1)
     """Most tokens of a training row; longer prompts lose the middle of their text, in training and in testing."""
+    judge: Annotated[tuple[str, ...], Shown("JUDGE", repeated=True)] = ()
+    """Score what is written, sampled from held-out prompts, by this judge (see ``judging.load_judge``) in place of how
+    near it comes to the rows. Several, as 0.7*NAME, are summed."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of samples, initializations and orders."""
 
@@ -109,7 +120,7 @@ class Given:
     Attributes:
         name: of the data.
         train_rows: all that is learned from, those to choose by among them.
-        task: what candidates learn, and choose by.
+        task: what candidates learn, what for, and what they are chosen by.
         test_rows: to measure the chosen ones on.
         probes: what forgetting is measured on.
         settings: of the comparison.
@@ -117,9 +128,9 @@ class Given:
     """
 
     name: str
-    train_rows: list[Row]
+    train_rows: list[Any]
     task: Task
-    test_rows: list[Row]
+    test_rows: list[Any]
     probes: Probes | None
     settings: CompareSettings
     notes: list[str]
@@ -132,9 +143,10 @@ class Given:
 
 def compare(
     base: Base,
-    data: Source | Sequence[Row],
-    test: Source | Sequence[Row] | None = None,
+    data: Source | Sequence[Row] | Sequence[Preference],
+    test: Source | Sequence[Row] | Sequence[Preference] | None = None,
     *,
+    objective: Objective | None = None,
     out: str | Path,
     settings: CompareSettings | None = None,
     pattern: str | None = None,
@@ -150,9 +162,12 @@ def compare(
 
     Args:
         base: frozen.
-        data: rows to learn from: what ``read`` takes, a table, mappings from column to value, or rows.
+        data: rows to learn from: what ``read`` takes, a table, mappings from column to value, or rows; pairs or ranked
+            responses for an objective that learns from them.
         test: rows to measure on, given in the same ways. By default the test part of a built-in set that has one, and
             else a fifth of ``data``, stratified.
+        objective: what methods are trained for: ``SFT()`` by default, ``DPO(...)`` or ``Reward(...)``. Prompting takes
+            the better completions for its rows.
         out: folder for the bank of chosen customizations, ``comparison.json`` and ``report.html``; a comparison there
             that was not finished goes on.
         settings: budget, methods, sizes.
@@ -167,26 +182,30 @@ def compare(
 
     Raises:
         UnknownNameError: a method that is not known.
+        SettingError: an objective that methods are not compared for, a judge that has nothing to read, or a method that
+            the objective cannot take.
         DataError: rows that do not fit, or too few.
         TunescopeError: ``out`` holds a comparison under other conditions (named) or something else, or another run
             writes there.
         Interrupted: after Ctrl-C; what is known by then is in ``out``. Call again to go on.
     """
-    settings, out = settings or CompareSettings(), Path(out)
-    kinds = [METHODS.load(method) for method in settings.methods or METHODS.names()]
-    given = understand(data, pattern, skip_bad=skip_bad)
+    settings, objective, out = settings or CompareSettings(), objective or SFT(), Path(out)
+    check_objective(objective, judged=bool(settings.judge))
+    reads = partial(understand, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
+    given = reads(data, pattern)
     test = data if test is None and has_part(data, "test") else test
-    measured = None if test is None else understand(test, given.pattern, skip_bad=skip_bad, split="test")
+    measured = None if test is None else reads(test, given.pattern, split="test")
     train_rows, test_rows, notes = _prepare(given.rows, measured.rows if measured else None, settings)
     notes = [*given.notes, *(measured.notes if measured else []), *notes]
-    labels = label_set(train_rows)
-    if labels:
-        check_labels(test_rows, labels)
-    conditions = _conditions(base, train_rows, test_rows, settings, style, probes)
+    aim = _aim(base, objective, train_rows, settings)
+    if aim.labels:
+        check_labels(test_rows, aim.labels)
+    kinds = _kinds(settings, aim)
+    conditions = _conditions(base, train_rows, test_rows, settings, style, probes, objective)
     watcher = watcher or Watcher()
     with writing(out):
         ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart)
-        task = _task(base, train_rows, labels, given.pattern, style, name or given.name, settings)
+        task = _task(base, train_rows, aim, given.pattern, style, name or given.name, settings)
         notes += [note for note in ledger.notes() if note not in notes]
         found = Given(task.name, train_rows, task, test_rows, probes, settings, notes)
         schedule = Schedule(kinds, found, ledger, watcher, publish=lambda: _publish(schedule, found, ledger, watcher))
@@ -206,10 +225,37 @@ def compare(
     return comparison
 
 
+def _aim(base: Base, objective: Objective, rows: Sequence[AnyRow], settings: CompareSettings) -> Aim:
+    """What for, and how that is measured."""
+    limits = Limits(
+        max_length=settings.max_length,
+        max_new_tokens=settings.max_new_tokens,
+        validation_texts=min(settings.generate_rows, _WRITTEN),
+        test_texts=settings.generate_rows,
+    )
+    judge = load_judge(settings.judge, base) if settings.judge else None
+    return aim_of(objective, rows, limits, judge, settings.seed)
+
+
+def _kinds(settings: CompareSettings, aim: Aim) -> list[type[Method]]:
+    """The methods that are asked for, or all that the aim takes.
+
+    Raises:
+        UnknownNameError: a method that is not known.
+        SettingError: one that the aim does not take.
+    """
+    kinds: list[type[Method]] = [METHODS.load(name) for name in settings.methods or METHODS.names()]
+    refused = [kind.name for kind in kinds if not aim.takes(kind)]
+    if settings.methods and refused:
+        reason = f"{refused[0]} trains nothing, so there is no {aim.objective.name} model of it: leave it out"
+        raise SettingError("CompareSettings", "methods", reason)
+    return [kind for kind in kinds if kind.name not in refused]
+
+
 def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher) -> Comparison:
     """Write what is known by now."""
-    task, settings, labels = given.task, given.settings, given.task.labels
-    base, metric = task.base, "accuracy" if task.labels else "chrf"
+    task, settings, aim = given.task, given.settings, given.task.aim
+    base, metric = task.base, aim.metric
     rows = schedule.rows()
     comparison = Comparison(
         tunescope=__version__,
@@ -221,8 +267,10 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
             test_rows=len(given.test_rows),
             validation_rows=len(task.validation[1]),
             template=task.pattern or "as given in the rows",
-            task="classification" if labels else "text",
-            labels=list(labels or ()),
+            task=aim.task,
+            objective=aim.objective.name,
+            judge=" + ".join(settings.judge) or None,
+            labels=list(aim.labels or ()),
             notes=given.notes,
         ),
         machine=MachineInfo(
@@ -251,11 +299,11 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
     return comparison
 
 
-def _to_read(rows: Sequence[Row]) -> list[RowText]:
+def _to_read(rows: Sequence[AnyRow]) -> list[RowText]:
     """Test rows as people read them."""
     return [
         RowText(key=key, prompt=_shortened(row.prompt), expected=row.completion or "")
-        for key, row in zip(row_keys(rows), rows, strict=True)
+        for key, row in zip(row_keys(rows), map(best, rows), strict=True)
     ]
 
 
@@ -264,11 +312,11 @@ def _shortened(text: str) -> str:
 
 
 def _prepare(
-    train_rows: list[Row], test_rows: Sequence[Row] | None, settings: CompareSettings
-) -> tuple[list[Row], list[Row], list[str]]:
+    train_rows: list[Any], test_rows: Sequence[AnyRow] | None, settings: CompareSettings
+) -> tuple[list[Any], list[Any], list[str]]:
     """Training rows, test rows, and what a reader must know about them."""
     notes = []
-    labels = label_set(train_rows)
+    labels = label_set([row for row in train_rows if isinstance(row, Row)])
     if test_rows is None:
         kept, held = split(len(train_rows), _labels_of(train_rows, labels), 0.2, settings.seed)
         test_rows, train_rows = [train_rows[i] for i in held], [train_rows[i] for i in kept]
@@ -280,7 +328,7 @@ def _prepare(
         notes.append(f"Tested on {len(test_rows)} of {of} test rows, a stratified sample by the seed.")
     if not test_rows or len(train_rows) < 2:
         raise DataError("Too few rows to compare: give more data, or test data of its own with --test.")
-    if shared := overlap([row.prompt for row in train_rows], [row.prompt for row in test_rows]):
+    if shared := overlap([best(row).prompt for row in train_rows], [best(row).prompt for row in test_rows]):
         lines = ", ".join(str(test_rows[i].number) for i in shared[:10]) + (" …" if len(shared) > 10 else "")
         notes.append(f"{len(shared)} test rows also stand in the training data (lines {lines}).")
     return train_rows, test_rows, notes
@@ -288,8 +336,8 @@ def _prepare(
 
 def _task(
     base: Base,
-    train_rows: list[Row],
-    labels: tuple[str, ...] | None,
+    train_rows: list[Any],
+    aim: Aim,
     pattern: str | None,
     style: str,
     name: str,
@@ -297,42 +345,42 @@ def _task(
 ) -> Task:
     """What candidates learn, and what they are chosen by: rows held out of those to learn from."""
     count = min(settings.validation_rows, max(len(train_rows) // 5, 1))
+    labels = aim.labels
     kept, held = split(len(train_rows), _labels_of(train_rows, labels), count, settings.seed)
     validation = [train_rows[i] for i in held]
     return Task(
         base=base,
         rows=[train_rows[i] for i in kept],
         validation=(_sampled(validation, labels, _FIRST_ROWS, settings.seed), validation),
-        labels=labels,
+        aim=aim,
         pattern=pattern,
         style=style,
         name=name,
         settings=TrainSettings(
             batch_size=settings.batch_size, epochs=settings.epochs, max_length=settings.max_length, seed=settings.seed
         ),
-        generate_rows=min(settings.generate_rows, 16),
-        max_new_tokens=settings.max_new_tokens,
     )
 
 
-def _sampled(rows: Sequence[Row], labels: tuple[str, ...] | None, count: int, seed: int) -> list[Row]:
+def _sampled(rows: Sequence[Any], labels: tuple[str, ...] | None, count: int, seed: int) -> list[Any]:
     """At most ``count`` of the rows, stratified."""
     if len(rows) <= count:
         return list(rows)
     return [rows[i] for i in split(len(rows), _labels_of(rows, labels), count, seed)[1]]
 
 
-def _labels_of(rows: Sequence[Row], labels: Sequence[str] | None) -> list[str] | None:
+def _labels_of(rows: Sequence[Any], labels: Sequence[str] | None) -> list[str] | None:
     return [row.completion or "" for row in rows] if labels else None
 
 
 def _conditions(
     base: Base,
-    train_rows: list[Row],
-    test_rows: list[Row],
+    train_rows: list[Any],
+    test_rows: list[Any],
     settings: CompareSettings,
     style: str,
     probes: Probes | None,
+    objective: Objective,
 ) -> dict[str, Any]:
     """All that makes rows comparable, by name.
 
@@ -340,7 +388,12 @@ def _conditions(
     method goes on from there.
     """
     versions = {name: metadata.version(name) for name in ("tunescope", "torch", "transformers")}
+    unlike: dict[str, Any] = {"judge": list(settings.judge)} if settings.judge else {}
+    if objective != SFT():
+        unlike["objective"] = {"name": objective.name, **objective.model_dump(mode="json")}
+    kept = {"methods", "budget", "budget_tokens", "sizes", "judge"}
     return {
+        **unlike,
         "version": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "device": f"{base.device.type}, {device_name(base.device)}",
         "dtype": dtype_name(base.dtype),
@@ -350,5 +403,5 @@ def _conditions(
         "test rows": rows_hash(test_rows),
         "budget's unit": "seconds" if settings.budget_tokens is None else "tokens",
         "probes": probes.sha256() if probes is not None else None,
-        "settings": settings.model_dump(mode="json", exclude={"methods", "budget", "budget_tokens", "sizes"}),
+        "settings": settings.model_dump(mode="json", exclude=kept),
     }

@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunescope import bank
+from tunescope.comparison import formatting as form
+from tunescope.comparison.aim import Answers, Scores
 from tunescope.comparison.candidate import Candidate
 from tunescope.comparison.ledger import Clock, Ledger
 from tunescope.comparison.plan import Bracket, Plan
@@ -20,9 +22,8 @@ from tunescope.comparison.results import Advice, Measured, MethodResult, Probe, 
 from tunescope.comparison.search import Search, Task
 from tunescope.data.splitting import nested
 from tunescope.errors import Interrupted, TunescopeError
-from tunescope.evaluation import PER_ROW, evaluate
-from tunescope.evaluation.statistics import interval_of
-from tunescope.evaluation.task import TaskScores
+from tunescope.evaluation import PER_ROW
+from tunescope.evaluation.statistics import PROPORTIONS, interval_of
 from tunescope.methods import Method, System, ZeroShot
 from tunescope.training.unfinished import kept_files, work_folder
 
@@ -167,16 +168,7 @@ class Schedule:
             else:  # not trained to its end
                 bank.save(customized, entry, record, extra=kept_files(work_folder(own)), overwrite=True)
             record = bank.read_record(entry)
-            card = evaluate(
-                customized,
-                given.test_rows,
-                labels=task.labels,
-                probes=given.probes,
-                generate_rows=given.settings.generate_rows,
-                max_new_tokens=given.settings.max_new_tokens,
-                max_length=task.settings.max_length,
-                on_stage=self._watcher.stage,
-            )
+            card = task.aim.card(customized, given.test_rows, given.probes, self._watcher.stage)
             bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
         self._note("testing", card["notes"])
         measured = Measured(candidate=best.state, row=_row(kind.name, ledger, card, record.training))
@@ -212,7 +204,7 @@ class Schedule:
             if size in [each.rows for each in measured.sizes]:
                 continue
             self._watcher.begin(search.kind.name, f"{best.words}, from {size} rows")
-            subset = replace(task, rows=nested(rows, task.labels, size, task.settings.seed))
+            subset = replace(task, rows=nested(rows, task.aim.labels, size, task.settings.seed))
             found = self._tested(search, best.on_fewer(size), subset, best.rungs[-1].steps or None)
             if found is None:
                 continue
@@ -222,12 +214,12 @@ class Schedule:
             self._ledger.keep_row(search.kind.name, measured)
             self._watcher.end(f"test {self._metric} {self._shown(made.score)}")
 
-    def _tested(self, search: Search, candidate: Candidate, task: Task, until: int | None = None) -> TaskScores | None:
+    def _tested(self, search: Search, candidate: Candidate, task: Task, until: int | None = None) -> Scores | None:
         """A further training, measured on the test rows and thrown away; None, and a note, where it fails."""
         try:
             with self._timed("evaluation"):
                 customized, _, _ = task.train(search.kind, candidate, self._ledger, until, self._watcher.step)
-                found = task.measure(customized, self._given.test_rows, self._given.settings.generate_rows)
+                found = task.aim.measure(customized, self._given.test_rows, test=True)
         except Interrupted:
             raise
         except TunescopeError as error:
@@ -304,7 +296,7 @@ class Schedule:
         rung = best.rungs[-1]
         interval = (
             interval_of([1.0] * round(rung.score * rung.rows) + [0.0] * round((1 - rung.score) * rung.rows), "accuracy")
-            if self._given.task.labels
+            if self._metric in PROPORTIONS
             else None
         )
         return MethodResult(
@@ -313,7 +305,7 @@ class Schedule:
             score=rung.score,
             score_low=interval and min(interval.low, rung.score),
             score_high=interval and max(interval.high, rung.score),
-            nll_per_token=rung.loss,
+            nll_per_token=rung.loss if isinstance(self._given.task.aim, Answers) else None,
             seconds=rung.seconds,
             steps=rung.steps or None,
             seeds=1,
@@ -325,10 +317,10 @@ class Schedule:
 
     @property
     def _metric(self) -> str:
-        return "accuracy" if self._given.task.labels else "chrf"
+        return self._given.task.aim.metric
 
     def _shown(self, score: float | None) -> str:
-        return "none" if score is None else f"{score:.1%}" if self._given.task.labels else f"{score:.1f}"
+        return "none" if score is None else form.score(score, self._metric)
 
     def _note(self, stage: str, notes: Sequence[str]) -> None:
         known = self._given.notes
@@ -368,8 +360,9 @@ def _row(method: str, ledger: Ledger, card: dict[str, Any], training: dict[str, 
     values["probes"] = {
         name: {key: probe[key] for key in Probe.model_fields} for name, probe in values.get("probes", {}).items()
     }
-    values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
-    values["answers"] = dict(zip(card["row_keys"], card["answers"], strict=True))
+    if "extra_prompt_tokens" in card:
+        values["extra_prompt_tokens"] = round(card["extra_prompt_tokens"])
+    values["answers"] = dict(zip(card["row_keys"], card["answers"], strict=True)) if card["answers"] else {}
     return MethodResult(
         method=method,
         name=method,

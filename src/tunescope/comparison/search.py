@@ -7,18 +7,18 @@ measured before, so that a search that was killed goes on to the same result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from tunescope import bank
 from tunescope.base import Base
+from tunescope.comparison.aim import Aim
 from tunescope.comparison.candidate import Candidate, Rung
 from tunescope.comparison.ledger import Ledger
 from tunescope.comparison.plan import Bracket, Plan
-from tunescope.data.rows import Row
 from tunescope.errors import Interrupted, TrainingError, TunescopeError
-from tunescope.evaluation.task import TaskScores, measure_task
 from tunescope.methods import Customized, Method
 from tunescope.methods.space import points
 from tunescope.training import StepMetrics, TrainSettings, train
@@ -32,25 +32,21 @@ class Task:
         base: frozen.
         rows: to learn from.
         validation: rows to choose by: those of the first rung, and all of them.
-        labels: of a classification task.
+        aim: what for, and how that is measured.
         pattern: how columns became rows.
         style: of the template.
         name: of the data.
         settings: of the loop, but for what a candidate brings.
-        generate_rows: validation rows to generate freely for, where there are no labels.
-        max_new_tokens: most tokens of a generated text.
     """
 
     base: Base
-    rows: list[Row]
-    validation: tuple[list[Row], list[Row]]
-    labels: tuple[str, ...] | None
+    rows: list[Any]
+    validation: tuple[list[Any], list[Any]]
+    aim: Aim
     pattern: str | None
     style: str
     name: str
     settings: TrainSettings
-    generate_rows: int
-    max_new_tokens: int
 
     def train(
         self,
@@ -70,20 +66,13 @@ class Task:
         if (entry / bank.RECORD).is_file():
             return bank.load(entry, self.base), bank.read_record(entry), []
         changes = {"lr": candidate.lr, "seed": candidate.seed, "max_steps": candidate.steps}
+        objective, rows = self.aim.learned(kind, self.rows)
         trained = train(
-            self.base, candidate.make(kind), data=self.rows, settings=self.settings.model_copy(update=changes),
-            out=entry, pattern=self.pattern, style=self.style, labels=self.labels, name=self.name, until=until,
-            on_step=on_step,
+            self.base, candidate.make(kind), objective=objective, data=rows,
+            settings=self.settings.model_copy(update=changes), out=entry, pattern=self.pattern, style=self.style,
+            labels=self.aim.labels, name=self.name, until=until, on_step=on_step,
         )  # fmt: skip
         return trained.customized, trained.record, trained.notes
-
-    def measure(self, customized: Customized, rows: Sequence[Row], generate_rows: int | None = None) -> TaskScores:
-        """The metric and the loss on rows; texts are generated for as many as for validation, or as are said."""
-        return measure_task(
-            customized, rows, self.labels,
-            generate_rows=0 if self.labels else generate_rows or self.generate_rows,
-            max_new_tokens=self.max_new_tokens, max_length=self.settings.max_length,
-        )  # fmt: skip
 
 
 class Search:
@@ -106,7 +95,7 @@ class Search:
 
     def candidates(self, bracket: Bracket) -> list[Candidate]:
         """Those of a bracket, with what is known of them; the space may have fewer than the bracket could take."""
-        found = points(self.kind, labels=self.task.labels is not None)
+        found = points(self.kind, labels=self.task.aim.labels is not None)
         steps = bracket.rungs[-1] if self.trains else None
         chosen = islice(found, bracket.first, bracket.first + bracket.count)
         return [
@@ -145,8 +134,8 @@ class Search:
             customized, record, notes = self.task.train(self.kind, candidate, self.ledger, until, on_step)
             all_rows = bracket.on_all_rows(level) if self.trains else last
             rows = self.task.validation[all_rows]
-            found = self.task.measure(customized, rows)
-            if not math.isfinite(found.score + found.nll_per_token):
+            found = self.task.aim.measure(customized, rows)
+            if not math.isfinite(found.score + (found.loss or 0.0)):
                 raise TrainingError("Its loss on the validation rows is not finite.")
         except Interrupted:
             raise
@@ -160,7 +149,7 @@ class Search:
             seconds=training.get("seconds", 0.0),
             rows=len(rows),
             score=found.score,
-            loss=found.nll_per_token,
+            loss=found.loss,
             test_seen=self.ledger.row(self.kind.name) is not None,
         )
         self.ledger.keep_candidate(candidate.model_copy(update={"rungs": [*candidate.rungs, rung]}))

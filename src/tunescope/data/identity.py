@@ -7,10 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row
 
 
-def row_keys(rows: Sequence[Row]) -> list[str]:
+def row_keys(rows: Sequence[Row | Preference]) -> list[str]:
     """A key for each row: the SHA-256 of its content, and its number among rows of the same content (``-0``, ``-1``).
 
     Unique within ``rows``, and the same in any other sequence that holds the row.

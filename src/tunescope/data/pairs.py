@@ -15,6 +15,7 @@ from typing import Any
 from tunescope.data.compared import Compared, convert, number
 from tunescope.data.messages import Message, describe
 from tunescope.data.reading import Table
+from tunescope.data.rows import Row
 from tunescope.errors import DataError
 
 _MARGIN = ("margin", "reward_chosen", "reward_rejected")
@@ -42,6 +43,11 @@ class Pair:
     def content(self) -> list[Any]:
         """The pair's content, without its line number."""
         return [self.messages, self.chosen, self.rejected, self.margin]
+
+    @property
+    def best(self) -> Row:
+        """The prompt with its chosen completion."""
+        return Row(self.messages, self.chosen, self.number)
 
 
 def is_pairs(table: Table) -> bool:

@@ -16,6 +16,7 @@ from tunescope.data.json_rows import strict_json
 from tunescope.data.messages import Message, describe
 from tunescope.data.pairs import Pair, is_pairs, to_pairs
 from tunescope.data.reading import Table
+from tunescope.data.rows import Row
 from tunescope.errors import DataError
 
 
@@ -48,6 +49,11 @@ class Ranking:
     def content(self) -> list[Any]:
         """The ranking's content, without its line number."""
         return [self.messages, self.responses, self.ranks]
+
+    @property
+    def best(self) -> Row:
+        """The prompt with its best completion, the first of them."""
+        return Row(self.messages, self.responses[self.ranks.index(min(self.ranks))], self.number)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,19 @@ def evaluate(
     rows = given.rows
     peak_memory.reset_peak(customized.base.device)
     on_stage("task")
+    measured = _task(customized, rows, labels, generate_rows, max_new_tokens, max_length)
+    costs = measure_costs(customized, rows, probes=probes, max_length=max_length, on_stage=on_stage)
+    return measured | costs | {"notes": [*given.notes, *measured["notes"]]}
+
+
+def _task(
+    customized: Customized,
+    rows: Sequence[Row],
+    labels: Sequence[str] | None,
+    generate_rows: int | None,
+    max_new_tokens: int,
+    max_length: int | None,
+) -> Card:
     task = measure_task(
         customized,
         rows,
@@ -71,13 +84,10 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         max_length=max_length,
     )
-    on_stage("latency")
-    encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length, max_length)
-    latency = measure_latency(customized, [encoded.prompt for encoded in encoder.encode_all(rows[:101])])
     metric = "accuracy" if labels else "chrf"
     interval = interval_of(task.per_row, metric)
     matches = _wilson(task.exact_match, task.generated_rows)
-    card: Card = {
+    return {
         "metric": metric,
         "rows": len(rows),
         "nll_per_token": task.nll_per_token,
@@ -93,6 +103,40 @@ def evaluate(
         "score": task.score,
         "score_low": interval.low,
         "score_high": interval.high,
+        "extra_prompt_tokens": round(task.extra_prompt_tokens, 1),
+        "per_row": task.per_row,
+        "answers": task.answers,
+        "row_keys": task.row_keys,
+        "notes": task.notes,
+    }
+
+
+def measure_costs(
+    customized: Customized,
+    rows: Sequence[Row],
+    *,
+    probes: Probes | None = None,
+    max_length: int | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Card:
+    """What a customization costs in service, and how far it moved from the base.
+
+    Args:
+        customized: what to measure.
+        rows: unseen ones, with completions.
+        probes: what forgetting is measured on; None leaves it out.
+        max_length: most tokens of prompt and completion.
+        on_stage: callback with what is being measured now.
+
+    Returns:
+        ``ttft_ms, ms_per_token, prompt_tokens, trainable_parameters, kl_task, forgetting_on, forgetting_off,
+        general_loss, general_loss_base, probes, peak_memory_mb``, as those of ``evaluate``; peak memory is since the
+        last ``peak_memory.reset_peak``.
+    """
+    on_stage("latency")
+    encoder = Encoder(customized.base.tokenizer, customized.template, customized.base.context_length, max_length)
+    latency = measure_latency(customized, [encoded.prompt for encoded in encoder.encode_all(rows[:101])])
+    card: Card = {
         "forgetting_on": None,
         "forgetting_off": None,
         "kl_task": task_divergence(customized, rows, max_length),
@@ -100,18 +144,11 @@ def evaluate(
         "ttft_ms": round(latency.ttft_ms, 2),
         "ms_per_token": round(latency.ms_per_token, 2),
         "prompt_tokens": latency.prompt_tokens,
-        "extra_prompt_tokens": round(task.extra_prompt_tokens, 1),
     }
     if probes is not None:
         on_stage("forgetting")
         card |= _forgetting(customized, probes)
-    return card | {
-        "peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1),
-        "per_row": task.per_row,
-        "answers": task.answers,
-        "row_keys": task.row_keys,
-        "notes": [*given.notes, *task.notes],
-    }
+    return card | {"peak_memory_mb": round(peak_memory.peak_mb(customized.base.device), 1)}
 
 
 def _forgetting(customized: Customized, probes: Probes) -> Card:

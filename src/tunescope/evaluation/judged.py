@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -70,7 +71,7 @@ def evaluate_judged(
     reference = against or untouched(customized)
     failed = Unjudged(skip_unjudged)
     own, base = (
-        _sampled(whose, name, rows, judge, sampling, failed, on_prompt)
+        sampled(whose, rows, judge, sampling, failed, partial(on_prompt, name))
         for whose, name in ((customized, "customized"), (reference, "base"))
     )
     measured = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
@@ -80,7 +81,8 @@ def evaluate_judged(
     means = np.array([_scores(own[i]).mean() for i in measured])
     base_means = np.array([_scores(base[i]).mean() for i in measured])
     wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in measured])
-    moved, tokens = _divergence(customized, reference, rows, own)
+    moved = divergence(customized, reference, rows, own)
+    tokens = _mean_tokens(own)
     difference = paired_difference(means, base_means)
     intervals: dict[str, tuple[float, Interval | Difference]] = {
         "score": (means.mean(), bootstrap_interval(means)),
@@ -115,21 +117,33 @@ def win_rate(scores: np.ndarray, others: np.ndarray) -> float:
     return float((above + equal / 2).mean())
 
 
-def _sampled(
+def sampled(
     whose: Customized,
-    name: str,
     rows: Sequence[Row],
     judge: Judge,
     sampling: Samples,
     failed: Unjudged,
-    on_prompt: Callable[[str, int], None],
+    on_prompt: Callable[[int], None] = lambda done: None,
 ) -> list[list[Judged]]:
+    """The samples of each prompt with their scores.
+
+    Args:
+        whose: completions.
+        rows: the prompts.
+        judge: of the completions.
+        sampling: how many, and how.
+        failed: counts the samples that the judge fails on.
+        on_prompt: callback with the number of prompts that are done.
+
+    Raises:
+        DataError: a prompt that cannot be answered, or more failures of the judge than allowed.
+    """
     found: dict[int, list[Judged]] = {}
 
     def keep(index: int, judged: list[Judged]) -> None:
         failed.add(rows[index].number, judged)
         found[index] = judged
-        on_prompt(name, len(found))
+        on_prompt(len(found))
 
     judged_samples(whose, rows, sampling, judge, keep)
     return [found[index] for index in range(len(rows))]
@@ -153,18 +167,19 @@ def _distinct_pairs(samples: Sequence[Sequence[Judged]]) -> float:
     return len(set(pairs)) / max(len(pairs), 1)
 
 
-def _divergence(
+def divergence(
     customized: Customized, reference: Customized, rows: Sequence[Row], own: Sequence[Sequence[Judged]]
-) -> tuple[np.ndarray, float]:
-    """[prompts] the mean of log π(y|x) - log base(y|x) over a prompt's samples in nats, and their mean length."""
+) -> np.ndarray:
+    """[prompts] the mean of log π(y|x) - log π_ref(y|x) over a prompt's own samples, in nats a completion: an estimate
+    of KL(π ‖ π_ref).
+    """
     completions = [[each.tokens for each in judged] for judged in own]
     nats = []
     for whose in (customized, reference):
         encoder = Encoder(whose.base.tokenizer, whose.template, whose.base.context_length)
         items = [Item(encoder.prompt(row.messages, row.tools).ids, c) for row, c in zip(rows, completions, strict=True)]
         nats.append([np.array([found.logprob for found in scores]) for scores in score(whose, items)])
-    moved = np.array([(a - b).mean() for a, b in zip(*nats, strict=True)])
-    return moved, _mean_tokens(own)
+    return np.array([(a - b).mean() for a, b in zip(*nats, strict=True)])
 
 
 def _tempered(sampling: Samples) -> list[str]:

@@ -28,8 +28,8 @@ from scipy.stats import rankdata
 
 from tunescope.errors import DataError
 
-PROPORTIONS = frozenset({"accuracy", "exact_match"})
-"""Metrics whose per-row scores are 1 or 0: right or wrong."""
+PROPORTIONS = frozenset({"accuracy", "exact_match", "preference_accuracy"})
+"""Metrics whose per-row scores are 1 or 0, right or wrong, or a mean of such: over trainings, or over a row's pairs."""
 
 SPANS = {"chrf": 100.0}
 """Metrics that lie between 0 and this, whatever the rows."""

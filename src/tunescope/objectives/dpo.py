@@ -75,13 +75,18 @@ class DPO(PreferenceObjective):
 
     def prepare(self, customized: Customized, examples: Sequence[EncodedPreference]) -> list[EncodedPreference]:
         """The rows with their completions' log-probabilities under the reference, where the loss has one."""
-        if self.loss in _WITHOUT_REFERENCE:
+        if not self.compares:
             return list(examples)
         return with_reference(customized.origin, examples, customized.reference)
 
     def rewards(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> torch.Tensor:
         """β times the scores."""
         return self.strength * self._scores(completion_logprobs(customized.base, batch, hidden), batch)
+
+    @property
+    def compares(self) -> bool:
+        """Whether completions are scored against a reference."""
+        return self.loss not in _WITHOUT_REFERENCE
 
     def compute_loss(self, customized: Customized, batch: PairBatch, hidden: torch.Tensor) -> Loss:
         """The pairs' losses, a mean for each prompt, summed; with a reference also an estimate of the distance to it.
@@ -96,17 +101,27 @@ class DPO(PreferenceObjective):
         if weight:
             found = found - weight * (logprobs / batch.lengths)[batch.pairs[0]]
         measured = self.measured(self.strength * scores, batch)
-        if self.loss not in _WITHOUT_REFERENCE:
+        if self.compares:
             apart = (batch.reference - logprobs.detach())[batch.pairs].mean(dim=0)
             measured["kl"] = (batch.weights * apart).sum()
         return Loss((batch.weights * found).sum(), measured)
 
     def _scores(self, logprobs: torch.Tensor, batch: PairBatch) -> torch.Tensor:
         """[completions] from their log-probabilities."""
-        if self.loss in _WITHOUT_REFERENCE:
-            return logprobs / batch.lengths
-        ratios = logprobs - batch.reference
-        return ratios / batch.lengths if self.length_normalize else ratios
+        return self.scores(logprobs, batch.lengths, batch.reference)
+
+    def scores(self, logprobs: torch.Tensor, lengths: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """The completions' scores.
+
+        Args:
+            logprobs: [completions] log π(y|x) in nats.
+            lengths: [completions] in tokens.
+            reference: [completions] log π_ref(y|x) in nats; not read by a loss without a reference.
+        """
+        if not self.compares:
+            return logprobs / lengths
+        ratios = logprobs - reference
+        return ratios / lengths if self.length_normalize else ratios
 
     def _losses(self, scores: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
         """[pairs] from the scores of the chosen and the rejected completions, [2, pairs]."""

@@ -67,11 +67,10 @@ def answered(comparison: Comparison) -> Answered | None:
     rows = [row for row in comparison.rows if row.answers and row.row_keys]
     if len(rows) < 2 or comparison.split != "test":
         return None
-    scores = {row.name: dict(zip(row.row_keys, row.per_row, strict=True)) for row in rows}
     shared = [each for each in comparison.tested if all(each.key in row.answers for row in rows)]
     begin = _common_begin([each.prompt for each in shared])
     if comparison.metric != "accuracy":
-        return Answered(_by_text(shared, rows, scores, begin)[:_MOST], [])
+        return Answered(_by_text(shared, rows, comparison.metric, begin)[:_MOST], [])
     found = [(each, _share_right(each, rows)) for each in shared]
     contested = sorted((abs(share - 0.5), i) for i, (_, share) in enumerate(found) if 0 < share < 1)
     wrong = [each for each, share in found if share == 0]
@@ -106,13 +105,16 @@ def _by_label(tested: RowText, rows: Sequence[MethodResult]) -> list[Answer]:
     return sorted(found, key=lambda answer: -len(answer.methods))
 
 
-def _by_text(
-    shared: Sequence[RowText], rows: Sequence[MethodResult], scores: dict[str, dict[str, float]], begin: int
-) -> list[Contested]:
+def _by_text(shared: Sequence[RowText], rows: Sequence[MethodResult], metric: str, begin: int) -> list[Contested]:
     """Rows whose texts are far apart in score, the furthest first."""
+    scores = {row.name: dict(zip(row.row_keys, row.per_row, strict=True)) for row in rows}
+    apart = _APART if metric == "chrf" else 0.0
     found = []
     for tested in shared:
         own = sorted(((scores[row.name].get(tested.key, 0.0), row) for row in rows), key=lambda each: -each[0])
-        answers = [Answer(row.answers[tested.key], None, [row.name], form.number(score, 1)) for score, row in own]
+        answers = [
+            Answer(row.answers[tested.key], None, [row.name], form.number(score, form.digits(metric)))
+            for score, row in own
+        ]
         found.append((own[0][0] - own[-1][0], Contested(tested, answers, tested.prompt[begin:])))
-    return [each for spread, each in sorted(found, key=lambda pair: -pair[0]) if spread > _APART]
+    return [each for spread, each in sorted(found, key=lambda pair: -pair[0]) if spread > apart]

@@ -123,7 +123,7 @@ def _cells(row: MethodResult, comparison: Comparison) -> list[Cell]:
         _gain(row, comparison),
         Cell(form.number(row.nll_per_token, 3), row.nll_per_token),
         Cell(form.number(row.forgetting_on, 3), row.forgetting_on, off, warn=notable_forgetting(row)),
-        Cell(form.number(row.kl_task, 2), row.kl_task),
+        Cell(form.number(row.kl_task, 2), row.kl_task, "" if row.kl is None else f"{row.kl:.2f} a sample"),
         Cell(form.count(row.trainable_parameters), row.trainable_parameters),
         Cell(form.duration(row.seconds), row.seconds, rate),
         Cell(_unit(form.milliseconds(row.ttft_ms), "ms"), row.ttft_ms),
@@ -185,7 +185,8 @@ def _measured(comparison: Comparison) -> list[tuple[str, str]]:
         ("base fingerprint", base.fingerprint),
         ("data", f"{data.name}, {data.train_rows:,} rows to train and {data.test_rows:,} to test"),
         ("data SHA-256", data.sha256),
-        ("task", data.task),
+        ("task", data.task + (f", by {data.judge}" if data.judge else "")),
+        ("trained for", data.objective),
         ("template", data.template),
     ]
     if data.labels:
