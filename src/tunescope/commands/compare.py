@@ -107,6 +107,7 @@ class CompareRequest(Command):
                 style=self.style,
                 probes=probes,
                 name=table.name,
+                named={"base": self.base, "data": self.data, "split": self.split, "template": self.template},
                 restart=self.restart,
                 finish=self.finish,
                 watcher=watcher,

@@ -35,6 +35,10 @@ Data = Annotated[
     str, Field(description="Rows: a .jsonl, .csv or .parquet file, a built-in set (reuters-r8), or a hub id.")
 ]
 Split = Annotated[str | None, Field(description="Which part of a built-in or hub data set.")]
+Lines = Annotated[
+    HomePath | None,
+    Field(description="File of line numbers, one a line: only the rows on these lines are read. `compare` leaves one."),
+]
 Template = Annotated[
     str | None,
     Shown(escapes=True),

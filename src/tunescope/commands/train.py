@@ -17,7 +17,7 @@ from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.fields import HomePath
 from tunescope.commands.processes import together
 from tunescope.commands.report import Report
-from tunescope.data.reading import read
+from tunescope.data.reading import read, read_lines
 from tunescope.errors import SettingError
 from tunescope.methods import Method
 from tunescope.methods.registry import METHODS
@@ -66,6 +66,7 @@ class TrainRequest(Command):
     validation: str | None = None
     """Rows that are measured every so often and never learned."""
     split: fields.Split = None
+    lines: fields.Lines = None
     template: fields.Template = None
     style: fields.Style = "auto"
     skip_bad: fields.SkipBad = 0
@@ -109,6 +110,8 @@ class TrainRequest(Command):
         """What each process does."""
         bank.check_free(self.out, overwrite=self.overwrite)
         table = read(self.data, split=self.split, skip_bad=self.skip_bad, optional=self.objective.optional)
+        if self.lines is not None:
+            table = table.on_lines(read_lines(self.lines))
         pattern = self.template or pattern_of(self.start or self.continued, self.objective) or table.default_template
         left = self.skip_bad - len(table.skipped)
         rows = self.objective.rows(table, pattern, left, report.note)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from tunescope import bank, storage
 from tunescope.comparison.candidate import Candidate
 from tunescope.comparison.plan import Plan
+from tunescope.comparison.recipes import LEARNED
 from tunescope.comparison.report.page import render_report
 from tunescope.comparison.report.tables import as_csv, as_markdown
 from tunescope.comparison.results import Comparison, Measured
@@ -26,7 +27,7 @@ from tunescope.training.metrics import METRICS
 from tunescope.training.unfinished import forget_run
 
 _STATE, _TIMES, _NOTES = "state.json", "times.json", "notes.json"
-_PLANS, _CANDIDATES, _ROWS = "plans", "candidates", "rows"
+_PLANS, _CANDIDATES, _ROWS, _RECIPES = "plans", "candidates", "rows", "recipes"
 COMPARISON = storage.Kind(
     "comparison",
     unsealed=(
@@ -35,6 +36,8 @@ COMPARISON = storage.Kind(
         _NOTES,
         *(f"comparison.{kind}" for kind in ("json", "md", "csv")),
         "report.html",
+        LEARNED,
+        f"{_RECIPES}/*.yaml",
         f"{_CANDIDATES}/*-[0-9]*.json",
         *(f"{folder}/*.json" for folder in (_PLANS, _ROWS)),
     ),
@@ -124,6 +127,10 @@ class Ledger:
         """Keep what a reader must know."""
         storage.atomic_write(self.out / _NOTES, json.dumps(notes, ensure_ascii=False))
 
+    def keep_lines(self, lines: Sequence[int]) -> None:
+        """Keep which lines of the data are learned from."""
+        storage.atomic_write(self.out / LEARNED, "".join(f"{line}\n" for line in lines))
+
     # What was measured on the test rows.
 
     def row(self, method: str) -> Measured | None:
@@ -165,6 +172,10 @@ class Ledger:
         storage.atomic_write(self.out / "comparison.json", comparison.to_json())
         storage.atomic_write(self.out / "comparison.md", as_markdown(comparison))
         storage.atomic_write(self.out / "comparison.csv", as_csv(comparison))
+        for row in comparison.rows:
+            if row.recipe is not None:
+                again = f"# {row.name} as {self.out} chose it: tunescope run {self.out}/{_RECIPES}/{row.name}.yaml\n"
+                storage.atomic_write(self.out / _RECIPES / f"{row.name}.yaml", again + row.recipe)
         storage.atomic_write(self.report, render_report(comparison))
 
     def _claim(self, conditions: dict[str, Any], methods: Sequence[str], restart: bool) -> None:

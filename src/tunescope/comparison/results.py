@@ -167,6 +167,8 @@ class MethodResult(Part):
     """Which row each of `per_row` is of, by ``data.identity``: what paired comparisons pair by."""
     answers: dict[str, str] = Field(default_factory=dict)
     """What its first training answered to each row of `row_keys`: the label, or the text."""
+    recipe: str | None = None
+    """A file for ``tunescope run`` that trains it again, to the same tensors; None where the rows had no name."""
     curve: list[tuple[int, float | None, float]] = Field(default_factory=list)
     """Training loss as (step, loss in nats per trained token, seconds since the start)."""
     note: str | None = None

@@ -8,8 +8,8 @@ killed goes on where it was, down to the optimizer step, and one that gets more 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -125,6 +125,7 @@ class Given:
         probes: what forgetting is measured on.
         settings: of the comparison.
         notes: what a reader must know of the data.
+        named: what the command line calls base and data; empty where they have no name.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Given:
     probes: Probes | None
     settings: CompareSettings
     notes: list[str]
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sizes(self) -> list[int]:
@@ -153,6 +155,7 @@ def compare(
     style: str = "auto",
     probes: Probes | None = None,
     name: str | None = None,
+    named: Mapping[str, Any] | None = None,
     skip_bad: int = 0,
     restart: bool = False,
     finish: bool = False,
@@ -175,6 +178,8 @@ def compare(
         style: ``chat``, ``plain`` or ``auto``.
         probes: what forgetting is measured on; None leaves it out.
         name: of the data, for the report; by default its own.
+        named: what the command line calls base and data (keys of ``train``), for the recipes that train each method's
+            choice again; without it there are none.
         skip_bad: how many rows of each of the two may be bad and left out.
         restart: forget what ``out`` holds.
         finish: search no further: open the test rows for the best of each method so far.
@@ -207,7 +212,9 @@ def compare(
         ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart)
         task = _task(base, train_rows, aim, given.pattern, style, name or given.name, settings)
         notes += [note for note in ledger.notes() if note not in notes]
-        found = Given(task.name, train_rows, task, test_rows, probes, settings, notes)
+        found = Given(task.name, train_rows, task, test_rows, probes, settings, notes, named or {})
+        if named:
+            ledger.keep_lines([row.number for row in task.rows])
         schedule = Schedule(kinds, found, ledger, watcher, publish=lambda: _publish(schedule, found, ledger, watcher))
         try:
             if not finish:

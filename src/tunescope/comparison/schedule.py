@@ -17,6 +17,7 @@ from tunescope.comparison.candidate import Candidate
 from tunescope.comparison.ledger import Clock, Ledger
 from tunescope.comparison.plan import Bracket, Plan
 from tunescope.comparison.planner import Planner
+from tunescope.comparison.recipes import recipe_of
 from tunescope.comparison.recommendation import advise
 from tunescope.comparison.results import Advice, Measured, MethodResult, Probe, Repeat, Size
 from tunescope.comparison.search import Search, Task
@@ -171,7 +172,10 @@ class Schedule:
             card = task.aim.card(customized, given.test_rows, given.probes, self._watcher.stage)
             bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
         self._note("testing", card["notes"])
-        measured = Measured(candidate=best.state, row=_row(kind.name, ledger, card, record.training))
+        row = _row(kind.name, ledger, card, record.training)
+        if given.named:
+            row = row.model_copy(update={"recipe": recipe_of(record, given.named, best.seed, str(ledger.out))})
+        measured = Measured(candidate=best.state, row=row)
         ledger.keep_row(kind.name, measured)
         score = f"test {self._metric} {self._shown(measured.row.score)}"
         forgetting = measured.row.forgetting_on

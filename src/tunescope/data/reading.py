@@ -73,6 +73,18 @@ class Table:
         others = sorted({column for row in self.rows for column in row} - set(known))
         return [f"not read: {', '.join(others)}"] if others else []
 
+    def on_lines(self, lines: Collection[int]) -> Table:
+        """The rows on these lines, in the order of the table.
+
+        Raises:
+            DataError: a line on which no row starts.
+        """
+        wanted = set(lines)
+        if missing := sorted(wanted - set(self.lines)):
+            others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise DataError(f"{self.path} has no row on line {missing[0]}{others}: the numbers are of other data.")
+        return self._chosen([i for i, line in enumerate(self.lines) if line in wanted])
+
     def by_value(self, column: str) -> dict[str, Table]:
         """The rows of each value of a column, which is left out of them; values in the order they come in.
 
@@ -90,18 +102,42 @@ class Table:
 
     def _some(self, column: str, value: str, chosen: Sequence[int]) -> Table:
         return replace(
-            self,
+            self._chosen(chosen),
             rows=[{name: cell for name, cell in self.rows[i].items() if name != column} for i in chosen],
-            lines=[self.lines[i] for i in chosen],
             name=f"{self.name} ({value})",
             columns=tuple(name for name in self.columns if name != column),
             skipped=[],
             notes=[],
-            unmended=None if self.unmended is None else [self.unmended[i] for i in chosen],
+        )
+
+    def _chosen(self, indices: Sequence[int]) -> Table:
+        return replace(
+            self,
+            rows=[self.rows[i] for i in indices],
+            lines=[self.lines[i] for i in indices],
+            unmended=None if self.unmended is None else [self.unmended[i] for i in indices],
         )
 
 
 _Reader = Callable[[bytes, Path, list[str]], Parsed]  # a file's bytes and its path to rows; notes are added to
+
+
+def read_lines(path: Path) -> list[int]:
+    """Line numbers from a file with one on each line, for ``Table.on_lines``.
+
+    Raises:
+        DataError: a file that cannot be read, an empty one, or a line that is no number from 1 on.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}.") from None
+    for text in texts:
+        if not text.isdecimal() or not int(text):
+            raise DataError(f"{path}: {text[:40]!r} is no line number; expected one from 1 on a line.")
+    if not texts:
+        raise DataError(f"{path} names no line.")
+    return [int(text) for text in texts]
 
 
 def read(source: str | Path, *, split: str | None = None, skip_bad: int = 0, optional: Collection[str] = ()) -> Table:
