@@ -77,6 +77,10 @@ class Interrupted(TunescopeError):
     """The user stopped the work; it was saved and can go on."""
 
 
+class BusyError(TunescopeError):
+    """Another process or thread writes there."""
+
+
 class EngineError(TunescopeError):
     """A request that the engine cannot serve; the others go on."""
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunescope.errors import TunescopeError
+from tunescope.errors import BusyError, TunescopeError
 from tunescope.storage import atomic_write, check_place, disk_errors
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def writing(out: str | Path, wait: float = 0.2) -> Iterator[Path]:
         ``out`` without symbolic links and ``..``.
 
     Raises:
-        TunescopeError: another process or thread writes there (named), ``out`` is no place of its own (the folder that
-            one is in, the home folder, a file system's root), or the place cannot be written.
+        BusyError: another process or thread writes there (named).
+        TunescopeError: ``out`` is no place of its own (the folder that one is in, the home folder, a file system's
+            root), or the place cannot be written.
     """
     final = check_place(out)
     if _held.get(final) == threading.get_ident():
@@ -71,7 +72,7 @@ def _acquired(path: Path, holder: Path, out: str | Path, wait: float) -> BaseFil
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=wait)
     except Timeout:
-        raise TunescopeError(
+        raise BusyError(
             f"{out} is being written by another run{_holder(holder)}. Wait until it has ended, or choose another --out."
         ) from None
     except OSError as error:

@@ -42,14 +42,12 @@ TOKENS = 8000
 def run(
     out: Path, *, methods: str = "zero-shot,few-shot,lora,full", watcher: Watcher | None = None, **changes: Any
 ) -> Comparison:
-    finish = changes.pop("finish", False)
+    how = {name: changes.pop(name) for name in ("finish", "join", "restart") if name in changes}
     settings = CompareSettings(
         **{"budget_tokens": TOKENS, "methods": tuple(methods.split(",")), "generate_rows": 2, "epochs": 2.0, **changes}
     )
     torch.set_num_threads(1)
-    return compare(
-        tiny_base(), ROWS, out=out, settings=settings, probes=PROBES, name="weather", watcher=watcher, finish=finish
-    )
+    return compare(tiny_base(), ROWS, out=out, settings=settings, probes=PROBES, name="weather", watcher=watcher, **how)
 
 
 def known(found: Comparison) -> list[dict[str, Any]]:

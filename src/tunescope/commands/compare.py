@@ -72,6 +72,9 @@ class CompareRequest(Command):
     restart: fields.Restart = False
     finish: bool = False
     """Search no further: measure the best of each method so far on the test rows."""
+    join: bool = False
+    """Help the comparison that another process leads in --out, by the same call: on another core, or another machine
+    that shares the folder."""
     objective: Objective = Field(default_factory=SFT)
     """What methods are trained for: sft, dpo or reward. With it --help shows the objective's own flags."""
     settings: CompareSettings = Field(default_factory=CompareSettings)
@@ -86,7 +89,8 @@ class CompareRequest(Command):
     def run(self, report: Report | None = None) -> Compared:
         """Train, measure, write the report."""
         report = report or Report()
-        check_free(self.out)
+        if not self.join:
+            check_free(self.out)
         check_objective(self.objective, judged=bool(self.settings.judge))
         table = read(self.data, split=self.split, skip_bad=self.skip_bad)
         pattern = self.template or table.default_template
@@ -110,6 +114,7 @@ class CompareRequest(Command):
                 named={"base": self.base, "data": self.data, "split": self.split, "template": self.template},
                 restart=self.restart,
                 finish=self.finish,
+                join=self.join,
                 watcher=watcher,
             )
         return Compared(found.model_dump(mode="json"), self.out, comparison=found)

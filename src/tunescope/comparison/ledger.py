@@ -10,7 +10,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +22,8 @@ from tunescope.comparison.recipes import LEARNED
 from tunescope.comparison.report.page import render_report
 from tunescope.comparison.report.tables import as_csv, as_markdown
 from tunescope.comparison.results import Comparison, Measured
-from tunescope.errors import TunescopeError
+from tunescope.errors import BusyError, TunescopeError
+from tunescope.locks import locked, writing
 from tunescope.methods.registry import METHODS
 from tunescope.training.metrics import METRICS
 from tunescope.training.unfinished import forget_run
@@ -39,6 +41,8 @@ COMPARISON = storage.Kind(
         LEARNED,
         f"{_RECIPES}/*.yaml",
         f"{_CANDIDATES}/*-[0-9]*.json",
+        f"{_CANDIDATES}/.*-[0-9]*.json.lock*",
+        f".{_NOTES}.lock",
         *(f"{folder}/*.json" for folder in (_PLANS, _ROWS)),
     ),
 )
@@ -58,15 +62,28 @@ class Ledger:
         conditions: all that makes rows comparable, by name.
         methods: names of the methods that are compared.
         restart: forget what the folder holds.
+        joins: another process leads the comparison and holds the lock; this one only takes candidates further.
 
     Raises:
-        TunescopeError: the folder holds something else, a comparison under other conditions, or a damaged file.
+        TunescopeError: the folder holds something else, a comparison under other conditions, nothing that could be
+            joined, or a damaged file.
     """
 
-    def __init__(self, out: Path, conditions: dict[str, Any], methods: Sequence[str], *, restart: bool = False) -> None:
-        self.out = out
+    def __init__(
+        self,
+        out: Path,
+        conditions: dict[str, Any],
+        methods: Sequence[str],
+        *,
+        restart: bool = False,
+        joins: bool = False,
+    ) -> None:
+        self.out, self.joins = out, joins
         self.report = out / "report.html"
-        self._claim(conditions, methods, restart)
+        if joins:
+            self._check(conditions, must_exist=True)
+        else:
+            self._claim(conditions, methods, restart)
         self._times = self._read(out / _TIMES, _times, _RESTART) or {}
         self._start = time.monotonic()
         for method in methods:  # damage stops the comparison now, and is no failure of a method
@@ -101,6 +118,17 @@ class Ledger:
         """Keep what is known of a candidate."""
         storage.atomic_write(self._file(_CANDIDATES, candidate.name), candidate.model_dump_json(indent=2))
 
+    @contextmanager
+    def claimed(self, candidate: Candidate) -> Iterator[Candidate | None]:
+        """Take a candidate for this process alone, as it is known once it is; None where another process is at it."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(writing(self._file(_CANDIDATES, candidate.name), wait=0))
+            except BusyError:
+                yield None
+                return
+            yield self.candidate(candidate.model_copy(update={"rungs": [], "error": None}))
+
     def candidate_entry(self, name: str) -> Path:
         """Where a candidate is trained, and its entry until it is the method's."""
         return self.out / _CANDIDATES / name
@@ -123,9 +151,12 @@ class Ledger:
         """What a reader must know of how it went."""
         return self._read(self.out / _NOTES, lambda text: list(map(str, json.loads(text))), _RESTART) or []
 
-    def keep_notes(self, notes: Sequence[str]) -> None:
-        """Keep what a reader must know."""
-        storage.atomic_write(self.out / _NOTES, json.dumps(notes, ensure_ascii=False))
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Keep what a reader must know, beside what is kept."""
+        with locked(self.out / _NOTES):
+            kept = self.notes()
+            kept += [note for note in notes if note not in kept]
+            storage.atomic_write(self.out / _NOTES, json.dumps(kept, ensure_ascii=False))
 
     def keep_lines(self, lines: Sequence[int]) -> None:
         """Keep which lines of the data are learned from."""
@@ -152,6 +183,15 @@ class Ledger:
         self._start = now
         self._keep_times()
         return self._times["total"]
+
+    @property
+    def is_led(self) -> bool:
+        """Whether a process leads the comparison."""
+        try:
+            with writing(self.out, wait=0):
+                return False
+        except BusyError:
+            return True
 
     def spend(self, clock: Clock, seconds: float) -> None:
         """Count time."""
@@ -184,7 +224,14 @@ class Ledger:
             self._refuse_others(methods)
             storage.remove_folder(self.out, COMPARISON)
         storage.claim_folder(self.out, COMPARISON)
+        self._check(conditions)
+        storage.atomic_write(self.out / _STATE, json.dumps(conditions, indent=2))
+
+    def _check(self, conditions: dict[str, Any], *, must_exist: bool = False) -> None:
+        """Refuse a comparison under other conditions."""
         path = self.out / _STATE
+        if must_exist and not path.exists():
+            raise TunescopeError(f"{self.out} holds no comparison that could be joined. Begin one without --join.")
         if path.exists() or (self.out / _PLANS).exists():
             before = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART)
             if differing := [
@@ -194,7 +241,6 @@ class Ledger:
                     f"{self.out} holds a comparison with another {', '.join(differing)}. Choose another --out, or "
                     "--restart to replace it."
                 )
-        storage.atomic_write(path, json.dumps(conditions, indent=2))
 
     def _refuse_others(self, methods: Sequence[str]) -> None:
         """Keep the entries that someone trained into a comparison's bank: they are no part of it."""
@@ -206,6 +252,8 @@ class Ledger:
             )
 
     def _keep_times(self) -> None:
+        if self.joins:
+            return  # time is the leading process's
         shown = {clock: round(seconds, 3) for clock, seconds in self._times.items()}
         storage.atomic_write(self.out / _TIMES, json.dumps(shown))
 

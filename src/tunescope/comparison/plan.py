@@ -57,6 +57,10 @@ class Plan(Part):
     step_tokens: float
     """Tokens of a step, or of a row."""
     brackets: list[Bracket]
+    asked: float = 0.0
+    """The budget it was last made for; more than ``budget`` where what was added pays for nothing yet."""
+    error: str | None = None
+    """Why the method cannot be trained on these rows."""
 
 
 @dataclass(frozen=True)

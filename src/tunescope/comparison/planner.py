@@ -84,6 +84,7 @@ class Planner:
             step_seconds=speed.step_seconds,
             step_tokens=speed.step_tokens,
             brackets=brackets,
+            asked=budget,
         )
 
     def _share(self, budget: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -159,6 +160,7 @@ def compare(
     skip_bad: int = 0,
     restart: bool = False,
     finish: bool = False,
+    join: bool = False,
     watcher: Watcher | None = None,
 ) -> Comparison:
     """Measure what each method buys and costs on these rows.
@@ -183,6 +185,8 @@ def compare(
         skip_bad: how many rows of each of the two may be bad and left out.
         restart: forget what ``out`` holds.
         finish: search no further: open the test rows for the best of each method so far.
+        join: help the comparison that another process leads in ``out``, by the same call: take candidates further that
+            it is not at, until the search is done. The test rows are left to it.
         watcher: its callbacks report how it goes.
 
     Raises:
@@ -195,6 +199,8 @@ def compare(
         Interrupted: after Ctrl-C; what is known by then is in ``out``. Call again to go on.
     """
     settings, objective, out = settings or CompareSettings(), objective or SFT(), Path(out)
+    if join and (restart or finish):
+        raise SettingError("compare", "join", "helps a search that goes on: leave --restart and --finish out")
     check_objective(objective, judged=bool(settings.judge))
     reads = partial(understand, skip_bad=skip_bad, kind=objective.takes, convert=objective.rows)
     given = reads(data, pattern)
@@ -208,20 +214,23 @@ def compare(
     kinds = _kinds(settings, aim)
     conditions = _conditions(base, train_rows, test_rows, settings, style, probes, objective)
     watcher = watcher or Watcher()
-    with writing(out):
-        ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart)
+    with nullcontext() if join else writing(out):
+        ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart, joins=join)
         task = _task(base, train_rows, aim, given.pattern, style, name or given.name, settings)
-        notes += [note for note in ledger.notes() if note not in notes]
         found = Given(task.name, train_rows, task, test_rows, probes, settings, notes, named or {})
-        if named:
+        if named and not join:
             ledger.keep_lines([row.number for row in task.rows])
         schedule = Schedule(kinds, found, ledger, watcher, publish=lambda: _publish(schedule, found, ledger, watcher))
         try:
             if not finish:
                 schedule.search()
+            if join:
+                return _known(schedule, found, ledger)
             schedule.finish()
             comparison = _publish(schedule, found, ledger, watcher)
         except (KeyboardInterrupt, Interrupted):
+            if join:
+                raise Interrupted("Stopped. What this process was at goes on in the others.") from None
             _publish(schedule, found, ledger, watcher)
             raise Interrupted(
                 f"Stopped. What is known by now is in {ledger.report}. Make the same call to go on, with more budget "
@@ -260,11 +269,21 @@ def _kinds(settings: CompareSettings, aim: Aim) -> list[type[Method]]:
 
 
 def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher) -> Comparison:
-    """Write what is known by now."""
+    """Write what is known by now; the process that leads does."""
+    comparison = _known(schedule, given, ledger)
+    if not ledger.joins:
+        ledger.publish(comparison)
+    watcher.table(comparison)
+    return comparison
+
+
+def _known(schedule: Schedule, given: Given, ledger: Ledger) -> Comparison:
+    """What is known by now."""
     task, settings, aim = given.task, given.settings, given.task.aim
     base, metric = task.base, aim.metric
     rows = schedule.rows()
-    comparison = Comparison(
+    notes = [*given.notes, *(note for note in ledger.notes() if note not in given.notes)]
+    return Comparison(
         tunescope=__version__,
         base=BaseInfo(name=base.name, fingerprint=base.fingerprint.short, parameters=base.parameters),
         data=DataInfo(
@@ -278,7 +297,7 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
             objective=aim.objective.name,
             judge=" + ".join(settings.judge) or None,
             labels=list(aim.labels or ()),
-            notes=given.notes,
+            notes=notes,
         ),
         machine=MachineInfo(
             device_name=device_name(base.device),
@@ -301,9 +320,6 @@ def _publish(schedule: Schedule, given: Given, ledger: Ledger, watcher: Watcher)
         search_seconds=round(ledger.seconds("search"), 1),
         evaluation_seconds=round(ledger.seconds("evaluation"), 1),
     )
-    ledger.publish(comparison)
-    watcher.table(comparison)
-    return comparison
 
 
 def _to_read(rows: Sequence[AnyRow]) -> list[RowText]:

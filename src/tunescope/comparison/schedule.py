@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tunescope.comparison.runner import Given, Watcher
 
 _NO_TIME = "the budget left no time to train it"
+# Seconds between looks at what another process does.
+_PATIENCE = 0.5
 
 
 class Schedule:
@@ -64,11 +66,14 @@ class Schedule:
     # The search.
 
     def search(self) -> None:
-        """Plan what is not planned, and take every candidate as far as its plan says."""
+        """Plan what is not planned, and take every candidate as far as its plan says.
+
+        Another process may be at some of the candidates: they are left to it, and waited for where others depend on
+        them.
+        """
         for kind in self._kinds:
             self._plan(kind)
-            for search in self._searches(kind):
-                self._advance(search, search.plan.brackets[0], 0, defaults_only=True)
+            self._rung([(search, search.plan.brackets[0]) for search in self._searches(kind)], 0, defaults_only=True)
         if not self._ledger.seconds("first_table"):
             self._ledger.spend("first_table", self._ledger.seconds())
         self._publish()
@@ -76,31 +81,43 @@ class Schedule:
         for number in range(max((len(search.plan.brackets) for search in searches), default=0)):
             brackets = [(each, each.plan.brackets[number]) for each in searches if len(each.plan.brackets) > number]
             for level in range(max(len(bracket.rungs) for _, bracket in brackets)):
-                done = [
-                    self._advance(search, bracket, level) for search, bracket in brackets if level < len(bracket.rungs)
-                ]
-                if any(done):
+                if self._rung([(each, bracket) for each, bracket in brackets if level < len(bracket.rungs)], level):
                     self._publish()
 
-    def _advance(self, search: Search, bracket: Bracket, level: int, *, defaults_only: bool = False) -> bool:
-        """Take candidates to a rung; returns whether there was anything to do."""
-        name, done = search.kind.name, False
-        while candidate := next(
-            (each for each in search.due(bracket, level) if each.number == 0 or not defaults_only), None
-        ):
+    def _rung(self, brackets: Sequence[tuple[Search, Bracket]], level: int, *, defaults_only: bool = False) -> bool:
+        """Have all candidates that may reach a rung reach it; returns whether there was anything to do."""
+        done = False
+        while due := [
+            (search, bracket, candidate)
+            for search, bracket in brackets
+            for candidate in search.due(bracket, level)
+            if candidate.number == 0 or not defaults_only
+        ]:
             done = True
-            self._watcher.begin(name, candidate.words + self._where(search, bracket, level))
-            with self._timed("search"):
-                notes = search.advance(candidate, bracket, level, self._watcher.step)
-            self._note("training", notes)
-            found = self._ledger.candidate(candidate.model_copy(update={"rungs": [], "error": None}))
-            if found.error is not None:
-                self._watcher.end(found.error)
-            else:
-                self._watcher.end(f"validation {self._metric} {self._shown(found.rungs[-1].score)}")
-        if not defaults_only:
-            search.prune(bracket, level)
+            if not any(self._advance(search, bracket, level, candidate) for search, bracket, candidate in due):
+                time.sleep(_PATIENCE)
+        if not defaults_only and not self._ledger.joins:
+            for search, bracket in brackets:
+                search.prune(bracket, level)
         return done
+
+    def _advance(self, search: Search, bracket: Bracket, level: int, candidate: Candidate) -> bool:
+        """Take a candidate to a rung; returns whether this process could."""
+        with self._ledger.claimed(candidate) as own:
+            if own is None:
+                return False
+            if len(own.rungs) > level or own.error is not None:
+                return True  # another process did it meanwhile
+            self._watcher.begin(search.kind.name, own.words + self._where(search, bracket, level))
+            with self._timed("search"):
+                notes = search.advance(own, bracket, level, self._watcher.step)
+            self._note("training", notes)
+            found = self._ledger.candidate(own.model_copy(update={"rungs": [], "error": None}))
+        if found.error is not None:
+            self._watcher.end(found.error)
+        else:
+            self._watcher.end(f"validation {self._metric} {self._shown(found.rungs[-1].score)}")
+        return True
 
     @staticmethod
     def _where(search: Search, bracket: Bracket, level: int) -> str:
@@ -110,6 +127,9 @@ class Schedule:
 
     def _plan(self, kind: type[Method]) -> None:
         """See that a method's plan is there, and spends what the budget has become."""
+        if self._ledger.joins:
+            self._await_plan(kind)
+            return
         plan, settings = self._ledger.plan(kind.name), self._given.settings
         unit = float(settings.budget_tokens or settings.budget)
         if plan is not None and plan.brackets and plan.budget >= unit:
@@ -122,10 +142,28 @@ class Schedule:
             raise
         except TunescopeError as error:
             self._failed[kind.name] = str(error)
+            failed = plan or Plan(budget=unit, step_seconds=0.0, step_tokens=0.0, brackets=[])
+            self._ledger.keep_plan(kind.name, failed.model_copy(update={"asked": unit, "error": str(error)}))
             self._watcher.end(str(error))
             return
         self._ledger.keep_plan(kind.name, made)
         self._watcher.end(_plan_words(made, kind.trains != "nothing"))
+
+    def _await_plan(self, kind: type[Method]) -> None:
+        """Wait until the leading process has planned a method.
+
+        Raises:
+            TunescopeError: no process leads the comparison any more.
+        """
+        settings = self._given.settings
+        unit = float(settings.budget_tokens or settings.budget)
+        while (plan := self._ledger.plan(kind.name)) is None or plan.asked < unit:
+            if not self._ledger.is_led:
+                raise TunescopeError(
+                    f"No process leads the comparison in {self._ledger.out} any more. Make the call without --join to "
+                    "go on."
+                )
+            time.sleep(_PATIENCE)
 
     def _searches(self, kind: type[Method]) -> list[Search]:
         """The method's search, where its plan has any candidates."""
@@ -269,8 +307,9 @@ class Schedule:
         measured, best = self._ledger.row(kind.name), search.best() if search is not None else None
         if best is None or (tested and kind.name in self._failed):
             errors = [each.error for each in tried if each.error is not None]
-            note = self._failed.get(kind.name) or (errors[0] if errors else _NO_TIME)
-            if search is None and self._ledger.plan(kind.name) is None and kind.name not in self._failed:
+            plan = self._ledger.plan(kind.name)
+            note = self._failed.get(kind.name) or (plan and plan.error) or (errors[0] if errors else _NO_TIME)
+            if search is None and plan is None and kind.name not in self._failed:
                 note = "not begun yet"
             return MethodResult(method=kind.name, name=kind.name, note=note, search=tried)
         known: dict[str, Any] = {
@@ -331,7 +370,7 @@ class Schedule:
         new = [note for each in notes if (note := f"In {stage}: {each}") not in known]
         known += new
         if new:
-            self._ledger.keep_notes([*self._ledger.notes(), *new])
+            self._ledger.add_notes(new)
 
     @contextmanager
     def _timed(self, clock: Clock) -> Iterator[None]:
