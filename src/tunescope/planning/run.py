@@ -21,9 +21,10 @@ from tunescope.training.learner import steps_of_round
 # What a process needs beside all tensors: libraries' code and buffers. Measured on a CPU; of an accelerator's context
 # common experience.
 _LIBRARIES, _CONTEXT = 120e6, 600e6
-# What a CPU's heap holds more than the activations that live, as a share of them, where passes are of very different
-# sizes: each leaves gaps that the next does not fill. Measured with glibc: 0 to 0.5. A GPU's peak is of what lives.
-_GAPS = 0.4
+# What a CPU's heap holds more than the activations that live, as a share of them: where passes are of very different
+# sizes each leaves gaps that the next does not fill, and large blocks leave them within a pass, too. Measured with
+# glibc: 0 to 0.5; none in passes of up to _SMALL tokens of one size. A GPU's peak is of what lives.
+_GAPS, _SMALL = 0.4, 512
 _FLOAT = 4
 # Of each number that AdamW moves: two moments, and a float32 master where it computes in fewer bits.
 _MOMENTS, _MASTER = 2 * _FLOAT, _FLOAT
@@ -184,7 +185,8 @@ class Setting:
         highest = sum(p.highest for p in passes) if together else max(p.highest for p in passes)
         activations = highest - (gradients if together else max(p.gradients for p in passes))
         on_cpu = self.machine.device.type == "cpu"
-        activations *= 1 + _GAPS * load.spread * on_cpu
+        large = 1 - _SMALL / max(load.largest.packed.computed, _SMALL)
+        activations *= 1 + _GAPS * max(load.spread, large) * on_cpu
         at = max(gradients + activations, trained * _FLOAT, sampling)
         in_pass, in_step = at == gradients + activations, at == trained * _FLOAT
         return Parts(
