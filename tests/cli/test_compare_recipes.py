@@ -67,6 +67,19 @@ def test_the_report_shows_them_and_restart_deletes_them(
     assert Path("run/learned.txt").read_text().split() == learned
 
 
+def test_what_has_no_recipe(compared: Callable[..., dict[str, object]]) -> None:
+    """A prompt that was made of pairs: no command makes it of them."""
+    rows = compared("few-shot,lora", PAIRS, "--objective", "dpo")["rows"]
+    assert isinstance(rows, list) and [row["recipe"] is None for row in rows] == [True, False]
+    assert [path.name for path in Path("run/recipes").iterdir()] == ["lora.yaml"]
+
+
+def test_bad_rows_are_left_out_again(compared: Callable[..., dict[str, object]], cli: Cli, tmp_path: Path) -> None:
+    bad: list[dict[str, str]] = [{"text": "", "label": "warm"}]
+    compared("zero-shot", [*bad, *ROWS], "--template", "{text} kind: {label}", "--skip-bad", 1)
+    assert cli("run", "run/recipes/zero-shot.yaml", "--json").code == 0
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [

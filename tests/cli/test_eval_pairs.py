@@ -226,6 +226,7 @@ def test_compare_by_pairs(cli: Cli, place: Place, tmp_path: Path) -> None:
         (("--objective", "ppo"), "--reward: is missing"),
         (("--objective", "attributes", "--columns", "a"), "attributes is not compared yet: take sft, dpo or reward"),
         (("--objective", "reward", "--judge", "words:3"), "--judge: a reward model writes nothing"),
+        (("--objective", "reward", "--all-probes"), "--all-probes: a reward model writes nothing"),
         (("--objective", "dpo", "--template", "{prompt}{chosen}"), "leave --template out"),
         (("--beta", "0.5"), "--beta"),
     ],

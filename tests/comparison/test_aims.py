@@ -83,6 +83,7 @@ def test_a_judge_reads_what_is_written(tmp_path: Path, objective: Objective) -> 
     base, lora = found.row("zero-shot"), found.row("lora")
     assert base.kl == pytest.approx(0.0, abs=1e-6) and lora.kl is not None and lora.kl != base.kl
     assert list(lora.answers) == lora.row_keys and lora.score is not None and lora.score_low is not None
+    assert len(lora.row_keys) == 2, "as many prompts are answered as --generate-rows allows"
     again = run(tmp_path / "again", objective, rows, methods=("zero-shot", "lora"), judge=("words:3",))
     assert [row.per_row for row in again.rows] == [row.per_row for row in found.rows], "the seed draws the samples"
 
@@ -95,6 +96,9 @@ def test_what_is_compared_for_is_kept(tmp_path: Path) -> None:
     for objective, changes in ((DPO(beta=0.5), {}), (Reward(), {}), (DPO(), {"judge": ("words:3",)})):
         with pytest.raises(TunescopeError, match=r"another (objective|judge)"):
             run(tmp_path / "run", objective, methods=("lora",), **changes)
+    run(tmp_path / "judged", methods=("zero-shot",), judge=("words:3",))
+    with pytest.raises(TunescopeError, match="another judge"):
+        run(tmp_path / "judged", methods=("zero-shot",))
 
 
 @pytest.mark.parametrize(

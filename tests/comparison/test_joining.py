@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.comparison.test_runner import known, run
+from tests.comparison.test_runner import TOKENS, known, run
 
 from tunescope.comparison import Watcher
-from tunescope.errors import SettingError, TunescopeError
+from tunescope.errors import BusyError, SettingError, TunescopeError
+from tunescope.locks import writing
 from tunescope.training import StepMetrics
 
 METHODS = "few-shot,lora,ia3"
@@ -46,8 +48,9 @@ def helper(out: Path, watcher: Watcher, **changes: Any) -> int:
     """A child that joins once there is something to join."""
     if child := os.fork():
         return child
+    budget = str(changes.get("budget_tokens", TOKENS))
     try:
-        while not (out / "state.json").exists():
+        while not (out / "state.json").exists() or budget not in (out / "call.json").read_text():
             time.sleep(0.02)
         run(out, methods=METHODS, watcher=watcher, join=True, **changes)
     except BaseException:
@@ -97,9 +100,32 @@ def test_what_cannot_be_joined(tmp_path: Path) -> None:
     with pytest.raises(TunescopeError, match="holds no comparison that could be joined"):
         run(tmp_path / "run", methods=METHODS, join=True)
     run(tmp_path / "run", methods="few-shot")
-    with pytest.raises(TunescopeError, match="No process leads the comparison"):
+    with pytest.raises(TunescopeError, match="is led with another --methods, --budget-tokens: give --join the same"):
         run(tmp_path / "run", methods=METHODS, join=True, budget_tokens=50_000)
+    (tmp_path / "run" / "plans" / "few-shot.json").unlink()
+    with pytest.raises(TunescopeError, match="No process leads the comparison"):
+        run(tmp_path / "run", methods="few-shot", join=True)
     with pytest.raises(TunescopeError, match="another settings"):
         run(tmp_path / "run", methods="few-shot", join=True, epochs=1.0)
     with pytest.raises(SettingError, match="leave --restart and --finish out"):
         run(tmp_path / "run", methods="few-shot", join=True, restart=True)
+
+
+def test_a_helper_is_waited_for_and_not_written_over(tmp_path: Path) -> None:
+    """The lead has gone, and a helper is at a candidate: nothing is begun anew, and the test waits for it."""
+    run(tmp_path / "run", methods="lora")
+    (tmp_path / "run" / "rows" / "lora.json").unlink()
+    if (child := os.fork()) == 0:
+        with ExitStack() as held:
+            for candidate in (tmp_path / "run" / "candidates").glob("lora-*.json"):
+                held.enter_context(writing(candidate))
+            (tmp_path / "held").touch()
+            time.sleep(3)
+        os._exit(0)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.02)
+    with pytest.raises(BusyError, match="lora-"):
+        run(tmp_path / "run", methods="lora", restart=True)
+    found = run(tmp_path / "run", methods="lora", finish=True)
+    assert os.waitpid(child, os.WNOHANG)[0] == child, "it had ended when the candidate was measured"
+    assert found.row("lora").score is not None and found.split == "test"

@@ -24,7 +24,7 @@ from tunescope.comparison import (
     runner,
     search,
 )
-from tunescope.comparison.aim import Answers
+from tunescope.comparison.aim import AnswerAim
 from tunescope.data.rows import Row
 from tunescope.errors import Interrupted, TunescopeError, UnknownNameError
 from tunescope.evaluation import Probes
@@ -103,16 +103,18 @@ def test_a_method_is_searched_and_the_best_by_validation_is_taken(tmp_path: Path
 def test_settings_are_chosen_on_rows_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, validation and test share no row, and the test rows are asked once a method, after every search."""
     asked: list[tuple[str, frozenset[str]]] = []
-    measure, card, train = Answers.measure, Answers.card, search.train
+    measure, card, train = AnswerAim.measure, AnswerAim.card, search.train
 
     def texts(rows: Any) -> frozenset[str]:
         return frozenset(row.prompt for row in rows)
 
     monkeypatch.setattr(
-        Answers, "measure", lambda self, c, rows: (asked.append(("choose", texts(rows))), measure(self, c, rows))[1]
+        AnswerAim, "measure", lambda self, c, rows: (asked.append(("choose", texts(rows))), measure(self, c, rows))[1]
     )
     monkeypatch.setattr(
-        Answers, "card", lambda self, c, rows, *how: (asked.append(("test", texts(rows))), card(self, c, rows, *how))[1]
+        AnswerAim,
+        "card",
+        lambda self, c, rows, *how: (asked.append(("test", texts(rows))), card(self, c, rows, *how))[1],
     )
     monkeypatch.setattr(
         search, "train", lambda *a, data, **how: (asked.append(("learn", texts(data))), train(*a, data=data, **how))[1]

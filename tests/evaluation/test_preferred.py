@@ -17,7 +17,7 @@ from tunescope.data.rankings import Ranking
 from tunescope.errors import DataError
 from tunescope.evaluation import preferred
 from tunescope.evaluation.preference_accuracy import evaluate_preferences
-from tunescope.evaluation.preferred import Preferences
+from tunescope.evaluation.preferred import PreferenceMeter
 from tunescope.inference import Item, score
 from tunescope.methods import LoRA, Method, PromptTuning, System, ZeroShot
 from tunescope.objectives import DPO, SFT, PreferenceObjective, Reward
@@ -42,7 +42,7 @@ def test_of_trained_ones_it_is_what_eval_measures(method: Method, objective: Pre
     customized = train(tiny_base(), method, objective, PAIRS, settings=SETTINGS).customized
     rows = [*PAIRS, *(Pair(p.messages, p.rejected, p.chosen, p.number) for p in PAIRS[:5])]
     found, card = (
-        Preferences(objective, rows, None).measure(customized),
+        PreferenceMeter(objective, rows, None).measure(customized),
         evaluate_preferences(customized, objective, rows),
     )
     assert found.score == pytest.approx(card["score"])
@@ -58,13 +58,13 @@ def _margins(customized: object, objective: PreferenceObjective, rows: list[Pair
 
 def test_the_base_prefers_neither() -> None:
     customized = train(tiny_base(), ZeroShot(), data=[p.best for p in PAIRS]).customized
-    found = Preferences(DPO(), PAIRS, None).measure(customized)
+    found = PreferenceMeter(DPO(), PAIRS, None).measure(customized)
     assert found.per_row == [0.5] * len(PAIRS) and found.loss == pytest.approx(math.log(2))
 
 
 def test_a_system_text_is_compared_with_the_base_without_it() -> None:
     customized = train(tiny_base(), System(instruction="Be brief."), data=[p.best for p in PAIRS]).customized
-    found = Preferences(DPO(beta=1.0), PAIRS, None).measure(customized)
+    found = PreferenceMeter(DPO(beta=1.0), PAIRS, None).measure(customized)
     losses = []
     for pair in PAIRS:
         apart = []
@@ -83,7 +83,7 @@ def test_a_ranking_counts_once_and_ties_half() -> None:
     assert found[0] == 0.25 and found[1] == pytest.approx((math.log(2) + math.log1p(math.e)) / 2)
     customized = train(tiny_base(), LoRA(), Reward(), rows, settings=SETTINGS).customized
     card = evaluate_preferences(customized, Reward(), rows)
-    assert Preferences(Reward(), rows, None).measure(customized).score == pytest.approx(card["score"])
+    assert PreferenceMeter(Reward(), rows, None).measure(customized).score == pytest.approx(card["score"])
 
 
 def test_the_base_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_the_base_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return score(customized, items)  # type: ignore[arg-type]
 
     monkeypatch.setattr(preferred, "score", counted)
-    measured = Preferences(DPO(), PAIRS, None)
+    measured = PreferenceMeter(DPO(), PAIRS, None)
     for method in (ZeroShot(), System()):
         measured.measure(train(tiny_base(), method, data=[p.best for p in PAIRS]).customized)
     assert asked == [len(PAIRS)] * 3
@@ -103,11 +103,11 @@ def test_the_base_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     long = Pair(PAIRS[0].messages, "word " * 600, "no", 1)
     customized = train(tiny_base(), LoRA(), SFT(), [p.best for p in PAIRS], settings=SETTINGS).customized
-    found = Preferences(DPO(), [long, *PAIRS], None).measure(customized)
+    found = PreferenceMeter(DPO(), [long, *PAIRS], None).measure(customized)
     assert len(found.per_row) == len(PAIRS) and found.notes == [
         f"1 of {len(PAIRS) + 1} rows did not fit and were left out."
     ]
     with pytest.raises(DataError, match="No pair fits"):
-        Preferences(DPO(), [long], None).measure(customized)
+        PreferenceMeter(DPO(), [long], None).measure(customized)
     with pytest.raises(DataError, match="gives no rewards"):
-        Preferences(Reward(), PAIRS, None).measure(customized)
+        PreferenceMeter(Reward(), PAIRS, None).measure(customized)

@@ -17,10 +17,10 @@ from tunescope.comparison.aim import check_objective
 from tunescope.data.inputs import has_part
 from tunescope.data.reading import read
 from tunescope.data.template import default_template
-from tunescope.errors import DataError
+from tunescope.errors import DataError, SettingError
 from tunescope.evaluation import default_probes, user_probes
 from tunescope.locks import check_free
-from tunescope.objectives import SFT, Objective
+from tunescope.objectives import SFT, Objective, Reward
 from tunescope.objectives.registry import OBJECTIVES
 from tunescope.registry import Registry
 
@@ -92,11 +92,16 @@ class CompareRequest(Command):
         if not self.join:
             check_free(self.out)
         check_objective(self.objective, judged=bool(self.settings.judge))
+        rewards = isinstance(self.objective, Reward)
+        if rewards and (self.probe is not None or self.all_probes):
+            name = "probe" if self.probe is not None else "all_probes"
+            raise SettingError("CompareRequest", name, "a reward model writes nothing, so there is nothing to forget")
         table = read(self.data, split=self.split, skip_bad=self.skip_bad)
         pattern = self.template or table.default_template
         rows = self.objective.rows(table, pattern, self.skip_bad - len(table.skipped), report.note)
         test_rows = self._test_rows(pattern, report)
         probes = user_probes(self.probe) if self.probe is not None else default_probes(everything=self.all_probes)
+        named = ("base", "data", "split", "template", "device")
         base = load_base(self.base, dtype=self.dtype, device=self.device)
         default_template(base.tokenizer, pattern=pattern, style=self.style)  # a style no method could take stops here
         with report.comparing() as watcher:
@@ -109,9 +114,9 @@ class CompareRequest(Command):
                 settings=self.settings,
                 pattern=pattern,
                 style=self.style,
-                probes=probes,
+                probes=None if rewards else probes,
                 name=table.name,
-                named={"base": self.base, "data": self.data, "split": self.split, "template": self.template},
+                named={name: getattr(self, name) for name in named} | {"skip_bad": self.skip_bad or None},
                 restart=self.restart,
                 finish=self.finish,
                 join=self.join,

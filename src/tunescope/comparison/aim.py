@@ -1,7 +1,7 @@
 """What a comparison's candidates are trained for, and how well they do it, on rows that they have not seen.
 
-Three aims: to answer as the rows do (``Answers``), to prefer the better of two completions (``Preferences``), and to
-write what a judge likes (``JudgedTexts``). Each says what a method learns from, what is measured to
+Three aims: to answer as the rows do (``AnswerAim``), to prefer the better of two completions (``PairAim``), and to
+write what a judge likes (``JudgeAim``). Each says what a method learns from, what is measured to
 choose settings by, and what is measured once, on the test rows.
 """
 
@@ -23,7 +23,7 @@ from tunescope.errors import DataError, SettingError
 from tunescope.evaluation import Card, Probes, evaluate, preferred
 from tunescope.evaluation.card import measure_costs
 from tunescope.evaluation.judged import divergence, sampled
-from tunescope.evaluation.statistics import interval_of
+from tunescope.evaluation.statistics import interval_of, without_width
 from tunescope.evaluation.task import measure_task
 from tunescope.inference import Item, score
 from tunescope.judging import Judge, Judged, Samples, Unjudged
@@ -33,9 +33,7 @@ from tunescope.objectives.reference import untouched
 
 AnyRow = Row | Preference
 # Completions of a prompt that a judge reads: one where settings are chosen, more where the choice is measured.
-_CHOOSING, _TESTING = 1, 4
-# Samples that a judge may fail on in one measurement.
-_UNJUDGED = 10
+_CHOOSING, _TESTING = 1, 2
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,14 @@ class Limits:
         max_new_tokens: most tokens of a text that is written freely.
         validation_texts: of the validation rows so many are answered freely, where there are no labels.
         test_texts: the same of the test rows.
+        unjudged: samples that a judge may fail on in one measurement.
     """
 
     max_length: int | None
     max_new_tokens: int
     validation_texts: int
     test_texts: int
+    unjudged: int = 0
 
 
 class Aim(ABC):
@@ -119,11 +119,19 @@ class Aim(ABC):
         """All that is measured on test rows: the score, what it costs and what was forgotten, as ``evaluate`` gives."""
 
     def look(self, plain: Customized, rows: Sequence[Any]) -> None:
-        """As much work as measuring rows is: what the budget is planned by."""
+        """As much work as measuring validation rows is: what the budget is planned by."""
         self.measure(plain, rows)
 
+    def test_work(self, rows: int) -> float:
+        """How many validation rows make as much work as so many test rows."""
+        return float(rows)
 
-class Answers(Aim):
+    def validation_work(self, rows: int) -> int:
+        """How many of so many validation rows are measured."""
+        return rows
+
+
+class AnswerAim(Aim):
     """To answer as the rows do: right labels, or texts that are near."""
 
     def __init__(self, objective: Objective, limits: Limits, labels: tuple[str, ...] | None) -> None:
@@ -151,7 +159,7 @@ class Answers(Aim):
         )  # fmt: skip
 
 
-class Preferences(Aim):
+class PairAim(Aim):
     """To prefer the better of two completions: ``evaluation.preferred``."""
 
     metric = "preference_accuracy"
@@ -159,7 +167,7 @@ class Preferences(Aim):
 
     def __init__(self, objective: PreferenceObjective, limits: Limits) -> None:
         super().__init__(objective, limits)
-        self._kept: dict[tuple[str, ...], preferred.Preferences] = {}
+        self._kept: dict[tuple[str, ...], preferred.PreferenceMeter] = {}
 
     def takes(self, kind: type[Method]) -> bool:
         """A reward model is trained; what is never trained gives no rewards."""
@@ -170,7 +178,7 @@ class Preferences(Aim):
         keys = tuple(row_keys(rows))
         if keys not in self._kept:
             assert isinstance(self.objective, PreferenceObjective)
-            self._kept[keys] = preferred.Preferences(self.objective, rows, self.limits.max_length)
+            self._kept[keys] = preferred.PreferenceMeter(self.objective, rows, self.limits.max_length)
         found = self._kept[keys].measure(customized)
         return Scores(found.per_row, found.row_keys, found.loss, found.notes)
 
@@ -193,7 +201,7 @@ class Preferences(Aim):
         score(plain, [Item(each.prompt, each.completions) for each in encoder.encode_pairs(rows)])
 
 
-class JudgedTexts(Aim):
+class JudgeAim(Aim):
     """To write what a judge likes."""
 
     metric = "judge"
@@ -205,8 +213,17 @@ class JudgedTexts(Aim):
 
     def measure(self, customized: Customized, rows: Sequence[AnyRow], *, test: bool = False) -> Scores:
         """The judge's mean score of a prompt's samples."""
+        rows = rows[: self.limits.test_texts if test else self.limits.validation_texts]
         samples, failed = self._sampled(customized, rows, _TESTING if test else _CHOOSING)
-        return Scores(*self._scores(rows, samples), None, failed.notes())
+        return Scores(*self._scores(rows, samples, failed), None, failed.notes())
+
+    def test_work(self, rows: int) -> float:
+        """Test rows have more samples, and not all are asked."""
+        return float(min(rows, self.limits.test_texts) * _TESTING / _CHOOSING)
+
+    def validation_work(self, rows: int) -> int:
+        """Not all are asked."""
+        return min(rows, self.limits.validation_texts)
 
     def card(
         self, customized: Customized, rows: Sequence[AnyRow], probes: Probes | None, on_stage: Callable[[str], None]
@@ -214,9 +231,10 @@ class JudgedTexts(Aim):
         """The judge's score, how far the samples are from the base's, and what the customization costs."""
         peak_memory.reset_peak(customized.base.device)
         on_stage("sampling")
+        rows = rows[: self.limits.test_texts]
         samples, failed = self._sampled(customized, rows, _TESTING)
         moved = divergence(customized, untouched(customized), [best(row) for row in rows], samples)
-        per_row, keys = self._scores(rows, samples)
+        per_row, keys = self._scores(rows, samples, failed)
         firsts = {key: judged[0].text for key, judged in zip(row_keys(rows), samples, strict=True)}
         return (
             _card(self.metric, per_row, keys, failed.notes())
@@ -227,17 +245,19 @@ class JudgedTexts(Aim):
     def _sampled(
         self, customized: Customized, rows: Sequence[AnyRow], count: int
     ) -> tuple[list[list[Judged]], Unjudged]:
-        failed = Unjudged(_UNJUDGED)
+        failed = Unjudged(self.limits.unjudged)
         sampling = Samples(n=count, max_new_tokens=self.limits.max_new_tokens, seed=self._seed)
         return sampled(customized, [best(row) for row in rows], self._judge, sampling, failed), failed
 
     @staticmethod
-    def _scores(rows: Sequence[AnyRow], samples: Sequence[Sequence[Judged]]) -> tuple[list[float], list[str]]:
+    def _scores(
+        rows: Sequence[AnyRow], samples: Sequence[Sequence[Judged]], failed: Unjudged
+    ) -> tuple[list[float], list[str]]:
         """The mean score of each prompt that has any, and which prompts those are."""
         scores = [[each.score for each in judged if each.score is not None] for judged in samples]
         keys = [key for key, own in zip(row_keys(rows), scores, strict=True) if own]
         if not keys:
-            raise DataError("The judge has no score for any sample.")
+            raise DataError("\n".join(["The judge has no score for any sample.", *failed.notes()]))
         return [float(np.mean(own)) for own in scores if own], keys
 
 
@@ -256,10 +276,10 @@ def aim_of(objective: Objective, rows: Sequence[AnyRow], limits: Limits, judge: 
     """
     check_objective(objective, judged=judge is not None)
     if judge is not None:
-        return JudgedTexts(objective, limits, judge, seed)
+        return JudgeAim(objective, limits, judge, seed)
     if isinstance(objective, PreferenceObjective):
-        return Preferences(objective, limits)
-    return Answers(objective, limits, label_set([row for row in rows if isinstance(row, Row)]))
+        return PairAim(objective, limits)
+    return AnswerAim(objective, limits, label_set([row for row in rows if isinstance(row, Row)]))
 
 
 def check_objective(objective: Objective, *, judged: bool) -> None:
@@ -292,7 +312,7 @@ def _card(metric: str, per_row: list[float], keys: list[str], notes: list[str]) 
         "per_row": per_row,
         "answers": [],
         "row_keys": keys,
-        "notes": notes,
+        "notes": [*notes, *without_width({"score": interval})],
     }
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,12 +28,13 @@ from tunescope.methods.registry import METHODS
 from tunescope.training.metrics import METRICS
 from tunescope.training.unfinished import forget_run
 
-_STATE, _TIMES, _NOTES = "state.json", "times.json", "notes.json"
+_STATE, _CALL, _TIMES, _NOTES = "state.json", "call.json", "times.json", "notes.json"
 _PLANS, _CANDIDATES, _ROWS, _RECIPES = "plans", "candidates", "rows", "recipes"
 COMPARISON = storage.Kind(
     "comparison",
     unsealed=(
         _STATE,
+        _CALL,
         _TIMES,
         _NOTES,
         *(f"comparison.{kind}" for kind in ("json", "md", "csv")),
@@ -41,8 +42,6 @@ COMPARISON = storage.Kind(
         LEARNED,
         f"{_RECIPES}/*.yaml",
         f"{_CANDIDATES}/*-[0-9]*.json",
-        f"{_CANDIDATES}/.*-[0-9]*.json.lock*",
-        f".{_NOTES}.lock",
         *(f"{folder}/*.json" for folder in (_PLANS, _ROWS)),
     ),
 )
@@ -60,7 +59,7 @@ class Ledger:
     Args:
         out: the comparison's folder.
         conditions: all that makes rows comparable, by name.
-        methods: names of the methods that are compared.
+        call: the methods and the budget, which may change from call to call, but not between those that join.
         restart: forget what the folder holds.
         joins: another process leads the comparison and holds the lock; this one only takes candidates further.
 
@@ -73,17 +72,19 @@ class Ledger:
         self,
         out: Path,
         conditions: dict[str, Any],
-        methods: Sequence[str],
+        call: dict[str, Any],
         *,
         restart: bool = False,
         joins: bool = False,
     ) -> None:
         self.out, self.joins = out, joins
+        self._conditions, self._call = conditions, call
+        methods: Sequence[str] = call["methods"]
         self.report = out / "report.html"
         if joins:
-            self._check(conditions, must_exist=True)
+            self._join()
         else:
-            self._claim(conditions, methods, restart)
+            self._claim(methods, restart)
         self._times = self._read(out / _TIMES, _times, _RESTART) or {}
         self._start = time.monotonic()
         for method in methods:  # damage stops the comparison now, and is no failure of a method
@@ -120,13 +121,19 @@ class Ledger:
 
     @contextmanager
     def claimed(self, candidate: Candidate) -> Iterator[Candidate | None]:
-        """Take a candidate for this process alone, as it is known once it is; None where another process is at it."""
+        """Take a candidate for this process alone, as it is known once it is; None where another process is at it.
+
+        Raises:
+            TunescopeError: this process joined, and the leading one has begun something else here.
+        """
         with ExitStack() as held:
             try:
                 held.enter_context(writing(self._file(_CANDIDATES, candidate.name), wait=0))
             except BusyError:
                 yield None
                 return
+            if self.joins:
+                self._join()
             yield self.candidate(candidate.model_copy(update={"rungs": [], "error": None}))
 
     def candidate_entry(self, name: str) -> Path:
@@ -145,7 +152,8 @@ class Ledger:
         folder = self.out / _CANDIDATES
         for path in [*folder.glob("*/"), *(folder / ".training").glob("*/")]:
             if own.fullmatch(path.name):
-                self.forget_work(path.name)
+                with suppress(BusyError), writing(self._file(_CANDIDATES, path.name), wait=0):  # a helper is at it
+                    self.forget_work(path.name)
 
     def notes(self) -> list[str]:
         """What a reader must know of how it went."""
@@ -218,24 +226,39 @@ class Ledger:
                 storage.atomic_write(self.out / _RECIPES / f"{row.name}.yaml", again + row.recipe)
         storage.atomic_write(self.report, render_report(comparison))
 
-    def _claim(self, conditions: dict[str, Any], methods: Sequence[str], restart: bool) -> None:
+    def _claim(self, methods: Sequence[str], restart: bool) -> None:
         """Make the folder this comparison's, or check that it is."""
         if restart and storage.is_marked(self.out):
             self._refuse_others(methods)
+            for lock in (self.out / _CANDIDATES).glob(".*.json.lock"):
+                with writing(lock.with_name(lock.name.removeprefix(".").removesuffix(".lock")), wait=0):
+                    pass  # no helper is at this candidate
             storage.remove_folder(self.out, COMPARISON)
         storage.claim_folder(self.out, COMPARISON)
-        self._check(conditions)
-        storage.atomic_write(self.out / _STATE, json.dumps(conditions, indent=2))
+        self._check()
+        storage.atomic_write(self.out / _CALL, json.dumps(self._call))
+        storage.atomic_write(self.out / _STATE, json.dumps(self._conditions, indent=2))
 
-    def _check(self, conditions: dict[str, Any], *, must_exist: bool = False) -> None:
+    def _join(self) -> None:
+        """Check that a process leads this comparison, by the same call."""
+        if not (self.out / _STATE).exists() or not (self.out / _CALL).exists():
+            raise TunescopeError(f"{self.out} holds no comparison that could be joined. Begin one without --join.")
+        self._check()
+        led = storage.read_state(self.out / _CALL, lambda text: dict(json.loads(text)), _RESTART)
+        if differing := [f"--{name.replace('_', '-')}" for name in self._call if led.get(name) != self._call[name]]:
+            raise TunescopeError(
+                f"The comparison in {self.out} is led with another {', '.join(differing)}: give --join the same."
+            )
+
+    def _check(self) -> None:
         """Refuse a comparison under other conditions."""
         path = self.out / _STATE
-        if must_exist and not path.exists():
-            raise TunescopeError(f"{self.out} holds no comparison that could be joined. Begin one without --join.")
         if path.exists() or (self.out / _PLANS).exists():
-            before = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART)
+            before, now = storage.read_state(path, lambda text: dict(json.loads(text)), _RESTART), self._conditions
             if differing := [
-                _differing(key, before.get(key), now) for key, now in conditions.items() if before.get(key) != now
+                _differing(key, before.get(key), now.get(key))
+                for key in {**before, **now}
+                if before.get(key) != now.get(key)
             ]:
                 raise TunescopeError(
                     f"{self.out} holds a comparison with another {', '.join(differing)}. Choose another --out, or "

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tunescope.comparison.aim import best
 from tunescope.comparison.plan import Bracket, Costs, Plan, bracket_of, prompting_bracket
 from tunescope.data.batching import BatchOrder
 from tunescope.data.encoding import Encoder
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
-from tunescope.methods import Method, ZeroShot
+from tunescope.inference import Item, score
+from tunescope.methods import Customized, Method, ZeroShot
 from tunescope.training import train
 from tunescope.training.learner import steps_of_round
 
@@ -63,7 +65,8 @@ class Planner:
             share = budget if by_tokens else self._share(budget)
             speed = self._speed(kind)
         first = max((bracket.first + bracket.count for bracket in brackets), default=0)
-        rows = (len(task.validation[0]), len(task.validation[1]), len(given.test_rows))
+        asked = [task.aim.validation_work(len(rows)) for rows in task.validation]
+        rows = (asked[0], asked[1], round(task.aim.test_work(len(given.test_rows))))
         if kind.trains == "nothing":
             made: Bracket | None = prompting_bracket(
                 share, speed.step_tokens if by_tokens else speed.step_seconds, rows, first
@@ -89,21 +92,40 @@ class Planner:
 
     def _share(self, budget: float) -> float:
         """Seconds of each method's search: its share of the budget, less what measuring it on the test rows takes."""
-        tokens = _PROBE_TOKENS if self._given.probes is not None else 0
-        rows = len(self._given.test_rows) + tokens / max(self._row_tokens, 1)
-        return budget / self._methods - rows * self._row - _LATENCY_SECONDS
+        aim, tested = self._given.task.aim, len(self._given.test_rows)
+        probing = _PROBE_TOKENS * self._token if self._given.probes is not None else 0.0
+        return budget / self._methods - aim.test_work(tested) * self._row - probing - _LATENCY_SECONDS
+
+    @cached_property
+    def _plain(self) -> Customized:
+        """The base as it answers."""
+        task = self._given.task
+        _, first = task.aim.learned(ZeroShot, task.rows[:1])
+        return train(task.base, ZeroShot(), data=first, pattern=task.pattern, style=task.style).customized
 
     @cached_property
     def _row(self) -> float:
-        """Seconds that scoring a validation row takes the base."""
+        """Seconds that measuring a validation row takes the base."""
         task = self._given.task
         rows = task.validation[1][:_TIMED_ROWS]
-        _, first = task.aim.learned(ZeroShot, task.rows[:1])
-        plain = train(task.base, ZeroShot(), data=first, pattern=task.pattern, style=task.style)
-        task.aim.look(plain.customized, rows[:2])  # the first pass is slower
+        task.aim.look(self._plain, rows[:2])  # the first pass is slower
         started = time.perf_counter()
-        task.aim.look(plain.customized, rows)
+        task.aim.look(self._plain, rows)
         return (time.perf_counter() - started) / len(rows)
+
+    @cached_property
+    def _token(self) -> float:
+        """Seconds that scoring a token takes the base."""
+        if self._given.task.aim.labels:
+            return self._row / max(self._row_tokens, 1)
+        base, rows = self._plain.base, [best(row) for row in self._given.task.validation[1][:_TIMED_ROWS]]
+        encoder = Encoder(
+            base.tokenizer, self._plain.template, base.context_length, self._given.task.settings.max_length
+        )
+        encoded = encoder.encode_all(rows)
+        started = time.perf_counter()
+        score(self._plain, [Item(each.prompt, [each.completion]) for each in encoded])
+        return (time.perf_counter() - started) / max(sum(map(len, encoded)), 1)
 
     @cached_property
     def _row_tokens(self) -> float:

@@ -28,8 +28,9 @@ from tunescope.comparison.tradeoff import (
 from tunescope.evaluation.statistics import Difference, rows_needed
 
 FINE_ENOUGH = 5.0
-_OF_A_HUNDRED = form.FRACTIONS | {"chrf"}  # a judge's scores have a scale of their own
 """Points (of 100) of uncertainty above which the test set is called too small."""
+
+_OF_A_HUNDRED = form.FRACTIONS | {"chrf"}  # a judge's scores have a scale of their own
 
 ALTERNATIVES_SHOWN = 4
 """How many alternatives the text describes; the record holds them all."""

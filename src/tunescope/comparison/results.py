@@ -168,7 +168,8 @@ class MethodResult(Part):
     answers: dict[str, str] = Field(default_factory=dict)
     """What its first training answered to each row of `row_keys`: the label, or the text."""
     recipe: str | None = None
-    """A file for ``tunescope run`` that trains it again, to the same tensors; None where the rows had no name."""
+    """A file for ``tunescope run`` that trains it again, to the same tensors; None where the rows had no name, where it
+    was stopped before its end, or where a prompt was made of pairs."""
     curve: list[tuple[int, float | None, float]] = Field(default_factory=list)
     """Training loss as (step, loss in nats per trained token, seconds since the start)."""
     note: str | None = None

@@ -47,7 +47,7 @@ from tunescope.version import __version__
 
 # Validation rows of the first rung: enough to tell a setting that learns from one that does not.
 _FIRST_ROWS = 64
-# Most validation rows that are answered freely, where there are no labels.
+# Most validation rows that are answered freely, where there are no labels and no judge.
 _WRITTEN = 16
 # Most characters of a test row's text that a report shows.
 _SHOWN = 800
@@ -79,7 +79,7 @@ class CompareSettings(Settings):
     test_rows: int = Field(300, gt=0)
     """Most test rows to take, a stratified sample by the seed. 300 rows resolve about 5 points of accuracy."""
     generate_rows: int = Field(64, gt=0)
-    """Test rows to generate freely for: generating is the slowest measurement."""
+    """Most rows to generate freely for: generating is the slowest measurement."""
     max_new_tokens: int = Field(64, gt=0)
     """Most tokens of a freely generated text."""
     batch_size: int = Field(8, gt=0)
@@ -91,6 +91,8 @@ class CompareSettings(Settings):
     judge: Annotated[tuple[str, ...], Shown("JUDGE", repeated=True)] = ()
     """Score what is written, sampled from held-out prompts, by this judge (see ``judging.load_judge``) in place of how
     near it comes to the rows. Several, as 0.7*NAME, are summed."""
+    skip_unjudged: int = Field(10, ge=0)
+    """How many samples the judge may fail on in one measurement."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of samples, initializations and orders."""
 
@@ -215,8 +217,11 @@ def compare(
     conditions = _conditions(base, train_rows, test_rows, settings, style, probes, objective)
     watcher = watcher or Watcher()
     with nullcontext() if join else writing(out):
-        ledger = Ledger(out, conditions, [kind.name for kind in kinds], restart=restart, joins=join)
+        call = {"methods": [kind.name for kind in kinds], **settings.model_dump(include={"budget", "budget_tokens"})}
+        ledger = Ledger(out, conditions, call, restart=restart, joins=join)
         task = _task(base, train_rows, aim, given.pattern, style, name or given.name, settings)
+        if label_set([row for row in task.rows if isinstance(row, Row)]) != aim.labels:
+            named = None  # the rows that are learned from would be understood otherwise alone
         found = Given(task.name, train_rows, task, test_rows, probes, settings, notes, named or {})
         if named and not join:
             ledger.keep_lines([row.number for row in task.rows])
@@ -246,8 +251,9 @@ def _aim(base: Base, objective: Objective, rows: Sequence[AnyRow], settings: Com
     limits = Limits(
         max_length=settings.max_length,
         max_new_tokens=settings.max_new_tokens,
-        validation_texts=min(settings.generate_rows, _WRITTEN),
+        validation_texts=settings.generate_rows if settings.judge else min(settings.generate_rows, _WRITTEN),
         test_texts=settings.generate_rows,
+        unjudged=settings.skip_unjudged,
     )
     judge = load_judge(settings.judge, base) if settings.judge else None
     return aim_of(objective, rows, limits, judge, settings.seed)
@@ -414,7 +420,7 @@ def _conditions(
     unlike: dict[str, Any] = {"judge": list(settings.judge)} if settings.judge else {}
     if objective != SFT():
         unlike["objective"] = {"name": objective.name, **objective.model_dump(mode="json")}
-    kept = {"methods", "budget", "budget_tokens", "sizes", "judge"}
+    left_out = {"methods", "budget", "budget_tokens", "sizes", "judge", "skip_unjudged"}
     return {
         **unlike,
         "version": ", ".join(f"{name} {number}" for name, number in versions.items()),
@@ -426,5 +432,5 @@ def _conditions(
         "test rows": rows_hash(test_rows),
         "budget's unit": "seconds" if settings.budget_tokens is None else "tokens",
         "probes": probes.sha256() if probes is not None else None,
-        "settings": settings.model_dump(mode="json", exclude=kept),
+        "settings": settings.model_dump(mode="json", exclude=left_out),
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunescope import bank
 from tunescope.comparison import formatting as form
-from tunescope.comparison.aim import Answers, Scores
+from tunescope.comparison.aim import AnswerAim, Scores
 from tunescope.comparison.candidate import Candidate
 from tunescope.comparison.ledger import Clock, Ledger
 from tunescope.comparison.plan import Bracket, Plan
@@ -26,6 +26,7 @@ from tunescope.errors import Interrupted, TunescopeError
 from tunescope.evaluation import PER_ROW
 from tunescope.evaluation.statistics import PROPORTIONS, interval_of
 from tunescope.methods import Method, System, ZeroShot
+from tunescope.objectives import SFT
 from tunescope.training.unfinished import kept_files, work_folder
 
 if TYPE_CHECKING:
@@ -157,13 +158,16 @@ class Schedule:
         """
         settings = self._given.settings
         unit = float(settings.budget_tokens or settings.budget)
-        while (plan := self._ledger.plan(kind.name)) is None or plan.asked < unit:
+        if (plan := self._ledger.plan(kind.name)) is None or max(plan.asked, plan.budget) < unit:
+            self._watcher.begin(kind.name, "waiting for the plan of the process that leads")
+        while plan is None or max(plan.asked, plan.budget) < unit:
             if not self._ledger.is_led:
                 raise TunescopeError(
                     f"No process leads the comparison in {self._ledger.out} any more. Make the call without --join to "
                     "go on."
                 )
             time.sleep(_PATIENCE)
+            plan = self._ledger.plan(kind.name)
 
     def _searches(self, kind: type[Method]) -> list[Search]:
         """The method's search, where its plan has any candidates."""
@@ -183,7 +187,8 @@ class Schedule:
                 measured = self._ledger.row(name)
                 if measured is None or measured.candidate != best.state:
                     self._watcher.begin(name, f"{best.words}, on the test rows")
-                    measured = self._measure(search, best)
+                    with self._held(best):
+                        measured = self._measure(search, best)
                 measured = self._repeat(search, best, measured)
                 self._on_fewer_rows(search, best, measured)
             except Interrupted:
@@ -195,6 +200,16 @@ class Schedule:
             if best.steps is None or best.progress == 1:  # else the search may go on from its checkpoints
                 self._ledger.forget_all_work(name)
         self._finished = True
+
+    @contextmanager
+    def _held(self, candidate: Candidate) -> Iterator[None]:
+        """Have a candidate to oneself, once a helper that is at it has ended."""
+        while True:
+            with self._ledger.claimed(candidate) as own:
+                if own is not None:
+                    yield
+                    return
+            time.sleep(_PATIENCE)
 
     def _measure(self, search: Search, best: Candidate) -> Measured:
         """Make the best candidate's entry the method's, and measure it on the test rows."""
@@ -211,7 +226,9 @@ class Schedule:
             bank.write_card(entry, {key: value for key, value in card.items() if key not in PER_ROW}, record)
         self._note("testing", card["notes"])
         row = _row(kind.name, ledger, card, record.training)
-        if given.named:
+        ended = best.steps is None or best.rungs[-1].steps == best.steps
+        repeatable = kind.trains != "nothing" or isinstance(task.aim.objective, SFT)  # prompts are made of rows
+        if given.named and ended and repeatable:
             row = row.model_copy(update={"recipe": recipe_of(record, given.named, best.seed, str(ledger.out))})
         measured = Measured(candidate=best.state, row=row)
         ledger.keep_row(kind.name, measured)
@@ -348,7 +365,7 @@ class Schedule:
             score=rung.score,
             score_low=interval and min(interval.low, rung.score),
             score_high=interval and max(interval.high, rung.score),
-            nll_per_token=rung.loss if isinstance(self._given.task.aim, Answers) else None,
+            nll_per_token=rung.loss if isinstance(self._given.task.aim, AnswerAim) else None,
             seconds=rung.seconds,
             steps=rung.steps or None,
             seeds=1,

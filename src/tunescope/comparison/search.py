@@ -18,7 +18,7 @@ from tunescope.comparison.aim import Aim
 from tunescope.comparison.candidate import Candidate, Rung
 from tunescope.comparison.ledger import Ledger
 from tunescope.comparison.plan import Bracket, Plan
-from tunescope.errors import Interrupted, TrainingError, TunescopeError
+from tunescope.errors import BusyError, Interrupted, TrainingError, TunescopeError
 from tunescope.methods import Customized, Method
 from tunescope.methods.space import points
 from tunescope.training import StepMetrics, TrainSettings, train
@@ -137,7 +137,7 @@ class Search:
             found = self.task.aim.measure(customized, rows)
             if not math.isfinite(found.score + (found.loss or 0.0)):
                 raise TrainingError("Its loss on the validation rows is not finite.")
-        except Interrupted:
+        except (Interrupted, BusyError):
             raise
         except TunescopeError as error:
             self.ledger.keep_candidate(candidate.model_copy(update={"error": str(error)}))

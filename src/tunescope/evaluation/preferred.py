@@ -2,7 +2,8 @@
 
 What a completion is worth is what the objective says: a reward model's reward, or DPO's implicit one, which compares
 its log-probability with that under the base as it is (``objectives.dpo``). So the base itself prefers neither of two,
-and is right in half of the cases; what a system text or shots add counts as a trained customization does.
+and is right in half of the cases; what a system text or shots add counts as a trained customization does. Losses
+without a reference (SimPO, ORPO) compare mean log-probabilities a token, of which the base has some of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Preferred:
         return sum(self.per_row) / len(self.per_row)
 
 
-class Preferences:
+class PreferenceMeter:
     """Pairs and rankings to measure customizations of one base on; what the base says of them is asked once.
 
     Args:

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunescope.errors import TunescopeError
@@ -95,9 +95,16 @@ def claim_folder(folder: str | Path, kind: Kind) -> Path:
     if marker is None or marker["kind"] != kind.name:
         _refuse(folder, _why_foreign(final, kind) if marker is None else _not_a(kind))
         with disk_errors(final):
-            final.mkdir(parents=True, exist_ok=True)
+            _make(final)
             write_marker(final, kind, {})
     return final
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, also where another process removes the empty one above it at this moment."""
+    with suppress(FileNotFoundError):
+        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove_folder(folder: str | Path, kind: Kind) -> None:

@@ -114,7 +114,8 @@ def _cells(row: MethodResult, comparison: Comparison) -> list[Cell]:
     interval = ""
     if row.score is not None and row.score_low is not None and row.score_high is not None:
         scale = form.metric_scale(metric)
-        interval = f"{row.score_low * scale:.1f} to {row.score_high * scale:.1f}"
+        digits = form.digits(metric)
+        interval = f"{row.score_low * scale:.{digits}f} to {row.score_high * scale:.{digits}f}"
     off = "" if row.forgetting_off is None or not row.trains else f"off {form.number(row.forgetting_off, 3)}"
     prompt = form.MISSING if row.extra_prompt_tokens is None else f"+{row.extra_prompt_tokens}"
     rate = "" if not row.tokens_per_s else f"{row.tokens_per_s:,.0f} tokens/s"

@@ -13,8 +13,8 @@ from tunescope.comparison.results import Comparison, MethodResult
 _NUMBERS = (
     "method", "name", "score", "score_low", "score_high", "validation_score", "seeds", "candidates", "settings",
     "accuracy", "macro_f1", "exact_match", "chrf", "nll_per_token", "forgetting_on", "forgetting_off", "kl_task",
-    "trainable_parameters", "steps", "trained_tokens", "seconds", "ttft_ms", "ms_per_token", "extra_prompt_tokens",
-    "peak_memory_mb", "artifact_mb", "note",
+    "kl", "trainable_parameters", "steps", "trained_tokens", "seconds", "ttft_ms", "ms_per_token",
+    "extra_prompt_tokens", "peak_memory_mb", "artifact_mb", "note",
 )  # fmt: skip
 
 
@@ -52,7 +52,8 @@ def _cells(row: MethodResult, comparison: Comparison) -> list[str]:
     scale = form.metric_scale(comparison.metric)
     score = form.score(row.score, comparison.metric)
     if row.score_low is not None and row.score_high is not None:
-        score += f" ({scale * row.score_low:.1f}–{scale * row.score_high:.1f})"
+        digits = form.digits(comparison.metric)
+        score += f" ({scale * row.score_low:.{digits}f}–{scale * row.score_high:.{digits}f})"
     steps = f", {row.steps:,} steps" if row.steps else ""
     tried = f" (of {row.candidates})" if row.candidates else ""
     name = _escaped(row.name)

@@ -29,7 +29,7 @@ def effort(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
                     "opacity": 1.0 if taken else 0.35,
                     "line": {"color": color(row.method), "width": 2.4 if taken else 1},
                     "marker": {"color": color(row.method), "size": 7 if taken else 4},
-                    "hovertext": [_hover(row, candidate, y) for _, y in points],
+                    "hovertext": [_hover(row, candidate, y, comparison.metric) for _, y in points],
                     "hoverinfo": "text",
                 }
             )
@@ -68,7 +68,9 @@ def rates(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
                 "y": scores,
                 "line": {"color": color(row.method), "width": 1.6, "dash": "dot"},
                 "marker": {"color": color(row.method), "size": [11 if _taken(c, row) else 6 for _, c in points]},
-                "hovertext": [_hover(row, each, y) for (_, each), y in zip(points, scores, strict=True)],
+                "hovertext": [
+                    _hover(row, each, y, comparison.metric) for (_, each), y in zip(points, scores, strict=True)
+                ],
                 "hoverinfo": "text",
             }
         )
@@ -124,5 +126,5 @@ def _taken(candidate: Candidate, row: MethodResult) -> bool:
     return bool(best) and (candidate.settings, candidate.lr) == (settings, row.settings.get("lr"))
 
 
-def _hover(row: MethodResult, candidate: Candidate, score: float | None) -> str:
-    return f"<b>{escape(row.name)}</b><br>{escape(candidate.words)}<br>{score:.1f}"
+def _hover(row: MethodResult, candidate: Candidate, score: float | None, metric: str) -> str:
+    return f"<b>{escape(row.name)}</b><br>{escape(candidate.words)}<br>{score:.{form.digits(metric)}f}"
