@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tunescope.comparison.candidate import Candidate, Rung
+from tunescope.comparison.report import by_method
 from tunescope.comparison.report import figures as plots
 from tunescope.comparison.report.contested import answered
 from tunescope.comparison.report.figures import figures
@@ -276,3 +277,15 @@ def test_texts_are_contested_where_their_scores_are_far_apart() -> None:
 def test_contested_rows_on_the_page_are_escaped() -> None:
     page = without_plotly(render_report(answering(EVIL, "no", "yes", text=EVIL)))
     assert "Where methods disagree" in page and "<img" not in page and "alert(1)</script>" not in page
+
+
+def test_a_judges_scores_may_be_negative() -> None:
+    """Bars begin at zero whatever the sign, and all of them are seen."""
+    comparison = make_comparison()
+    rows = [
+        row.model_copy(update={"score": -0.5 - i / 10, "score_low": -0.7 - i / 10, "score_high": -0.4 - i / 10})
+        for i, row in enumerate(row for row in comparison.rows if row.score is not None)
+    ]
+    judged = comparison.model_copy(update={"rows": rows, "metric": "judge"})
+    low, high = by_method.scores(rows, judged)["layout"]["xaxis"]["range"]
+    assert high == 0.0 and low <= min(row.score_low for row in rows if row.score_low is not None)

@@ -32,6 +32,7 @@ def scores(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
     names = [escape(row.name) for row in ordered]
     values = [shown_score(row.score, comparison) for row in ordered]
     ends = [shown_score(row.score if row.score_high is None else row.score_high, comparison) or 0.0 for row in ordered]
+    starts = [shown_score(row.score if row.score_low is None else row.score_low, comparison) or 0.0 for row in ordered]
     chosen = comparison.advice.recommended
     plain = next((row for row in rows if row.method == "zero-shot"), None)
     return {
@@ -62,12 +63,18 @@ def scores(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
             for row, name, end in zip(ordered, names, ends, strict=True)
         ],
         "layout": {
-            "xaxis": {"title": {"text": score_title(comparison)}, "range": [0, 1.01 * max(ends) or 1]},
+            "xaxis": {"title": {"text": score_title(comparison)}, "range": _around_zero([*starts, *ends])},
             "yaxis": names_axis(ordered),
             "shapes": [] if plain is None else [vertical_line(shown_score(plain.score, comparison))],
         },
         "labels": [],
     }
+
+
+def _around_zero(values: Sequence[float]) -> list[float]:
+    """A range that holds zero, where bars begin, and all values: a judge's may be negative."""
+    low, high = min(0.0, 1.01 * min(values)), max(0.0, 1.01 * max(values))
+    return [low, high] if high > low else [0.0, 1.0]
 
 
 def confusion(rows: Sequence[MethodResult], comparison: Comparison) -> Figure:
