@@ -34,8 +34,10 @@ def main() -> None:
     import tunescope as ts
     from tunescope import bank
     from tunescope.data.rows import to_rows
-    from tunescope.evaluation import evaluate_judged
-    from tunescope.judging import Samples, load_judge
+    from tunescope.evaluation.judged import divergence, sampled
+    from tunescope.evaluation.statistics import bootstrap_interval
+    from tunescope.judging import Samples, Unjudged, load_judge
+    from tunescope.objectives.reference import untouched
 
     base = ts.load_base(given.base)
     judge, sampling = load_judge(given.judge, base), Samples(n=given.n, max_new_tokens=given.max_new_tokens)
@@ -44,21 +46,28 @@ def main() -> None:
     steering = steered.template.steering
     if steering is None or given.attribute not in steering.names:
         sys.exit(f"{given.steered} was not trained on {given.attribute}.")
-    sides: list[tuple[str, Any, list[Any]]] = [("sft", sft, rows), ("dpo", dpo, rows)]
+    plain = untouched(sft)
+    sides: list[tuple[str, Any, list[Any]]] = [("base", plain, rows), ("sft", sft, rows), ("dpo", dpo, rows)]
     for value in range(steering.low, steering.high + 1):
         asked = [row.with_attributes(steering.asked({given.attribute: value})) for row in rows]
         sides.append((f"steered, {given.attribute}={value}", steered, asked))
     found = []
     for name, customized, own in sides:
-        card = evaluate_judged(customized, own, judge, sampling)
-        found.append({"side": name} | {key: card[key] for key in _SHOWN})
+        samples = sampled(customized, own, judge, sampling, Unjudged(0))
+        figures = {
+            "score": [sum(each.score or 0.0 for each in judged) / len(judged) for judged in samples],
+            "kl": divergence(customized, plain, own, samples).tolist(),
+        }
+        side: dict[str, Any] = {"side": name}
+        for key, values in figures.items():
+            interval = bootstrap_interval(values)
+            side |= {key: sum(values) / len(values), f"{key}_low": interval.low, f"{key}_high": interval.high}
+        found.append(side)
         if not given.json:
-            print("{side:24} {score:.2f} ({score_low:.2f} to {score_high:.2f}) at {kl:.2f} nats".format(**found[-1]))
+            print("{side:24} {score:.2f} ({score_low:.2f} to {score_high:.2f}) at {kl:.2f} nats".format(**side))
     if given.json:
         print(json.dumps({**machine(), "judge": given.judge, "rows": len(rows), "sides": found}))
 
-
-_SHOWN = ("score", "score_low", "score_high", "kl", "kl_low", "kl_high", "tokens", "stop_share")
 
 if __name__ == "__main__":
     main()

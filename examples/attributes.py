@@ -1,6 +1,6 @@
 """Attributes of English prose that are measured exactly, each from 0 to 4, for examples/steerlm.yaml.
 
-The bands are such that each holds about a fifth of the passages of grimm-passages.
+The bands are such that each holds about a fifth of the passages of grimm-passages, or of the sentences of reviews.
 """
 
 import re
@@ -14,6 +14,11 @@ _sentiment = SentimentIntensityAnalyzer()
 def verbosity(prompt: str, completion: str) -> int:
     """How long it is: by words."""
     return bisect_right((16, 32, 50, 75), len(completion.split()))
+
+
+def sentence_verbosity(prompt: str, completion: str) -> int:
+    """How long a sentence is: by words."""
+    return bisect_right((11, 16, 21, 27), len(completion.split()))
 
 
 def mood(prompt: str, completion: str) -> int:

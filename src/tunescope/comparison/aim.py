@@ -1,8 +1,8 @@
 """What a comparison's candidates are trained for, and how well they do it, on rows that they have not seen.
 
 Three aims: to answer as the rows do (``AnswerAim``), to prefer the better of two completions (``PairAim``), and to
-write what a judge likes (``JudgeAim``). Each says what a method learns from, what is measured to
-choose settings by, and what is measured once, on the test rows.
+write what a judge likes (``JudgeAim``). Each says what a method learns from, what is measured to choose settings by,
+and what is measured once, on the test rows.
 """
 
 from __future__ import annotations
