@@ -472,3 +472,13 @@ def test_fewer_rows_are_trained_as_far_as_all_were(tmp_path: Path) -> None:
     watcher.tables = 1
     found = run(tmp_path / "run", methods="lora", finish=True, sizes=(16,), watcher=watcher).row("lora")
     assert watcher.steps == found.steps < (found.search[0].steps or 0)
+
+
+def test_a_budget_that_pays_for_nothing_says_what_would(tmp_path: Path) -> None:
+    """The least that is named is the least: it trains, and one token less does not."""
+    with pytest.raises(TunescopeError, match="the budget left no time to train it; --budget-tokens") as refused:
+        run(tmp_path / "run", methods="lora", budget_tokens=10)
+    least = int(str(refused.value).split("--budget-tokens ")[1].split()[0])
+    with pytest.raises(TunescopeError, match=f"--budget-tokens {least} would do"):
+        run(tmp_path / "less", methods="lora", budget_tokens=least - 1)
+    assert run(tmp_path / "run", methods="lora", budget_tokens=least).row("lora").steps == 10

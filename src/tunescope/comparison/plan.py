@@ -61,6 +61,8 @@ class Plan(Part):
     """The budget it was last made for; more than ``budget`` where what was added pays for nothing yet."""
     error: str | None = None
     """Why the method cannot be trained on these rows."""
+    least: float | None = None
+    """Where the budget pays for nothing: the least that would, in the same unit."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,12 @@ def bracket_of(
         if made.rungs[-1] >= min(fewest, most):
             return made
     return None
+
+
+def least_of(costs: Costs, most: int, rows: tuple[int, int, int], sizes: int = 0) -> float:
+    """The least share that ``bracket_of`` makes anything of; arguments as there."""
+    _, seeds, fewest = _SIZES[-1]
+    return cost_of(Bracket(first=0, count=1, rungs=_rungs(min(fewest, most), 1), seeds=seeds), costs, rows, sizes)
 
 
 def cost_of(bracket: Bracket, costs: Costs, rows: tuple[int, int, int], sizes: int = 0) -> float:

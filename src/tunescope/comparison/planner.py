@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunescope.comparison.aim import best
-from tunescope.comparison.plan import Bracket, Costs, Plan, bracket_of, prompting_bracket
+from tunescope.comparison.plan import Bracket, Costs, Plan, bracket_of, least_of, prompting_bracket
 from tunescope.data.batching import BatchOrder
 from tunescope.data.encoding import Encoder
 from tunescope.data.template import default_template
@@ -64,6 +64,7 @@ class Planner:
         else:
             share = budget if by_tokens else self._share(budget)
             speed = self._speed(kind)
+        least: float | None = None
         first = max((bracket.first + bracket.count for bracket in brackets), default=0)
         asked = [task.aim.validation_work(len(rows)) for rows in task.validation]
         rows = (asked[0], asked[1], round(task.aim.test_work(len(given.test_rows))))
@@ -79,6 +80,9 @@ class Planner:
             )
             most = steps_of_round(task.settings, len(task.rows))
             made = bracket_of(share, costs, most, rows, first, len(given.sizes))
+            if made is None:
+                needed = least_of(costs, most, rows, len(given.sizes)) - share
+                least = budget + needed * (1 if by_tokens else self._methods)
         if made is not None:
             brackets = [*brackets, made]
         unspent = before is not None and made is None  # too little for anything: it waits until there is more
@@ -88,6 +92,7 @@ class Planner:
             step_tokens=speed.step_tokens,
             brackets=brackets,
             asked=budget,
+            least=None if brackets else least,
         )
 
     def _share(self, budget: float) -> float:

@@ -4,6 +4,7 @@ at the end the measurements on the test rows.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ class Schedule:
         if found.error is not None:
             self._watcher.end(found.error)
         else:
-            self._watcher.end(f"validation {self._metric} {self._shown(found.rungs[-1].score)}")
+            self._watcher.end(f"validation {form.metric_name(self._metric)} {self._shown(found.rungs[-1].score)}")
         return True
 
     @staticmethod
@@ -148,7 +149,7 @@ class Schedule:
             self._watcher.end(str(error))
             return
         self._ledger.keep_plan(kind.name, made)
-        self._watcher.end(_plan_words(made, kind.trains != "nothing"))
+        self._watcher.end(_plan_words(made, kind.trains != "nothing") if made.brackets else self._no_time(made))
 
     def _await_plan(self, kind: type[Method]) -> None:
         """Wait until the leading process has planned a method.
@@ -232,7 +233,7 @@ class Schedule:
             row = row.model_copy(update={"recipe": recipe_of(record, given.named, best.seed, str(ledger.out))})
         measured = Measured(candidate=best.state, row=row)
         ledger.keep_row(kind.name, measured)
-        score = f"test {self._metric} {self._shown(measured.row.score)}"
+        score = f"test {form.metric_name(self._metric)} {self._shown(measured.row.score)}"
         forgetting = measured.row.forgetting_on
         self._watcher.end(score if forgetting is None else f"{score}, forgetting {forgetting:.3f} nats/token")
         return measured
@@ -251,7 +252,7 @@ class Schedule:
             repeat = Repeat(seed=again.seed, score=found.score, per_row=found.per_row, row_keys=found.row_keys)
             measured = measured.model_copy(update={"repeats": [*measured.repeats, repeat]})
             self._ledger.keep_row(search.kind.name, measured)
-            self._watcher.end(f"test {self._metric} {self._shown(repeat.score)}")
+            self._watcher.end(f"test {form.metric_name(self._metric)} {self._shown(repeat.score)}")
         return measured
 
     def _on_fewer_rows(self, search: Search, best: Candidate, measured: Measured) -> None:
@@ -271,7 +272,7 @@ class Schedule:
             made = Size(rows=size, score=found.score, low=interval.low, high=interval.high)
             measured = measured.model_copy(update={"sizes": [*measured.sizes, made]})
             self._ledger.keep_row(search.kind.name, measured)
-            self._watcher.end(f"test {self._metric} {self._shown(made.score)}")
+            self._watcher.end(f"test {form.metric_name(self._metric)} {self._shown(made.score)}")
 
     def _tested(self, search: Search, candidate: Candidate, task: Task, until: int | None = None) -> Scores | None:
         """A further training, measured on the test rows and thrown away; None, and a note, where it fails."""
@@ -325,7 +326,9 @@ class Schedule:
         if best is None or (tested and kind.name in self._failed):
             errors = [each.error for each in tried if each.error is not None]
             plan = self._ledger.plan(kind.name)
-            note = self._failed.get(kind.name) or (plan and plan.error) or (errors[0] if errors else _NO_TIME)
+            note = (
+                self._failed.get(kind.name) or (plan and plan.error) or (errors[0] if errors else self._no_time(plan))
+            )
             if search is None and plan is None and kind.name not in self._failed:
                 note = "not begun yet"
             return MethodResult(method=kind.name, name=kind.name, note=note, search=tried)
@@ -375,6 +378,14 @@ class Schedule:
 
     # Small things.
 
+    def _no_time(self, plan: Plan | None) -> str:
+        """Why nothing was tried, and what would be enough."""
+        if plan is None or plan.least is None:
+            return _NO_TIME
+        if self._given.settings.budget_tokens is not None:
+            return f"{_NO_TIME}; --budget-tokens {math.ceil(plan.least)} would do"
+        return f"{_NO_TIME}; about --budget {math.ceil(plan.least / 60)}m would do"
+
     @property
     def _metric(self) -> str:
         return self._given.task.aim.metric
@@ -399,8 +410,6 @@ class Schedule:
 
 
 def _plan_words(plan: Plan, trains: bool) -> str:
-    if not plan.brackets:
-        return _NO_TIME
     bracket = plan.brackets[-1]
     tries = f"{bracket.count} setting{'s' if bracket.count > 1 else ''}"
     if not trains:
