@@ -34,7 +34,7 @@ def main() -> None:
     import tunescope as ts
     from tunescope import bank
     from tunescope.data.rows import to_rows
-    from tunescope.evaluation.judged import divergence, sampled
+    from tunescope.evaluation.judged import divergence, sampled, scores_of
     from tunescope.evaluation.statistics import bootstrap_interval
     from tunescope.judging import Samples, Unjudged, load_judge
     from tunescope.objectives.reference import untouched
@@ -55,7 +55,7 @@ def main() -> None:
     for name, customized, own in sides:
         samples = sampled(customized, own, judge, sampling, Unjudged(0))
         figures = {
-            "score": [sum(each.score or 0.0 for each in judged) / len(judged) for judged in samples],
+            "score": [float(scores_of(judged).mean()) for judged in samples],
             "kl": divergence(customized, plain, own, samples).tolist(),
         }
         side: dict[str, Any] = {"side": name}

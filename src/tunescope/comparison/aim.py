@@ -12,17 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tunescope import peak_memory
 from tunescope.data.encoding import Encoder
 from tunescope.data.identity import row_keys
 from tunescope.data.rankings import Preference
 from tunescope.data.rows import Row, label_set
 from tunescope.errors import DataError, SettingError
-from tunescope.evaluation import Card, Probes, evaluate, preferred
+from tunescope.evaluation import Card, Probes, evaluate
 from tunescope.evaluation.card import measure_costs
-from tunescope.evaluation.judged import divergence, sampled
+from tunescope.evaluation.judged import divergence, sampled, scores_of
+from tunescope.evaluation.preferred import PreferenceMeter, Scores
 from tunescope.evaluation.statistics import interval_of, without_width
 from tunescope.evaluation.task import measure_task
 from tunescope.inference import Item, score
@@ -34,29 +33,6 @@ from tunescope.objectives.reference import untouched
 AnyRow = Row | Preference
 # Completions of a prompt that a judge reads: one where settings are chosen, more where the choice is measured.
 _CHOOSING, _TESTING = 1, 2
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well a customization does on rows.
-
-    Attributes:
-        per_row: the score of each row that was measured; higher is better.
-        row_keys: which row each is of.
-        loss: settles which of two equal scores is better: nats per completion token, or per pair. None where nothing
-            does.
-        notes: rows that were cut or left out.
-    """
-
-    per_row: list[float]
-    row_keys: list[str]
-    loss: float | None
-    notes: list[str]
-
-    @property
-    def score(self) -> float:
-        """The mean of ``per_row``."""
-        return sum(self.per_row) / len(self.per_row)
 
 
 @dataclass(frozen=True)
@@ -167,7 +143,7 @@ class PairAim(Aim):
 
     def __init__(self, objective: PreferenceObjective, limits: Limits) -> None:
         super().__init__(objective, limits)
-        self._kept: dict[tuple[str, ...], preferred.PreferenceMeter] = {}
+        self._kept: dict[tuple[str, ...], PreferenceMeter] = {}
 
     def takes(self, kind: type[Method]) -> bool:
         """A reward model is trained; what is never trained gives no rewards."""
@@ -178,9 +154,8 @@ class PairAim(Aim):
         keys = tuple(row_keys(rows))
         if keys not in self._kept:
             assert isinstance(self.objective, PreferenceObjective)
-            self._kept[keys] = preferred.PreferenceMeter(self.objective, rows, self.limits.max_length)
-        found = self._kept[keys].measure(customized)
-        return Scores(found.per_row, found.row_keys, found.loss, found.notes)
+            self._kept[keys] = PreferenceMeter(self.objective, rows, self.limits.max_length)
+        return self._kept[keys].measure(customized)
 
     def card(
         self, customized: Customized, rows: Sequence[Preference], probes: Probes | None, on_stage: Callable[[str], None]
@@ -254,11 +229,11 @@ class JudgeAim(Aim):
         rows: Sequence[AnyRow], samples: Sequence[Sequence[Judged]], failed: Unjudged
     ) -> tuple[list[float], list[str]]:
         """The mean score of each prompt that has any, and which prompts those are."""
-        scores = [[each.score for each in judged if each.score is not None] for judged in samples]
-        keys = [key for key, own in zip(row_keys(rows), scores, strict=True) if own]
+        scores = [scores_of(judged) for judged in samples]
+        keys = [key for key, own in zip(row_keys(rows), scores, strict=True) if own.size]
         if not keys:
             raise DataError("\n".join(["The judge has no score for any sample.", *failed.notes()]))
-        return [float(np.mean(own)) for own in scores if own], keys
+        return [float(own.mean()) for own in scores if own.size], keys
 
 
 def aim_of(objective: Objective, rows: Sequence[AnyRow], limits: Limits, judge: Judge | None, seed: int) -> Aim:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunescope import bank
 from tunescope.comparison import formatting as form
-from tunescope.comparison.aim import AnswerAim, Scores
+from tunescope.comparison.aim import AnswerAim
 from tunescope.comparison.candidate import Candidate
 from tunescope.comparison.ledger import Clock, Ledger
 from tunescope.comparison.plan import Bracket, Plan
@@ -25,6 +25,7 @@ from tunescope.comparison.search import Search, Task
 from tunescope.data.splitting import nested
 from tunescope.errors import Interrupted, TunescopeError
 from tunescope.evaluation import PER_ROW
+from tunescope.evaluation.preferred import Scores
 from tunescope.evaluation.statistics import PROPORTIONS, interval_of
 from tunescope.methods import Method, System, ZeroShot
 from tunescope.objectives import SFT

@@ -74,13 +74,13 @@ def evaluate_judged(
         sampled(whose, rows, judge, sampling, failed, partial(on_prompt, name))
         for whose, name in ((customized, "customized"), (reference, "base"))
     )
-    measured = [i for i in range(len(rows)) if _scores(own[i]).size and _scores(base[i]).size]
+    measured = [i for i in range(len(rows)) if scores_of(own[i]).size and scores_of(base[i]).size]
     if not measured:
         reasons = ["No prompt has samples with a score on both sides, so nothing can be compared.", *failed.notes()]
         raise DataError("\n".join(reasons))
-    means = np.array([_scores(own[i]).mean() for i in measured])
-    base_means = np.array([_scores(base[i]).mean() for i in measured])
-    wins = np.array([win_rate(_scores(own[i]), _scores(base[i])) for i in measured])
+    means = np.array([scores_of(own[i]).mean() for i in measured])
+    base_means = np.array([scores_of(base[i]).mean() for i in measured])
+    wins = np.array([win_rate(scores_of(own[i]), scores_of(base[i])) for i in measured])
     moved = divergence(customized, reference, rows, own)
     tokens = _mean_tokens(own)
     difference = paired_difference(means, base_means)
@@ -149,7 +149,8 @@ def sampled(
     return [found[index] for index in range(len(rows))]
 
 
-def _scores(judged: Sequence[Judged]) -> np.ndarray:
+def scores_of(judged: Sequence[Judged]) -> np.ndarray:
+    """The scores of samples that have one, in their order."""
     return np.array([each.score for each in judged if each.score is not None])
 
 

@@ -28,19 +28,21 @@ _Likelihoods = list[list[list[float]] | None]
 
 
 @dataclass(frozen=True)
-class Preferred:
-    """What was measured of pairs or rankings.
+class Scores:
+    """How well a customization does on rows.
 
     Attributes:
-        per_row: of each the share of its pairs in which the better completion is worth more; equal ones count half.
+        per_row: the score of each row that was measured; higher is better. Of a pair 1 or 0 for the better completion
+            being worth more or less, half where both are equal; of a ranking the mean over its pairs.
         row_keys: which row each is of, by ``data.identity``.
-        loss: mean over the rows of -log σ(difference of the two), nats a pair.
-        notes: rows that did not fit.
+        loss: settles which of two equal scores is better: the mean over pairs of -log σ(difference of the two), nats a
+            pair, or nats per completion token. None where nothing does.
+        notes: rows that were cut or did not fit.
     """
 
     per_row: list[float]
     row_keys: list[str]
-    loss: float
+    loss: float | None
     notes: list[str]
 
     @property
@@ -63,7 +65,7 @@ class PreferenceMeter:
         self._keys = row_keys(rows)
         self._of_base: dict[str, _Likelihoods] = {}
 
-    def measure(self, customized: Customized) -> Preferred:
+    def measure(self, customized: Customized) -> Scores:
         """How often it prefers the better completion.
 
         Raises:
@@ -75,7 +77,7 @@ class PreferenceMeter:
             raise DataError("No pair fits: every one was dropped. Shorten the completions or raise --max-length.")
         found = [_judged(self._rows[i], torch.tensor(worth[i], dtype=torch.float64)) for i in fitting]
         dropped = len(worth) - len(fitting)
-        return Preferred(
+        return Scores(
             per_row=[right for right, _ in found],
             row_keys=[self._keys[i] for i in fitting],
             loss=sum(loss for _, loss in found) / len(found),
