@@ -12,7 +12,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "tunescope needs Python 3.11.4 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 " + "install")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lm-eval,oracles,serve]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lm-eval,oracles,quantize,ray,serve]'
 	@touch $@
 
 demo: install

@@ -62,17 +62,14 @@ def test_what_is_imported_is_required() -> None:
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    always, serve, harness = (
+    always, serve, harness, quantize, cluster = (
         {_normal(re.split(r"[\[<>=~! ]", name)[0]) for name in listed}
-        for listed in (project["dependencies"], extras["serve"], extras["lm-eval"])
+        for listed in (project["dependencies"], *(extras[each] for each in ("serve", "lm-eval", "quantize", "ray")))
     )
+    beside = {"grammar.py": serve, "harness.py": harness, "quantized.py": quantize, "cluster.py": cluster}
     sources, missing = packages_distributions(), set()
     for path in (ROOT / "src").rglob("*.py"):
-        required = set(always)
-        if "serving" in path.parts or path.name == "grammar.py":
-            required |= serve
-        if path.name == "harness.py":
-            required |= harness
+        required = always | (serve if "serving" in path.parts else beside.get(path.name, set()))
         for module in _imported(ast.parse(path.read_text(encoding="utf-8"))) - {"tunescope", "pip"}:
             if module not in sys.stdlib_module_names and not required & set(map(_normal, sources[module])):
                 missing.add(f"{path.relative_to(ROOT)}: {module}")

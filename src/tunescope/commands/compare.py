@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from tunescope.base import load_base
 from tunescope.commands import fields
+from tunescope.commands.cluster import check_ray, helpers_on_ray
 from tunescope.commands.command import Command, Part, Result
 from tunescope.commands.report import Report
 from tunescope.comparison import CompareSettings, Comparison, compare, render_table
@@ -25,6 +28,7 @@ from tunescope.objectives.registry import OBJECTIVES
 from tunescope.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
 
@@ -75,6 +79,8 @@ class CompareRequest(Command):
     join: bool = False
     """Help the comparison that another process leads in --out, by the same call: on another core, or another machine
     that shares the folder."""
+    ray: int = Field(0, ge=0)
+    """Helpers to start on a ray cluster: the one that RAY_ADDRESS names, or that runs here. Each joins."""
     objective: Objective = Field(default_factory=SFT)
     """What methods are trained for: sft, dpo or reward. With it --help shows the objective's own flags."""
     settings: CompareSettings = Field(default_factory=CompareSettings)
@@ -91,6 +97,7 @@ class CompareRequest(Command):
         report = report or Report()
         if not self.join:
             check_free(self.out)
+        helpers = self._helpers()
         check_objective(self.objective, judged=bool(self.settings.judge))
         rewards = isinstance(self.objective, Reward)
         if rewards and (self.probe is not None or self.all_probes):
@@ -120,9 +127,19 @@ class CompareRequest(Command):
                 restart=self.restart,
                 finish=self.finish,
                 join=self.join,
+                helpers=lambda: helpers(base.device, report.note),
                 watcher=watcher,
             )
         return Compared(found.model_dump(mode="json"), self.out, comparison=found)
+
+    def _helpers(self) -> Callable[[torch.device, Callable[[str], Any]], AbstractContextManager[None]]:
+        if not self.ray:
+            return lambda device, note: nullcontext()
+        if self.join or self.finish:
+            other = "join" if self.join else "finish"
+            raise SettingError("CompareRequest", "ray", f"helps a search that this process leads: leave --{other} out")
+        check_ray()
+        return partial(helpers_on_ray, self)
 
     def _test_rows(self, pattern: str | None, report: Report) -> list[Any] | None:
         """Rows named by ``test``, or the test part of a built-in set."""

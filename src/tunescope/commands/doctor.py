@@ -15,7 +15,7 @@ from tunescope.commands.report import Report
 if TYPE_CHECKING:
     from rich.console import Console
 
-_EXTRAS = ("peft", "trl", "bitsandbytes", "vllm", "lm_eval")
+_EXTRAS = ("peft", "trl", "bitsandbytes", "vllm", "lm_eval", "ray")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ killed goes on where it was, down to the optimizer step, and one that gets more 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -163,6 +163,7 @@ def compare(
     restart: bool = False,
     finish: bool = False,
     join: bool = False,
+    helpers: Callable[[], AbstractContextManager[Any]] = nullcontext,
     watcher: Watcher | None = None,
 ) -> Comparison:
     """Measure what each method buys and costs on these rows.
@@ -189,6 +190,7 @@ def compare(
         finish: search no further: open the test rows for the best of each method so far.
         join: help the comparison that another process leads in ``out``, by the same call: take candidates further that
             it is not at, until the search is done. The test rows are left to it.
+        helpers: encloses the search, which can be joined from then on.
         watcher: its callbacks report how it goes.
 
     Raises:
@@ -228,7 +230,8 @@ def compare(
         schedule = Schedule(kinds, found, ledger, watcher, publish=lambda: _publish(schedule, found, ledger, watcher))
         try:
             if not finish:
-                schedule.search()
+                with helpers():
+                    schedule.search()
             if join:
                 return _known(schedule, found, ledger)
             schedule.finish()
