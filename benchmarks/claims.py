@@ -76,10 +76,11 @@ class Tested:
 def prompting(t: Tested) -> Iterator[Claim]:
     """What a longer prompt costs."""
     few, zero, lora = t["few-shot"], t["zero-shot"], t["lora"]
+    read = "kept" if few.settings.get("choice") in ("balanced", "random") else "read each time"
     yield Claim(
         "Few-shot prompting costs latency",
         "holds" if few.ttft_ms > 1.1 * zero.ttft_ms else "hardly",
-        f"{few.extra_prompt_tokens} tokens more, kept; first token {few.ttft_ms:.0f} ms against {zero.ttft_ms:.0f}, "
+        f"{few.extra_prompt_tokens} tokens more, {read}; first token {few.ttft_ms:.0f} ms against {zero.ttft_ms:.0f}, "
         f"each further one {few.ms_per_token:.0f} against {zero.ms_per_token:.0f}",
     )
     cheaper = [row.method for row in t.trained if row.ttft_ms < few.ttft_ms]

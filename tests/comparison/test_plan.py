@@ -67,3 +67,12 @@ def test_a_prompt_is_always_tried() -> None:
     assert prompting_bracket(1e6, 0.1, ROWS).count == 27
     made = prompting_bracket((9 * 64 + 3 * 200) * 0.1, 0.1, ROWS, first=4)
     assert (made.count, made.first, made.rungs) == (9, 4, [64, 200])
+
+
+def test_prompts_that_read_more_are_fewer() -> None:
+    """Nine prompts of which two read nine rows for each: 25 rows' texts a row, 64 rows; then three on 200."""
+    read = [1, 9, 9, 1, 1, 1, 1, 1, 1]
+    cost = (25 * ROWS[0] + 3 * 25 / 9 * ROWS[1]) * 0.1
+    assert prompting_bracket(cost + 0.01, 0.1, ROWS, read=read).count == 9
+    assert prompting_bracket(cost - 0.01, 0.1, ROWS, read=read).count == 3
+    assert prompting_bracket(cost - 0.01, 0.1, ROWS).count == 9

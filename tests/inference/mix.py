@@ -25,7 +25,8 @@ from tunescope.methods import (
 
 METHODS: dict[str, Method] = {
     "system": System(instruction="be brief"),
-    "few-shot": FewShot(shots=2),
+    "few-shot": FewShot(shots=2, choice="balanced"),
+    "few-shot-nearest": FewShot(shots=1, pool=3),
     "prompt-tuning": PromptTuning(virtual_tokens=5),
     "p-tuning": PTuning(virtual_tokens=3),
     "lora": LoRA(rank=2),

@@ -9,6 +9,7 @@ numbers again, whatever else the machine does that day.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunescope.comparison.part import Part
@@ -18,6 +19,8 @@ KEEP = 3
 # (settings, seeds of the best, fewest steps of the best that are worth it), in order of preference. More settings with
 # fewer steps each would be told apart by noise; further seeds show how far the result can be relied on.
 _SIZES = ((27, 3, 540), (9, 3, 180), (9, 1, 90), (3, 1, 15), (1, 1, 10))
+MOST_PROMPTS = _SIZES[0][0]
+"""The most that a bracket takes."""
 # Fewer steps than this tell nothing about a setting.
 _FEWEST_STEPS = 5
 
@@ -114,7 +117,9 @@ def cost_of(bracket: Bracket, costs: Costs, rows: tuple[int, int, int], sizes: i
     return total + (bracket.seeds - 1 + sizes) * again
 
 
-def prompting_bracket(share: float, row: float, rows: tuple[int, int, int], first: int = 0) -> Bracket:
+def prompting_bracket(
+    share: float, row: float, rows: tuple[int, int, int], first: int = 0, read: Sequence[int] = ()
+) -> Bracket:
     """The most prompts that a share of the budget scores; at least one.
 
     Args:
@@ -122,8 +127,15 @@ def prompting_bracket(share: float, row: float, rows: tuple[int, int, int], firs
         row: what scoring a row costs.
         rows: of the validation data: all are scored on the fewer, the better third on all of them.
         first: how many earlier brackets took.
+        read: how many rows' texts each of the next prompts reads for a row; one where it does not say. Those that go on
+            are taken to be as the mean.
     """
-    counts = [count for count, _, _ in _SIZES if (count * rows[0] + -(-count // KEEP) * rows[1]) * row <= share]
+
+    def cost(count: int) -> float:
+        each = [*read[:count], *[1] * (count - len(read))]
+        return (sum(each) * rows[0] + -(-count // KEEP) * sum(each) / count * rows[1]) * row
+
+    counts = [count for count, _, _ in _SIZES if cost(count) <= share]
     return Bracket(first=first, count=max(counts, default=1), rungs=sorted(set(rows[:2])), seeds=1)
 
 

@@ -6,16 +6,18 @@ import random
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tunescope.comparison.aim import best
-from tunescope.comparison.plan import Bracket, Costs, Plan, bracket_of, least_of, prompting_bracket
+from tunescope.comparison.plan import MOST_PROMPTS, Bracket, Costs, Plan, bracket_of, least_of, prompting_bracket
 from tunescope.data.batching import BatchOrder
 from tunescope.data.encoding import Encoder
 from tunescope.data.template import default_template
 from tunescope.errors import DataError
 from tunescope.inference import Item, score
 from tunescope.methods import Customized, Method, ZeroShot
+from tunescope.methods.space import points
 from tunescope.training import train
 from tunescope.training.learner import steps_of_round
 
@@ -69,8 +71,10 @@ class Planner:
         asked = [task.aim.validation_work(len(rows)) for rows in task.validation]
         rows = (asked[0], asked[1], round(task.aim.test_work(len(given.test_rows))))
         if kind.trains == "nothing":
+            found = islice(points(kind, labels=task.aim.labels is not None), first, first + MOST_PROMPTS)
+            read = [kind.parse(point.settings).rows_read for point in found]
             made: Bracket | None = prompting_bracket(
-                share, speed.step_tokens if by_tokens else speed.step_seconds, rows, first
+                share, speed.step_tokens if by_tokens else speed.step_seconds, rows, first, read
             )
         else:
             costs = (

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
+from tunescope.data.nearest import with_question
 from tunescope.data.pairs import Pair
 from tunescope.data.rankings import EncodedRanking, Preference
 from tunescope.data.reading import BadRow, check_bad
@@ -342,6 +343,8 @@ class Encoder:
     ) -> tuple[_Tokens, int, tuple[Message, ...]] | None:
         """The ``tokens`` of messages, cut where they are too long: with how many tokens were dropped, and the messages
         as they were cut. None, and counted, where no cut makes them fit."""
+        if self.template.nearest:
+            messages = with_question(messages)
         whole = found = tokens(messages)
         limit = min(self.context, (self.max_length or self.context) + extra)
         if len(whole) > limit:

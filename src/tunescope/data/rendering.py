@@ -8,12 +8,13 @@ from typing import Any
 
 from tunescope.data.attributes import KEY
 from tunescope.data.chat_template import render_chat
+from tunescope.data.nearest import QUESTION, Nearest, question
 from tunescope.data.rows import IGNORED_SPACE, Message, Row, spoken
-from tunescope.data.template import Template
+from tunescope.data.template import Shot, Template
 from tunescope.errors import DataError
 
 # Keys of a message that are for training and not for the chat template.
-_OWN_KEYS = ("weight", KEY)
+_OWN_KEYS = ("weight", KEY, QUESTION)
 # Stands for a completion; templates may strip spaces, so it has none.
 _MARKER = "tunescopecompletion"
 
@@ -60,6 +61,7 @@ class Renderer:
         self._tokenizer, self._template = tokenizer, template
         self._chat = template.style == "chat"
         self._stop = tokenizer.decode([template.stop[0]]) if template.stop else ""
+        self._nearest = Nearest(template.shots)
         self._works: bool | None = None  # whether the chat template takes what the template itself adds
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Prompt:
@@ -136,7 +138,7 @@ class Renderer:
 
     def bare(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The prompt's text without the template's system text and shots, and without the line of attributes."""
-        plain = self._template.model_copy(update={"system": None, "shots": (), "steering": None})
+        plain = self._template.model_copy(update={"system": None, "shots": (), "nearest": 0, "steering": None})
         own = Renderer(self._tokenizer, plain)
         return own.prompt(messages, tools).text
 
@@ -252,7 +254,7 @@ class Renderer:
         asked = self._label(messages, "system").rstrip()
         system = "\n\n".join(text for text in (self._template.system, *own, asked) if text)
         framed: list[Message] = [{"role": "system", "content": system}] if system else []
-        for shot in self._template.shots:
+        for shot in self._shots(messages):
             framed.append({"role": "user", "content": self._trimmed(shot.prompt)})
             framed.append({"role": "assistant", "content": shot.completion})
         framed += [m for m in messages if m["role"] != "system"]
@@ -260,6 +262,12 @@ class Renderer:
         if last["role"] == "user":
             framed[-1] = {**last, "content": self._trimmed(last["content"])}
         return framed
+
+    def _shots(self, messages: Sequence[Message]) -> Sequence[Shot]:
+        """The worked examples before a conversation: the template's, or those nearest to what it last asks."""
+        if not self._template.nearest:
+            return self._template.shots
+        return self._nearest.of(self._trimmed(question(messages)), self._template.nearest)
 
     def _trimmed(self, prompt: str) -> str:
         """Without the pattern's white space before the completion, whether or not it was typed with the prompt."""

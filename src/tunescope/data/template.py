@@ -39,6 +39,9 @@ class Template(Settings):
     """A system instruction put before every prompt."""
     shots: tuple[Shot, ...] = ()
     """Worked examples put before every prompt, in this order."""
+    nearest: int = Field(0, ge=0)
+    """How many of the shots are put before a prompt, chosen anew for each: those whose texts are nearest to its own. 0
+    for all of them."""
     virtual_tokens: int = Field(0, ge=0, le=MOST)
     """How many virtual tokens the prompt has; they stand before the text unless places are marked."""
     virtual_splits: tuple[Annotated[int, Field(ge=0, le=MOST)], ...] = ()

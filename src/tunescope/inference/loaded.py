@@ -264,5 +264,9 @@ def _encoding(base: Base, template: Template) -> tuple[Encoder, int]:
     encoder = Encoder(base.tokenizer, template, base.context_length)
     if template.virtual_splits:  # a prompt without the marked places would be refused
         return encoder, 0
-    first, second = (encoder.prompt([{"role": "user", "content": text}]).ids for text in ("0", "~"))
+    begin = encoder
+    if template.nearest:  # texts of no known word are shown the same examples, and others are not
+        own = template.model_copy(update={"shots": (), "nearest": 0})
+        begin = Encoder(base.tokenizer, own, base.context_length)
+    first, second = (begin.prompt([{"role": "user", "content": text}]).ids for text in ("0", "~"))
     return encoder, common_prefix(first, second)

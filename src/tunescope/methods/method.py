@@ -47,6 +47,11 @@ class Method(Settings, ABC):
         """Whether its settings have a meaning for tasks without labels."""
         return True
 
+    @property
+    def rows_read(self) -> int:
+        """How many rows' texts are read for each row that is answered: its own, and what is shown to it alone."""
+        return 1
+
     def prompt(self, template: Template, rows: Sequence[Row], labels: Sequence[str] | None, seed: int) -> Template:
         """The template this method puts around a row; ``rows`` are training rows it may show."""
         return template

@@ -2,7 +2,8 @@
 
 * zero-shot: the row's own prompt and nothing else;
 * system: an instruction before it;
-* few-shot: worked examples before it, taken from the training rows (Brown et al. 2020, arXiv:2005.14165).
+* few-shot: worked examples before it, taken from the training rows (Brown et al. 2020, arXiv:2005.14165): the same ones
+  before every row, or for each those that are like it.
 """
 
 from __future__ import annotations
@@ -82,15 +83,23 @@ class FewShot(Prompting):
     name: ClassVar[str] = "few-shot"
     draws: ClassVar[bool] = True
 
-    shots: Annotated[int, OneOf(2, 4, 8, 16)] = Field(4, gt=0)
+    shots: Annotated[int, OneOf(2, 4, 8, 16)] = Field(2, gt=0)
     """How many examples to show. They are drawn by the seed."""
-    choice: Annotated[Literal["balanced", "random"], OneOf("balanced", "random")] = "balanced"
-    """Which: one of each label before a second of any, or as the rows come."""
+    choice: Annotated[Literal["nearest", "balanced", "random"], OneOf("balanced", "nearest", "random")] = "nearest"
+    """Which: before each prompt those that are nearest to it, by the words they share; or the same before all: one of
+    each label before a second of any, or as the rows come."""
+    pool: int = Field(500, gt=0)
+    """How many drawn rows the nearest are found among. They are kept with the entry."""
     longest: int = Field(1200, gt=0)
     """Characters above which a training row is too long to be shown."""
 
+    @property
+    def rows_read(self) -> int:
+        """Examples that are nearest are others for each row."""
+        return 1 + self.shots * (self.choice == "nearest")
+
     def prompt(self, template: Template, rows: Sequence[Row], labels: Sequence[str] | None, seed: int) -> Template:
-        """The template with drawn examples.
+        """The template with drawn examples, or with those to choose from.
 
         Raises:
             DataError: fewer usable rows than shots.
@@ -103,10 +112,14 @@ class FewShot(Prompting):
             )
         drawn = random.Random(seed)
         drawn.shuffle(usable)
-        chosen = _spread(usable, self.shots) if labels and self.choice == "balanced" else usable[: self.shots]
+        nearest = self.shots if self.choice == "nearest" else 0
+        if nearest:
+            chosen = usable[: max(self.pool, nearest)]
+        else:
+            chosen = _spread(usable, self.shots) if labels and self.choice == "balanced" else usable[: self.shots]
         drawn.shuffle(chosen)
         shots = tuple(Shot(prompt=r.prompt, completion=r.completion or "") for r in chosen)
-        return template.model_copy(update={"shots": shots})
+        return template.model_copy(update={"shots": shots, "nearest": nearest})
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
