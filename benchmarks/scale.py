@@ -6,8 +6,9 @@
     customizations   1 to 1,000 LoRAs in one bank: listing it, opening one, bytes each; and 1 to 64 loaded at once in an
                      engine that answers eight rows by eight of them
     lengths          a step of LoRA on one text of 128 to 8,192 tokens: seconds and memory, planned memory beside them
-    paper            a step of LoRA and of full fine-tuning on one text of 1,024 tokens, layers computed again, for
-                     bases of Llama 3.1's sizes (billions of parameters): memory as planned; nothing is computed
+    paper            a step of LoRA, also on the base in nf4, and of full fine-tuning on one text of 1,024 tokens,
+                     layers computed again, for bases of Llama 3.1's sizes (billions of parameters): memory as planned;
+                     nothing is computed
 
 Each size runs in a process of its own.
 """
@@ -161,12 +162,16 @@ def paper(billions: int, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     asked = ts.PlanSettings(length=1_024, texts=8, methods=("lora", "full"), objectives=("sft",))
     settings = ts.TrainSettings(batch_size=1, recompute=True)
-    plan = ts.plan(str(folder), settings=asked, training=settings, machine=gpu("h100"), dtype=torch.bfloat16)
+    how: dict[str, Any] = {"training": settings, "machine": gpu("h100"), "dtype": torch.bfloat16}
+    plan = ts.plan(str(folder), settings=asked, **how)
     found = {"parameters": plan.parameters, "weights_gb": plan.weights_mb / 1e3, "planned_in": 0.0}
     for row in plan.rows:
         found[f"{row.method}_gb"] = (plan.weights_mb + row.peak_memory_mb) / 1e3
         found |= {f"{row.method}_{part}_gb": size / 1e3 for part, size in vars(row.parts).items() if size}
         found[f"{row.method}_trained"] = row.trainable_parameters
+    quantized = ts.plan(f"{folder}:nf4", settings=asked.model_copy(update={"methods": ("lora",)}), **how)
+    found |= {"nf4_weights_gb": quantized.weights_mb / 1e3}
+    found |= {"nf4_lora_gb": (quantized.weights_mb + quantized.rows[0].peak_memory_mb) / 1e3}
     return found | {"planned_in": time.perf_counter() - start}
 
 

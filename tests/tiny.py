@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tunescope.base import Base
 from tunescope.base.attention import kind_for
+from tunescope.base.quantized import split_name
 
 # Where tiny bases lie: by TUNESCOPE_TEST_DEVICE=cuda the tests run on another device.
 DEVICE = os.environ.get("TUNESCOPE_TEST_DEVICE", "cpu")
@@ -117,7 +118,9 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", {**_LLAMA, "partial_rotary_factor": 0.5}),
 }
 
-ARCHITECTURES: list[str] = list(_CONFIGS)
+WHOLE: list[str] = list(_CONFIGS)
+# And two of them with their linear maps in 4 and 8 bits, named as a base is.
+ARCHITECTURES: list[str] = [*WHOLE, "llama:nf4", "phi3:int8"]
 
 
 def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
@@ -141,7 +144,7 @@ def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
 
 def tiny_config(arch: str = "llama") -> Any:
     """The transformers configuration of a tiny model."""
-    kind, values = _CONFIGS[arch]
+    kind, values = _CONFIGS[split_name(arch)[0]]
     return getattr(transformers, kind)(**{**_COMMON, **values})
 
 
@@ -177,4 +180,5 @@ def tiny_base(
 def _tiny_base(arch: str, chat: bool, dtype: torch.dtype, device: str) -> Base:
     attention = kind_for(tiny_config(arch), torch.device(device))
     model = tiny_model(arch, attention=attention).to(device)
-    return Base(model, tiny_tokenizer(chat=chat), name=f"tiny-{arch}", dtype=dtype)
+    quantization = split_name(arch)[1]
+    return Base(model, tiny_tokenizer(chat=chat), name=f"tiny-{arch}", dtype=dtype, quantization=quantization)

@@ -121,8 +121,8 @@ class OnMps:
 
 def test_bits_are_summed_on_the_cpu_where_the_device_cannot() -> None:
     tensors = [torch.arange(5.0), torch.ones(2, 3, dtype=torch.bfloat16)]
-    model: Any = SimpleNamespace(parameters=lambda: [OnMps(tensor) for tensor in tensors])
-    plain: Any = SimpleNamespace(parameters=lambda: [torch.nn.Parameter(tensor) for tensor in tensors])
+    model: Any = SimpleNamespace(parameters=lambda: [OnMps(tensor) for tensor in tensors], buffers=list)
+    plain: Any = SimpleNamespace(parameters=lambda: [torch.nn.Parameter(tensor) for tensor in tensors], buffers=list)
     assert _checksum(model) == _checksum(plain)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import ARCHITECTURES, tiny_base
+from tests.tiny import ARCHITECTURES, WHOLE, tiny_base
 
 from tunescope.base.vocabulary_head import ROWS, logprobs_at
 
@@ -33,7 +33,7 @@ def test_equal_to_the_models_own_logits(arch: str) -> None:
         torch.testing.assert_close(base.logprobs(hidden, ids[:, 1:].flatten()), expected.flatten(), atol=1e-5, rtol=0)
 
 
-@EVERYWHERE
+@pytest.mark.parametrize("arch", WHOLE)
 @pytest.mark.parametrize("moves", [False, True])
 def test_gradients_equal_those_of_all_logits(arch: str, moves: bool) -> None:
     base = tiny_base(arch).copy_to_move()

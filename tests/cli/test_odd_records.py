@@ -15,8 +15,9 @@ VALUES: list[Any] = [None, True, -1, 10**9, 10**30, 1e308, "", "\x1b[31m", "half
 FIELDS = [
     "method", "method_settings", "method_settings.rank", "method_settings.alpha", "method_settings.targets",
     "method_settings.layers", "objective", "objective_settings", "train_settings", "dtype", "template.style",
-    "template.pattern", "template.system", "template.shots", "template.virtual_tokens", "template.virtual_splits",
-    "template.stop", "base.name", "base.fingerprint", "data", "labels", "tensors_sha256", "training", "card",
+    "template.pattern", "template.system", "template.shots", "template.nearest", "template.virtual_tokens",
+    "template.virtual_splits", "template.stop", "base.name", "base.fingerprint", "base.fingerprint.quantized", "data",
+    "labels", "tensors_sha256", "training", "card",
 ]  # fmt: skip
 
 

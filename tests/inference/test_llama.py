@@ -17,7 +17,7 @@ from tunescope.inference.packed_linear import packs
 from tunescope.inference.passes import Passes
 from tunescope.methods import IA3
 
-FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
+FAMILY = ["llama", "mistral", "qwen2", "qwen3", "llama:nf4"]
 WITH_EFFECTS = [name for name, method in METHODS.items() if method.trains == "effects"]
 
 

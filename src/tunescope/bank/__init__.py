@@ -16,6 +16,7 @@ from tunescope.bank.export import export
 from tunescope.bank.merge import Merged, merge, merge_into_base
 from tunescope.bank.names import RECORD, entry_folder, list_entries, names_in
 from tunescope.bank.peft import export_peft, import_peft
+from tunescope.bank.rebase import Rebased, rebase
 from tunescope.bank.record import BaseRecord, Continued, DataRecord, Record
 from tunescope.bank.table import join, save_table, split
 from tunescope.bank.verify import Verified, verify
@@ -27,6 +28,7 @@ __all__ = [
     "Continued",
     "DataRecord",
     "Merged",
+    "Rebased",
     "Record",
     "Verified",
     "check_free",
@@ -44,6 +46,7 @@ __all__ = [
     "merge_into_base",
     "names_in",
     "read_record",
+    "rebase",
     "save",
     "save_table",
     "size_mb",

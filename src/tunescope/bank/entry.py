@@ -210,12 +210,13 @@ def writing_card(folder: Path) -> Iterator[None]:
         yield
 
 
-def load(folder: str | Path, base: Base | str | None = None) -> Customized:
+def load(folder: str | Path, base: Base | str | None = None, *, other_bits: bool = False) -> Customized:
     """Load an entry onto its base.
 
     Args:
         folder: the entry.
         base: the base to run on; by default the one the record names.
+        other_bits: take the base in other bits than the record's, where it answers otherwise (see ``bank.rebase``).
 
     Raises:
         BankError: another base, damaged or missing tensors, tensors of another shape.
@@ -223,7 +224,14 @@ def load(folder: str | Path, base: Base | str | None = None) -> Customized:
     folder = entry_folder(folder)
     record = read_record(folder)
     origin = load_base(base if base is not None else record.base.name)
-    if differing := record.base.fingerprint.differences(origin.fingerprint):
+    bits_alone = record.base.fingerprint.differs_in_bits_alone(origin.fingerprint)
+    if bits_alone and not other_bits:
+        raise BankError(
+            f"{folder} was made for {record.base.name}, and {origin.name} is that base in other bits, on which it "
+            f"answers otherwise. Take --base {record.base.name}, or make an entry for this one: tunescope bank rebase "
+            f"{folder} --base {origin.name} --out {folder}-rebased"
+        )
+    if not bits_alone and (differing := record.base.fingerprint.differences(origin.fingerprint)):
         raise BankError(
             f"{folder} was made for {record.base.name} (fingerprint {record.base.fingerprint.short}), but "
             f"{origin.name} (fingerprint {origin.fingerprint.short}) has another {' and '.join(differing)}. Use the "

@@ -20,6 +20,7 @@ from tunescope.bank.assemble import LoRAPart, assemble_lora, concatenated, lora_
 from tunescope.base import Base, Site, Sites
 from tunescope.base.device import dtype_name
 from tunescope.base.loading import in_dtype
+from tunescope.base.quantized import write_out
 from tunescope.errors import BankError
 from tunescope.locks import writing
 from tunescope.methods import Customization, Customized, LoRA
@@ -50,7 +51,8 @@ class Merged:
 def merge_into_base(customized: Customized, folder: Path, *, dtype: torch.dtype | None = None) -> Merged:
     """Write a transformers model folder whose weights compute what the customization does.
 
-    The sum is formed in float32 and rounded once. The template's stop tokens become the model's end-of-text tokens.
+    The sum is formed in float32, for which quantized weights are written out, and rounded once. The template's stop
+    tokens become the model's end-of-text tokens.
 
     Args:
         customized: LoRA, DoRA, IA3, or what is composed of them.
@@ -83,7 +85,7 @@ def merged_model(base: Base, customization: Customization) -> Any:
 
     The base stays as it is.
     """
-    model = in_dtype(copy.deepcopy(base.model), torch.float32)
+    model = write_out(in_dtype(copy.deepcopy(base.model), torch.float32))
     sites = Sites(model)
     effects = [(key, effect) for layer in customization.layers for key, effect in layer.effects.items()]
     # Every B A reads the input as it is after all scales of it, so these go into the weights last.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from tunescope import storage
@@ -16,7 +17,7 @@ from tunescope.settings import Settings
 
 
 class Fingerprint(Settings):
-    """Three SHA-256 sums, so that an error can say which of the three differs."""
+    """SHA-256 sums of a base's parts, so that an error can say which of them differs."""
 
     weights: str
     """Over every parameter and buffer at rest: name, dtype, shape, bytes, in order of name."""
@@ -24,16 +25,31 @@ class Fingerprint(Settings):
     """Over the tokenizer's full definition: vocabulary, merges, normalization, added tokens."""
     chat_template: str
     """Over the chat template's text; of the empty text where there is none."""
+    quantized: str | None = Field(None, exclude_if=lambda value: value is None)
+    """Over every tensor after quantization; none where weights are as they are at rest."""
 
     @property
     def short(self) -> str:
-        """Twelve hexadecimal digits of all three together, for people."""
-        return hashlib.sha256(f"{self.weights}{self.tokenizer}{self.chat_template}".encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits of all of them together, for people."""
+        return hashlib.sha256(f"{self.computing}{self.tokenizer}{self.chat_template}".encode()).hexdigest()[:12]
+
+    @property
+    def computing(self) -> str:
+        """Of the weights that compute: the quantized ones where there are any."""
+        return self.quantized or self.weights
 
     def differences(self, other: Fingerprint) -> list[str]:
         """The parts in which two fingerprints differ, in words."""
-        names = {"weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
-        return [words for field, words in names.items() if getattr(self, field) != getattr(other, field)]
+        return [words for field, words in _PARTS.items() if getattr(self, field) != getattr(other, field)]
+
+    def differs_in_bits_alone(self, other: Fingerprint) -> bool:
+        """Whether both are of the same base, and keep its weights in other bits."""
+        return self.differences(other) == [_PARTS["quantized"]]
+
+
+_PARTS = {
+    "weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template", "quantized": "quantization"
+}  # fmt: skip
 
 
 def hash_weights(model: nn.Module) -> str:

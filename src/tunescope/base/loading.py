@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from tunescope.base import alibi, attention, sources
+from tunescope.base import alibi, attention, quantized, sources
 from tunescope.base import vocabulary_head as head
 from tunescope.base.device import dtype_name, resolve_device, resolve_dtype
-from tunescope.base.fingerprint import Fingerprint, fingerprint
+from tunescope.base.fingerprint import Fingerprint, fingerprint, hash_weights
 from tunescope.base.sites import Sites
 from tunescope.base.use import Use
 from tunescope.errors import BaseModelError
@@ -35,7 +35,9 @@ class Base:
         tokenizer: its tokenizer.
         name: what the user called it.
         folder: where it was loaded from, or None for a model made in memory.
-        fingerprint: of the weights as stored, so it does not depend on the precision they compute in.
+        fingerprint: of the weights as stored, so it does not depend on the precision they compute in, and of the
+            quantized ones where they are quantized.
+        quantization: in how many bits the linear maps are kept; None as they are (see ``base.quantized``).
         use: who uses it now. No two customizations act at once, nor does one act under a pass of the base itself.
 
     Raises:
@@ -51,11 +53,19 @@ class Base:
         folder: Path | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
+        quantization: quantized.Quantization | None = None,
     ) -> None:
         _check_tokens(tokenizer, model.get_input_embeddings().num_embeddings)
         self.fingerprint: Fingerprint = fingerprint(model, tokenizer, folder)
+        dtype, device = dtype or model.dtype, device or model.device
+        self.quantization = quantization
+        if quantization is not None:
+            quantized.quantize(model, quantization)
+            for parameter in model.parameters():  # what stays lies in the mapped file, which would stay with it
+                parameter.data = parameter.data.clone()
+            self.fingerprint = self.fingerprint.model_copy(update={"quantized": hash_weights(model)})
         # The precision first: a device may not know the one the weights are stored in (float64 on MPS).
-        self.model = in_dtype(model, dtype or model.dtype).to(device or model.device).eval().requires_grad_(False)
+        self.model = in_dtype(model, dtype).to(device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.folder = folder
@@ -84,7 +94,7 @@ class Base:
     @cached_property
     def parameters(self) -> int:
         """How many parameters the model has; tied ones count once."""
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(p.numel() for p in self.model.parameters()) + quantized.quantized_parameters(self.model)
 
     @property
     def embedding(self) -> Any:
@@ -238,11 +248,21 @@ class Base:
         return head.head_of(self.model)
 
     def copy_to_move(self) -> Base:
-        """A second copy of the model whose weights may move; this one stays as it is."""
+        """A second copy of the model whose weights may move; this one stays as it is.
+
+        Raises:
+            BaseModelError: quantized weights, which cannot move.
+        """
+        if self.quantization is not None:
+            whole, _ = quantized.split_name(self.name)
+            raise BaseModelError(
+                f"The weights of {self.name} are quantized and cannot move. Take --base {whole} for full fine-tuning, "
+                "or a method that leaves the base alone, such as lora."
+            )
         moved = object.__new__(Base)
         moved.model, moved.use = copy.deepcopy(self.model), Use(self.name)
         moved.tokenizer, moved.name = self.tokenizer, self.name
-        moved.folder, moved.fingerprint = None, self.fingerprint
+        moved.folder, moved.fingerprint, moved.quantization = None, self.fingerprint, None
         return moved
 
     def __repr__(self) -> str:
@@ -256,7 +276,8 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
     """Load a base by hub id, folder, ``.gguf`` file or built-in name (``smollm2-135m``).
 
     Args:
-        name: what ``tunescope pull`` takes; a ``Base`` is returned as it is.
+        name: what ``tunescope pull`` takes; a ``Base`` is returned as it is. With ``:nf4`` or ``:int8`` behind it, the
+            linear maps are kept in 4 or 8 bits.
         dtype: precision to compute in; ``auto`` takes what the device is fast at.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; by default the accelerator if there is one.
 
@@ -300,6 +321,7 @@ def load_base(name: str | Path | Base, *, dtype: Dtype = "auto", device: str | t
         folder=source.folder,
         dtype=resolve_dtype(dtype, target),
         device=target,
+        quantization=source.quantization,
     )
 
 
@@ -378,4 +400,5 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    quantized.set_dtype(model, dtype)
     return model

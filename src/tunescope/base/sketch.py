@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tunescope.base import attention, sources
 from tunescope.base.loading import Base, context_of, in_words
+from tunescope.base.quantized import Quantization, quantize
 from tunescope.base.use import Use
 
 _FUSED = "tunescope_fused_sketch"
@@ -31,12 +32,14 @@ class Outline:
         config: transformers' configuration.
         tokenizer: its own, or some words where the folder holds none.
         reads: whether the tokenizer is its own, so that texts become its tokens.
+        quantization: in how many bits its linear maps are to be kept; None as they are.
     """
 
     name: str
     config: Any
     tokenizer: Any
     reads: bool = True
+    quantization: Quantization | None = None
 
     @property
     def layers(self) -> int:
@@ -74,9 +77,11 @@ class Outline:
         config._attn_implementation, config._experts_implementation = kind, None
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        if self.quantization is not None:
+            quantize(model, self.quantization)
         made = object.__new__(Base)
         made.model, made.use = model.eval().requires_grad_(False), Use(self.name)
-        made.tokenizer, made.name, made.folder = self.tokenizer, self.name, None
+        made.tokenizer, made.name, made.folder, made.quantization = self.tokenizer, self.name, None, self.quantization
         return made
 
 
@@ -97,7 +102,7 @@ def outline(name: str) -> Outline:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
         reads = sources.has_tokenizer(source.folder)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False) if reads else _words()
-    return Outline(source.name, config, tokenizer, reads)
+    return Outline(source.name, config, tokenizer, reads, source.quantization)
 
 
 def _words() -> Any:

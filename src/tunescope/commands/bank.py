@@ -100,6 +100,8 @@ class ShowRequest(Command):
             flat |= (
                 {f"{key}.{name}": found for name, found in value.items()} if isinstance(value, dict) else {key: value}
             )
+        if nearest := record["template"]["nearest"]:
+            flat["template.shots"] = f"{len(record['template']['shots'])}, of which the nearest {nearest} are shown"
         return Result(record, self.entry, flat)
 
 
@@ -234,6 +236,28 @@ class MergeRequest(Command):
             _save(customized, self.out, origin)
         values = {"path": str(self.out), "how": self.how, "weights": shares, "relative_error": error}
         return Result(values, self.out)
+
+
+class RebaseRequest(Command):
+    """Copy an entry for its base in other bits: made for smollm2-135m:nf4, to be used on smollm2-135m.
+
+    It answers otherwise there, and nothing that was measured of it holds: measure the copy by eval.
+    """
+
+    entry: fields.Entry
+    base: fields.BaseName
+    out: fields.EntryOut
+    device: fields.Device = None
+
+    def run(self, report: Report | None = None) -> Result:
+        """Write the copy, and give how far its outputs are from the entry's."""
+        from tunescope import bank
+        from tunescope.base import load_base
+
+        with bank.claimed(self.out, overwrite=False):
+            found = bank.rebase(self.entry, load_base(self.base, device=self.device), self.out)
+        errors = {"max_logit_error": found.max_error, "mean_logit_error": found.mean_error}
+        return Result({"path": str(self.out), "base": self.base, **errors, "mean_logit": found.mean_output}, self.out)
 
 
 def _save(customized: Customized, out: Path, origin: dict[str, Any]) -> None:

@@ -28,7 +28,11 @@ def _one_of(kind: str, *names: str) -> BeforeValidator:
 
 HomePath = Annotated[Path, AfterValidator(_at_home)]
 BaseName = Annotated[
-    str, Field(description="Base model: hub id, folder, .gguf file, or a built-in name (smollm2-135m).")
+    str,
+    Field(
+        description="Base model: hub id, folder, .gguf file, or a built-in name (smollm2-135m). With :nf4 or :int8 "
+        "behind it, its linear maps are kept in 4 or 8 bits."
+    ),
 ]
 OptionalBase = Annotated[str | None, Field(description="Base model. By default the one the entry was made for.")]
 Data = Annotated[

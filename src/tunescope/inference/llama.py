@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tunescope.base import Base
 from tunescope.base.attention import grouped_attention
+from tunescope.base.quantized import QuantizedLinear
 from tunescope.inference.packed_linear import Product, packs, product
 from tunescope.inference.plan import Plan
 from tunescope.inference.runners import Pass, kept, sites_of
@@ -60,7 +61,7 @@ class LlamaRunner:
             config.model_type in _FAMILY
             and config.hidden_act == "silu"
             and rope.get("rope_type", "default") not in _CHANGING_ROPE
-            and all(type(module) is nn.Linear for module in linears)
+            and all(type(module) in (nn.Linear, QuantizedLinear) for module in linears)
         )
 
     @staticmethod

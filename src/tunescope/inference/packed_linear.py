@@ -19,7 +19,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 def packs(base: Base) -> bool:
     """Whether weights are to be kept in blocks: it takes their memory a second time, and pays in bfloat16 only."""
-    if base.device.type != "cpu" or base.dtype != torch.bfloat16:
+    if base.device.type != "cpu" or base.dtype != torch.bfloat16 or base.quantization is not None:
         return False
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and peak_memory.available_mb() * 1e6 > 4 * base.parameters
 

@@ -160,7 +160,7 @@ def _recipe(predictor: Predictor, table: Table) -> dict[str, Any]:
     base = predictor.customized.base
     return {
         "tunescope": __version__,
-        "base": predictor.customized.origin.fingerprint.weights,
+        "base": predictor.customized.origin.fingerprint.computing,
         "customization": hash_customized(predictor.customized),
         "labels": list(predictor.labels),
         "data": table.sha256,

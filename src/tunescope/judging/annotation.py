@@ -95,7 +95,7 @@ class AttributeModel:
         """Whose tensors, on which base, in which precision."""
         base = self._customized.base
         return {
-            "base": self._customized.origin.fingerprint.weights,
+            "base": self._customized.origin.fingerprint.computing,
             "customization": hash_customized(self._customized),
             "dtype": dtype_name(base.dtype),
             "device": base.device.type,
@@ -120,7 +120,7 @@ class Measures:
         if bad := [each for each, (name, equals, judge) in zip(given, parts, strict=True) if not (name and judge)]:
             raise TunescopeError(f"{bad[0]!r} does not say who measures what: write verbosity=module:function.")
         self.names, self.low, self.high = check_names(tuple(name for name, _, _ in parts)), low, high
-        self._base = base.fingerprint.weights
+        self._base = base.fingerprint.computing
         self._judges: list[Judge] = [load_judge(judge, base) for _, _, judge in parts]
 
     def __call__(self, rows: Sequence[Row]) -> list[list[float]]:

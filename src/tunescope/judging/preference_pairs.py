@@ -262,7 +262,7 @@ def _recipe(customized: Customized, rows: Sequence[Row], judge: Judge, sampling:
     asked = [[row.number, row.messages, *([row.completion] if judge.needs_answers else [])] for row in rows]
     prompts = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     return {
-        "base": customized.origin.fingerprint.weights,
+        "base": customized.origin.fingerprint.computing,
         "customization": hash_customized(customized),
         "prompts": prompts,
         "judge": judge.name,

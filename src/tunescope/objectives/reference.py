@@ -63,7 +63,7 @@ def with_reference(
 
 
 def _place(base: Base, examples: Sequence[EncodedPreference], reference: Customization | None) -> Path:
-    digest = hashlib.sha256(f"{base.fingerprint.weights}|{dtype_name(base.dtype)}|{base.device.type}".encode())
+    digest = hashlib.sha256(f"{base.fingerprint.computing}|{dtype_name(base.dtype)}|{base.device.type}".encode())
     if reference is not None:
         digest.update(hash_customization(reference).encode())
     for example in examples:

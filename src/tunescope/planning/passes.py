@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,9 +109,14 @@ class Places:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return 2 * heads * width * self.outline.layers * self.dtype.itemsize * rows * length
 
-    def parameters(self) -> int:
-        """Of the whole base."""
-        return self.outline.sketch(self.outline.layers, self.dtype, self.device).parameters
+    @cached_property
+    def whole(self) -> Base:
+        """All of the base."""
+        return self.outline.sketch(self.outline.layers, self.dtype, self.device)
+
+    def weights(self) -> int:
+        """Bytes of the whole base."""
+        return sum(map(_bytes, (*self.whole.model.parameters(), *self.whole.model.buffers())))
 
     def _plain(self, compute: _Compute) -> Work:
         return self._whole(ZeroShot(), None, Template(style="plain", stop=(0,)), compute).work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -220,13 +221,13 @@ class Planner:
     @cached_property
     def setting(self) -> Setting:
         """What the runs have in common."""
-        parameters, processes = self.places.parameters(), self.settings.processes
+        parameters, processes = self.places.whole.parameters, self.settings.processes
         return Setting(self.places, self.machine, self.template, self.training, parameters, processes)
 
-    @property
+    @cached_property
     def weights(self) -> float:
         """Bytes of the base."""
-        return self.setting.parameters * self.places.dtype.itemsize
+        return self.places.weights()
 
     def cells(self) -> list[tuple[Method, Objective, Texts]]:
         """Methods with objectives, and what they learn from.
@@ -238,13 +239,16 @@ class Planner:
         methods = [METHODS.load(name)() for name in self.settings.methods or METHODS.own]
         if idle := [m.name for m in methods if m.trains == "nothing" and self.settings.methods]:
             raise DataError(f"{idle[0]} trains nothing, so there is nothing to plan: it needs the base and its rows.")
+        quantized = self.places.outline.quantization
+        if quantized and (moving := [m.name for m in methods if m.trains == "base" and self.settings.methods]):
+            raise DataError(f"{moving[0]} moves the base's weights, which {quantized} keeps still: plan it without.")
         objectives = [self._objective(name) for name in self.settings.objectives or _PLANNED]
         found = [
             (method, objective, texts)
             for objective in objectives
             if (texts := self._texts_for(objective)) is not None
             for method in methods
-            if method.trains != "nothing"
+            if method.trains != "nothing" and not (quantized and method.trains == "base")
         ]
         return found
 
@@ -306,8 +310,19 @@ class Planner:
 
     # What does not fit.
 
-    def _fits(self, parts: Parts) -> bool:
-        return self.weights / 1e6 + parts.total <= self.machine.memory_mb
+    def _fits(self, parts: Parts, weights: float | None = None) -> bool:
+        return (self.weights if weights is None else weights) / 1e6 + parts.total <= self.machine.memory_mb
+
+    def _smaller_bases(self, method: Method) -> Iterator[tuple[Places, str, str]]:
+        """The base in fewer bits, what that is in words, and the option."""
+        if self.places.dtype == torch.float32:
+            yield replace(self.places, dtype=torch.bfloat16), "compute in bfloat16", "--dtype bfloat16"
+        outline = self.places.outline
+        if outline.quantization is None and method.trains == "effects":
+            name = f"{outline.name}:nf4"
+            quantized = replace(outline, name=name, quantization="nf4")
+            words = "keep the base's linear maps in 4 bits, under which it answers a little otherwise"
+            yield replace(self.places, outline=quantized), words, f"--base {shlex.quote(name)}"
 
     def _remedy(self, method: Method, objective: Objective, texts: Texts, run: Run) -> tuple[str, str]:
         """The least change that makes it fit: smaller parts of a step first, as their result is the same."""
@@ -323,11 +338,14 @@ class Planner:
                 if self._fits(less.parts(method, objective, texts.all)):
                     cut = f" --accumulate {parts}" if parts > self.training.accumulate else ""
                     return "compute layers again, which takes a third more time", f"--recompute{cut}"
-        if self.places.dtype == torch.float32:
-            places = replace(self.places, dtype=torch.bfloat16)
-            halved = replace(self.setting, places=places).parts(method, objective, texts.all)
-            if self.weights / 2e6 + halved.total <= self.machine.memory_mb:
-                return "compute in bfloat16", "--dtype bfloat16"
+        for places, words, option in self._smaller_bases(method):
+            smaller = replace(self.setting, places=places)
+            if self._fits(smaller.parts(method, objective, texts.all), places.weights()):
+                return words, option
+            least = replace(smaller, places=replace(places, recompute=True))
+            least = replace(least, training=self.training.model_copy(update={"accumulate": size}))
+            if self._fits(least.parts(method, objective, texts.all), places.weights()):
+                return f"{words}, compute layers again, a row at a time", f"{option} --recompute --accumulate {size}"
         needed = self.weights / 1e6 + run.parts.total
         larger = sorted((gpu.memory_mb, gpu.name) for gpu in GPUS.values() if gpu.memory_mb >= needed)
         where = f": {larger[0][1]} has it" if larger else ", more than any one GPU known here has"

@@ -183,8 +183,8 @@ def _interrupted(learners: Sequence[Learner]) -> str:
 def _checksum(model: torch.nn.Module) -> list[int]:
     """A fast sum of each tensor's bits, computed where the tensor lies if torch can sum there."""
     sums = []
-    for parameter in model.parameters():
-        tensor = parameter.detach() if parameter.device.type in _SUMS_BITS else parameter.detach().cpu()
+    for each in (*model.parameters(), *model.buffers()):  # quantized weights are buffers
+        tensor = each.detach() if each.device.type in _SUMS_BITS else each.detach().cpu()
         sums.append(int(torch.hash_tensor(tensor).view(torch.int64)))
     return sums
 

@@ -18,6 +18,7 @@ from tunescope.bank.peft.ia3 import ia3_from_peft, ia3_to_peft
 from tunescope.bank.peft.lora import lora_from_peft, lora_to_peft
 from tunescope.bank.peft.soft_prompt import soft_prompt_from_peft, soft_prompt_to_peft
 from tunescope.base import Base
+from tunescope.base.quantized import split_name
 from tunescope.base.sources import BUILT_IN
 from tunescope.data.patterns import Pattern
 from tunescope.data.template import Template, default_template
@@ -65,7 +66,7 @@ def export_peft(customized: Customized, folder: Path) -> Path:
             f"{method.name} cannot be written in PEFT's format: it has LoRA, IA3, prompt tuning and p-tuning, one at a "
             "time."
         )
-    name = customized.origin.name
+    name, _ = split_name(customized.origin.name)
     common = {
         "base_model_name_or_path": BUILT_IN[name].hub_id if name in BUILT_IN else name,
         "task_type": "CAUSAL_LM",
