@@ -26,7 +26,7 @@ ray = pytest.importorskip("ray")
 
 
 class Lead(Report):
-    """A lead that begins its first candidate once something has happened, and keeps what it is told."""
+    """A lead that goes on behind the first table once something has happened, and keeps what it is told."""
 
     def __init__(self, happened: Callable[[], object] = lambda: True) -> None:
         self.notes: list[str] = []
@@ -44,7 +44,7 @@ class Lead(Report):
             def begin(self, method: str, what: str) -> None:
                 if "to step" in what:
                     deadline = time.monotonic() + 120
-                    while not lead._happened() and time.monotonic() < deadline:
+                    while len(lead.tried) > 1 and not lead._happened() and time.monotonic() < deadline:
                         time.sleep(0.05)
                     lead.tried.append(f"{method}: {what}")
 
@@ -92,8 +92,10 @@ def test_helpers_find_what_one_process_finds_also_where_one_is_killed(tmp_path: 
             for each in workers():
                 os.kill(each, signal.SIGKILL)
                 killed.append(each)
-        files = (tmp_path / "run" / "candidates").glob("*.json")
-        return bool(killed) and any(json.loads(file.read_text())["rungs"] for file in files)
+        files, defaults = (tmp_path / "run" / "candidates").glob("*.json"), ("lora-0", "ia3-0")
+        return bool(killed) and any(
+            json.loads(file.read_text()).get("rungs") for file in files if file.stem not in defaults
+        )
 
     lead = Lead(helped)
     found = request(place, tmp_path / "run", ray=1).run(lead).comparison
