@@ -126,6 +126,12 @@ def test_what_cannot_be_quantized_or_moved_says_so(monkeypatch: pytest.MonkeyPat
     Base(tiny_model(), tiny_tokenizer(), quantization="int8")
 
 
+@pytest.mark.parametrize("name", ["smollm2-135m:nf5", "organization/model:q4"])
+def test_other_endings_are_told(name: str) -> None:
+    with pytest.raises(BaseModelError, match=rf"{name}: behind the colon stands .* nf4 or int8, and '.*' is neither"):
+        ts.load_base(name)
+
+
 def test_no_code_is_fetched(tmp_path: Path) -> None:
     """bitsandbytes fetches code from the hub and runs it where a package of this name is installed."""
     (tmp_path / "kernels.py").write_text(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunescope.archives import Archive, fetch
-from tunescope.base.quantized import Quantization, split_name
+from tunescope.base.quantized import KINDS, Quantization, split_name
 from tunescope.errors import BaseModelError, TunescopeError, UnknownNameError
 from tunescope.foreign import read_object
 from tunescope.locks import locked
@@ -114,6 +114,12 @@ def resolve(
         raise BaseModelError(f"There is no {path}.{_near(path)}")
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, revision, weights=weights)
+    before, _, ending = name.rpartition(":")
+    if before in BUILT_IN or _HUB_ID.fullmatch(before):
+        raise BaseModelError(
+            f"{name}: behind the colon stands in how many bits {before} is kept, {' or '.join(KINDS)}, and {ending!r} "
+            "is neither."
+        )
     raise UnknownNameError("base (neither a folder, a .gguf file, a hub id nor built in)", name, BUILT_IN)
 
 
