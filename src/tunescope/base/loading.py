@@ -61,8 +61,6 @@ class Base:
         self.quantization = quantization
         if quantization is not None:
             quantized.quantize(model, quantization)
-            for parameter in model.parameters():  # what stays lies in the mapped file, which would stay with it
-                parameter.data = parameter.data.clone()
             self.fingerprint = self.fingerprint.model_copy(update={"quantized": hash_weights(model)})
         # The precision first: a device may not know the one the weights are stored in (float64 on MPS).
         self.model = in_dtype(model, dtype).to(device).eval().requires_grad_(False)

@@ -66,7 +66,7 @@ class QuantizedLinear(nn.Linear):
         matrix, scale = self.factors()
         return matrix if scale is None else (matrix * scale[:, None]).to(matrix.dtype)
 
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def factors(self) -> _Factors:
         """A matrix [out, in], and what multiplies its outputs, [out] in float32, or None."""
         return self.codec.unpack(self.packed, self.scales, (self.out_features, self.in_features), self.dtype)
 
@@ -110,6 +110,8 @@ def quantize(model: Any, kind: Quantization) -> None:
                 f"quantized. Load it without :{kind}."
             )
         _replace(model, path, QuantizedLinear(module, kind))
+    for parameter in model.parameters():  # what stays lies in the mapped file, which would stay with it
+        parameter.data = parameter.data.clone()
 
 
 def write_out(model: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,7 +28,6 @@ from tunescope.objectives.registry import OBJECTIVES
 from tunescope.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
 
@@ -97,7 +96,7 @@ class CompareRequest(Command):
         report = report or Report()
         if not self.join:
             check_free(self.out)
-        helpers = self._helpers()
+        self._check_ray()
         check_objective(self.objective, judged=bool(self.settings.judge))
         rewards = isinstance(self.objective, Reward)
         if rewards and (self.probe is not None or self.all_probes):
@@ -127,19 +126,17 @@ class CompareRequest(Command):
                 restart=self.restart,
                 finish=self.finish,
                 join=self.join,
-                helpers=lambda: helpers(base.device, report.note),
+                helpers=partial(helpers_on_ray, self, base.device, report.note) if self.ray else nullcontext,
                 watcher=watcher,
             )
         return Compared(found.model_dump(mode="json"), self.out, comparison=found)
 
-    def _helpers(self) -> Callable[[torch.device, Callable[[str], Any]], AbstractContextManager[None]]:
-        if not self.ray:
-            return lambda device, note: nullcontext()
-        if self.join or self.finish:
+    def _check_ray(self) -> None:
+        if self.ray and (self.join or self.finish):
             other = "join" if self.join else "finish"
             raise SettingError("CompareRequest", "ray", f"helps a search that this process leads: leave --{other} out")
-        check_ray()
-        return partial(helpers_on_ray, self)
+        if self.ray:
+            check_ray()
 
     def _test_rows(self, pattern: str | None, report: Report) -> list[Any] | None:
         """Rows named by ``test``, or the test part of a built-in set."""

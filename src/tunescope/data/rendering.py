@@ -138,7 +138,7 @@ class Renderer:
 
     def bare(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The prompt's text without the template's system text and shots, and without the line of attributes."""
-        plain = self._template.model_copy(update={"system": None, "shots": (), "nearest": 0, "steering": None})
+        plain = self._template.model_copy(update={"system": None, "shots": (), "steering": None})
         own = Renderer(self._tokenizer, plain)
         return own.prompt(messages, tools).text
 

@@ -266,7 +266,6 @@ def _encoding(base: Base, template: Template) -> tuple[Encoder, int]:
         return encoder, 0
     begin = encoder
     if template.nearest:  # texts of no known word are shown the same examples, and others are not
-        own = template.model_copy(update={"shots": (), "nearest": 0})
-        begin = Encoder(base.tokenizer, own, base.context_length)
+        begin = Encoder(base.tokenizer, template.model_copy(update={"shots": ()}), base.context_length)
     first, second = (begin.prompt([{"role": "user", "content": text}]).ids for text in ("0", "~"))
     return encoder, common_prefix(first, second)
