@@ -18,6 +18,7 @@ from tunescope.bank.record import BaseRecord
 from tunescope.base import Base
 from tunescope.base.device import dtype_name
 from tunescope.errors import BankError
+from tunescope.methods.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ def rebase(entry: str | Path, base: Base, out: Path) -> Rebased:
             f"{entry} was made for {record.base.name}, and {why}. Give the same base in other bits, such as "
             f"{record.base.name}:nf4."
         )
-    customized = load(entry, base, other_bits=True)
-    if customized.moves_base:
+    if METHODS.load(record.method).trains == "base":
         raise BankError(f"{entry} is a base of its own: quantize it by its name, --base {entry}:nf4.")
+    customized = load(entry, base, other_bits=True)
     found: tuple[float | None, ...] = (None, None, None)
     if (entry / CHECK).is_file():
         kept, now = load_file(entry / CHECK), check_outputs(customized)
